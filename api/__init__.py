@@ -1,0 +1,1 @@
+"""The HTTP API: admits jobs, shows them, streams their events. Stateless; run as many as needed."""

@@ -1,0 +1,159 @@
+"""The one table from ServiceError to HTTP, in OpenAI's error shape. No other file knows a status.
+
+Nothing of the request's body is ever echoed: prompts must not reach logs through error messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from psycopg import InterfaceError, OperationalError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from tasks import errors
+from tasks.errors import InternalError, InvalidRequest, ServiceError, UnsupportedParameter
+
+log = structlog.get_logger(__name__)
+
+_INVALID = "invalid_request_error"
+_SERVER = "server_error"
+
+# Class -> (status, type). A class that is not listed takes its parent's line.
+STATUS: Mapping[type[ServiceError], tuple[int, str]] = {
+    errors.InvalidRequest: (400, _INVALID),
+    errors.InvalidApiKey: (401, _INVALID),
+    errors.PermissionDenied: (403, _INVALID),
+    errors.ModelNotFound: (404, _INVALID),
+    errors.JobNotFound: (404, _INVALID),
+    errors.StreamExpired: (410, _INVALID),
+    errors.RequestTooLarge: (413, _INVALID),
+    errors.IdempotencyKeyReused: (422, _INVALID),
+    errors.InsufficientQuota: (429, "insufficient_quota"),
+    errors.RateLimitExceeded: (429, "requests"),
+    errors.EngineFailed: (500, _SERVER),
+    errors.WorkerLost: (503, _SERVER),
+    errors.DeadlineExceeded: (504, _SERVER),
+    errors.ServiceUnavailable: (503, _SERVER),
+    errors.InternalError: (500, _SERVER),
+}
+
+# Statuses that Starlette itself answers, with the code to show.
+_HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
+_HTTP_MESSAGES = {404: "Unknown request URL.", 405: "This URL doesn't take that method."}
+
+RETRY_AFTER_S = 1
+
+# pydantic's types that get a message of our own: theirs would echo a value or say "extra inputs".
+_MESSAGES = {
+    "extra_forbidden": "Unknown parameter: '{param}'.",
+    "missing": "Missing required parameter: '{param}'.",
+}
+
+
+def status_of(error: ServiceError) -> tuple[int, str]:
+    """(HTTP status, error type) of an error."""
+    for cls in type(error).__mro__:
+        if cls in STATUS:
+            return STATUS[cls]
+    return STATUS[InternalError]
+
+
+def error_response(error: ServiceError) -> Response:
+    """The answer to a request that failed with this error."""
+    status, type_ = status_of(error)
+    return _response(status, type_, error.code, error.message, error.param, _headers(error, status))
+
+
+def invalid_request(error: ValidationError) -> InvalidRequest:
+    """The first mistake pydantic found, without the input."""
+    return _describe(error.errors(include_url=False, include_context=False, include_input=False))
+
+
+def install(app: FastAPI) -> None:
+    """Give an app these answers for everything that can go wrong in a route."""
+    app.add_exception_handler(ServiceError, _on_service_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(OperationalError, _on_database_away)
+    app.add_exception_handler(InterfaceError, _on_database_away)
+
+
+def unexpected_response() -> Response:
+    """The answer when we have a bug: no detail."""
+    return error_response(InternalError())
+
+
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return error_response(error)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return error_response(_describe(error.errors()))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    status = error.status_code
+    type_ = _INVALID if status < 500 else _SERVER
+    message = _HTTP_MESSAGES.get(status, str(error.detail))
+    return _response(status, type_, _HTTP_CODES.get(status), message, None, error.headers or {})
+
+
+async def _on_database_away(request: Request, error: Exception) -> Response:
+    """Postgres is away or too slow. The statement may or may not have been committed."""
+    log.warning("database_unavailable", error=type(error).__name__)
+    return error_response(errors.ServiceUnavailable())
+
+
+def _describe(mistakes: Sequence[Any]) -> InvalidRequest:
+    mistake = mistakes[0]
+    param = _param(mistake["loc"])
+    template = _MESSAGES.get(mistake["type"])
+    message = template.format(param=param) if template else f"{param}: {_text(mistake['msg'])}"
+    cls = UnsupportedParameter if mistake["type"] == "extra_forbidden" else InvalidRequest
+    return cls(message, param=param)
+
+
+def _param(location: Iterable[int | str]) -> str:
+    """`messages.0.content`; without FastAPI's first part, which says where a parameter stood."""
+    parts = [str(part) for part in location]
+    if len(parts) > 1 and parts[0] in ("query", "path", "header", "body"):
+        parts = parts[1:]
+    return ".".join(parts)[:200] or "body"
+
+
+def _text(message: str) -> str:
+    return message.removeprefix("Value error, ")
+
+
+def _headers(error: ServiceError, status: int) -> dict[str, str]:
+    if isinstance(error, errors.InvalidApiKey):
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, errors.InsufficientQuota):
+        return {"x-should-retry": "false"}  # stock clients retry every 429 otherwise
+    if error.retryable and status in (429, 503):
+        return {"Retry-After": str(RETRY_AFTER_S)}
+    return {}
+
+
+def _response(
+    status: int,
+    type_: str,
+    code: str | None,
+    message: str,
+    param: str | None,
+    headers: Mapping[str, str],
+) -> Response:
+    body = {"error": {"message": message, "type": type_, "param": param, "code": code}}
+    return Response(
+        orjson.dumps(body), status, headers=dict(headers), media_type="application/json"
+    )

@@ -1,0 +1,76 @@
+"""Parses request bodies. Everything that could hurt a later stage is refused here, with a 400.
+
+orjson refuses NaN, Infinity, numbers beyond a double, invalid UTF-8, lone surrogates and a byte
+order mark by itself. Of repeated keys the last counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from starlette.requests import ClientDisconnect, Request
+
+from api.settings import MAX_JSON_DEPTH, MAX_JSON_VALUES
+from tasks.errors import InvalidRequest
+
+_NUL_ESCAPE = b"\\u0000"
+
+
+async def read_json_object(request: Request) -> dict[str, Any]:
+    """The body as a JSON object. Raises InvalidRequest; the middleware bounds its size."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise InvalidRequest("Compressed request bodies are not supported.")
+    try:
+        body = await request.body()
+    except ClientDisconnect:
+        raise InvalidRequest("The client left before it had sent the body.") from None
+    return parse_json_object(body)
+
+
+def parse_json_object(body: bytes) -> dict[str, Any]:
+    """A JSON object that is safe to handle. Raises InvalidRequest."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        # orjson's message names the place and the kind of mistake, never the text.
+        raise InvalidRequest(f"The body is not valid JSON: {error.msg}.") from None
+    if not isinstance(document, dict):
+        raise InvalidRequest("The body must be a JSON object.")
+    _check_shape(body, document)
+    return document
+
+
+def _check_shape(body: bytes, document: dict[str, Any]) -> None:
+    may_hold_nul = _NUL_ESCAPE in body  # may also be an escaped backslash before `u0000`
+    is_flat = body.count(b"{") + body.count(b"[") <= MAX_JSON_DEPTH
+    if is_flat and not may_hold_nul and body.count(b",") < MAX_JSON_VALUES:
+        return
+    _walk(document)
+
+
+def _walk(document: dict[str, Any]) -> None:
+    """Breadth first, a level at a time, so that depth needs no recursion."""
+    level: list[Any] = [document]
+    num_values = 0
+    for _ in range(MAX_JSON_DEPTH):
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, str) and "\0" in value:
+                raise InvalidRequest("Strings must not contain NUL characters.")
+            if isinstance(value, dict):
+                below.extend(value)
+                below.extend(value.values())
+            elif isinstance(value, list):
+                below.extend(value)
+        num_values += len(below)
+        if num_values > MAX_JSON_VALUES:
+            raise InvalidRequest(f"The body holds more than {MAX_JSON_VALUES} values.")
+        if not below:
+            return
+        level = below
+    if any(isinstance(value, dict | list) for value in level):
+        raise InvalidRequest(f"The body is nested more than {MAX_JSON_DEPTH} levels deep.")
+    if any("\0" in value for value in level if isinstance(value, str)):
+        raise InvalidRequest("Strings must not contain NUL characters.")

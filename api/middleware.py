@@ -1,0 +1,141 @@
+"""What every request gets, as plain ASGI so that streams are never buffered or watched by a task:
+an id, a bound on its body, an access log line without query or body, metrics, an answer to our bugs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+
+import structlog
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import metrics
+from api.errors import error_response, unexpected_response
+from api.settings import MAX_BODY_BYTES
+from tasks.errors import RequestTooLarge
+
+log = structlog.get_logger("api.access")
+
+# What is read and thrown away after a refused body, so that the client gets to see the answer: a
+# connection closed with unread data is reset.
+_DRAIN_BYTES = 64 << 20
+_DRAIN_S = 5.0
+
+
+class RequestMiddleware:
+    """Outermost of ours. Nothing a route raises gets past it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, send)
+        try:
+            await self._app(scope, receive, exchange.send)
+        except Exception:
+            log.exception("request_failed", request_id=exchange.request_id, route=exchange.route)
+            if exchange.status is None:
+                await unexpected_response()(scope, receive, exchange.send)
+        finally:
+            exchange.log()
+
+
+class _Exchange:
+    """One request and what was answered."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.request_id = f"req_{uuid.uuid4().hex}"
+        self.status: int | None = None
+        self._scope = scope
+        self._send = send
+        self._began = time.monotonic()
+        scope.setdefault("state", {})["request_id"] = self.request_id
+
+    @property
+    def route(self) -> str:
+        """The route's template: paths hold ids, and anybody may make up others."""
+        return getattr(self._scope.get("route"), "path", "unmatched")
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            elapsed_s = time.monotonic() - self._began
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self.request_id
+            headers["openai-processing-ms"] = str(round(elapsed_s * 1000))
+            metrics.request_seconds.labels(self.route).observe(elapsed_s)
+        await self._send(message)
+
+    def log(self) -> None:
+        """One line a request, when it has ended."""
+        method = self._scope["method"] if self._scope["method"] in _METHODS else "other"
+        metrics.requests.labels(method, self.route, str(self.status or 499)).inc()
+        log.info(
+            "request",
+            request_id=self.request_id,
+            method=method,
+            route=self.route,
+            status=self.status,
+            duration_ms=round((time.monotonic() - self._began) * 1000, 1),
+        )
+
+
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
+
+
+class BodyLimitMiddleware:
+    """Answers 413 before a body is parsed: by its declared length, else as soon as it is too long."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if _declared_length(scope) > self._max_bytes:
+            await self._refuse(scope, receive, send)
+            return
+        num_bytes = 0
+
+        async def counting_receive() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_bytes:
+                await _drain(receive)
+                raise RequestTooLarge
+            return message
+
+        await self._app(scope, counting_receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await _drain(receive)
+        await error_response(RequestTooLarge())(scope, receive, send)
+
+
+def _declared_length(scope: Scope) -> int:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else 0
+    return 0
+
+
+async def _drain(receive: Receive) -> None:
+    num_bytes = 0
+    try:
+        async with asyncio.timeout(_DRAIN_S):
+            while num_bytes < _DRAIN_BYTES:
+                message = await receive()
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+                num_bytes += len(message["body"])
+    except TimeoutError:
+        return

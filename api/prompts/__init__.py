@@ -1,0 +1,1 @@
+"""From messages to token ids, exactly as the model's own tokenizer does it, without torch."""

@@ -1,0 +1,156 @@
+"""Text to token ids, such that text a client wrote never becomes a control token.
+
+A tokenizer turns `<|im_end|>` into its control token wherever it stands, so a client could close its
+own message and open one of another role. Here each such string in client text is broken by a mark
+(a private-use character that occurs nowhere in the request) before the template sees it. The
+tokenizer then finds control tokens only where the template put them. A stretch between two of them
+that holds marks is encoded again, without marks and by a tokenizer that knows no control tokens.
+Text without such strings takes the ordinary path and gives what `apply_chat_template` gives.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from tokenizers import Encoding, Tokenizer
+
+from api.prompts.template import ChatTemplate, Messages
+from store.model_assets import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
+from tasks.errors import InvalidPrompt
+
+# Unicode's private-use characters outside the first plane too: no request of 1 MiB holds all of them.
+_MARKS = tuple(map(chr, (*range(0xE000, 0xE400), *range(0xF0000, 0xF0400))))
+
+
+class PromptCodec:
+    """One model's tokenizer and template. Thread-safe; calls take ms to hundreds of ms."""
+
+    def __init__(self, assets: Mapping[str, bytes]) -> None:
+        document = json.loads(assets[TOKENIZER])
+        config = json.loads(assets.get(TOKENIZER_CONFIG, b"{}"))
+        self._tokenizer = _tokenizer(document)
+        self._plain = _tokenizer(document | {"added_tokens": [], "post_processor": None})
+        special = [token for token in document.get("added_tokens", []) if token["special"]]
+        self._control_ids = {token["id"] for token in special}
+        self._control = _any_of(token["content"] for token in special)
+        template = assets.get(CHAT_TEMPLATE)
+        self._template = ChatTemplate(template.decode(), config) if template else None
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
+        self.longest_token = max(map(len, vocabulary), default=1)
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model takes messages."""
+        return self._template is not None
+
+    def encode_messages(self, messages: Messages) -> list[int]:
+        """Token ids of a chat, up to where the assistant speaks. Raises InvalidPrompt."""
+        if self._template is None:
+            message = "This model has no chat template; send `prompt` instead of `messages`."
+            raise InvalidPrompt(message, param="messages")
+        mark = self._mark_for(_texts(messages))
+        if mark is None:
+            return self._encode(self._template.render(messages), has_frame=True)
+        marked = [_map_texts(message, lambda text: self._break(text, mark)) for message in messages]
+        return self._encode_marked(self._template.render(marked), mark, has_frame=True)
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Token ids of a bare text, with what the tokenizer itself puts around one."""
+        mark = self._mark_for([prompt])
+        if mark is None:
+            return self._encode(prompt, has_frame=False)
+        return self._encode_marked(self._break(prompt, mark), mark, has_frame=False)
+
+    def _encode(self, text: str, *, has_frame: bool) -> list[int]:
+        # encode_batch lets other threads run while it works; encode holds the interpreter lock.
+        return self._run(self._tokenizer, text, has_frame=has_frame).ids
+
+    def _encode_marked(self, text: str, mark: str, *, has_frame: bool) -> list[int]:
+        encoding = self._run(self._tokenizer, text, has_frame=has_frame)
+        ids: list[int] = []
+        for stretch in self._stretches(encoding):
+            begin, end = encoding.offsets[stretch.start][0], encoding.offsets[stretch.stop - 1][1]
+            is_control = encoding.ids[stretch.start] in self._control_ids
+            if is_control or mark not in text[begin:end]:
+                ids += encoding.ids[stretch.start : stretch.stop]
+            else:
+                ids += self._encode_plain(text[begin:end].replace(mark, ""))
+        return ids
+
+    def _stretches(self, encoding: Encoding) -> Iterator[range]:
+        """Runs of tokens: each control token by itself, and what stands between two of them."""
+        begin = 0
+        for index, token_id in enumerate(encoding.ids):
+            if token_id in self._control_ids:
+                if begin < index:
+                    yield range(begin, index)
+                yield range(index, index + 1)
+                begin = index + 1
+        if begin < len(encoding.ids):
+            yield range(begin, len(encoding.ids))
+
+    def _encode_plain(self, text: str) -> list[int]:
+        ids = self._run(self._plain, text, has_frame=True).ids
+        # A vocabulary may hold a control token as an ordinary entry: then its text has no other form.
+        if not self._control_ids.isdisjoint(ids):
+            raise InvalidPrompt("The text contains a control token of this model.")
+        return ids
+
+    def _run(self, tokenizer: Tokenizer, text: str, *, has_frame: bool) -> Encoding:
+        return tokenizer.encode_batch([text], add_special_tokens=not has_frame)[0]
+
+    def _mark_for(self, texts: Iterable[str]) -> str | None:
+        """A character that occurs nowhere in these texts; None if nothing needs a mark."""
+        texts = list(texts)
+        if self._control is None or not any(map(self._control.search, texts)):
+            return None
+        used = set().union(*texts)
+        mark = next((mark for mark in _MARKS if mark not in used), None)
+        if mark is None:
+            raise InvalidPrompt("The text contains control tokens of this model.")
+        return mark
+
+    def _break(self, text: str, mark: str) -> str:
+        """Before the last character, so that a template which replaces `<|` itself still does."""
+        assert self._control is not None
+        return self._control.sub(lambda found: f"{found[0][:-1]}{mark}{found[0][-1]}", text)
+
+
+def _tokenizer(document: Mapping[str, Any]) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(json.dumps(document))
+    # Both may stand in the file as left by training; neither is part of a prompt's meaning.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
+    """Longest first, so that a token whose beginning is another one is found whole."""
+    escaped = [re.escape(text) for text in sorted(texts, key=len, reverse=True) if text]
+    return re.compile("|".join(escaped)) if escaped else None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All strings below a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for member in value.values():
+            yield from _texts(member)
+    elif isinstance(value, list | tuple):
+        for member in value:
+            yield from _texts(member)
+
+
+def _map_texts(value: Any, change: Any) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: _map_texts(member, change) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_map_texts(member, change) for member in value]
+    return value

@@ -1,0 +1,1 @@
+"""What clients send, parsed once at the edge, and what they get."""

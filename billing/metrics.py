@@ -1,0 +1,15 @@
+"""What the billing service counts."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Histogram
+
+SETTLED = Counter("millrace_settled_jobs", "Jobs whose outcome was settled")
+SETTLE_SECONDS = Histogram("millrace_settle_seconds", "One settling transaction, of any size")
+HINTS = Counter("millrace_settle_hints_received", "Hints that woke the settler")
+
+# Each of these is a broken promise of another part of the platform. They stay 0.
+ANOMALIES = Counter("millrace_billing_anomalies", "Invariants found broken", ["kind"])
+OVER_RESERVATION = ANOMALIES.labels("over_reservation")
+WITHOUT_RESERVATION = ANOMALIES.labels("without_reservation")
+ORPHAN_RESERVATION = ANOMALIES.labels("orphan_reservation")

@@ -1,0 +1,48 @@
+"""What a user sees when something is wrong: one line, and an exit code that isn't 0."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+FAILED = 1
+INTERRUPTED = 130
+
+
+class CommandError(Exception):
+    """A command can't do what it was asked to. The message is one line."""
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """The boundary of every command: errors we know become one line, others a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # `millrace watch | head`
+        sys.exit(FAILED)
+    except Exception as error:
+        if not _is_known(error):
+            raise
+        print(f"millrace: {error}", file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def _is_known(error: Exception) -> bool:
+    """By name, so that a command pays for the imports it needs and no others."""
+    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+    return not names.isdisjoint(_KNOWN)
+
+
+_KNOWN = frozenset(
+    {
+        "cli.errors.CommandError",
+        "cli.stack.errors.StackError",
+        "store.catalog_file.CatalogError",
+        "millrace.errors.MillraceError",
+        "psycopg.OperationalError",
+        "httpx.TransportError",
+    }
+)

@@ -1,0 +1,164 @@
+"""`millrace up`: bring all up, show the first job, then stay (or leave it to a supervisor)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rich.console import Console
+
+from cli.stack.addresses import owner_url
+from cli.stack.catalog import served_model
+from cli.stack.child import tail
+from cli.stack.console import Progress, standard_console
+from cli.stack.demo import PROMPT, first_job, ledger_line, write_env
+from cli.stack.errors import StackError
+from cli.stack.files import ROOT
+from cli.stack.logs import log_to
+from cli.stack.options import Step, UpOptions
+from cli.stack.stack import FLOWER_USER, Stack, open_state
+from cli.stack.state import Running, StateFolder
+from cli.stack.status import wait_until_ready
+
+
+def up(options: UpOptions, *, detach: bool, is_json: bool) -> None:
+    """Raises StackError with the one line that says what to do."""
+    state = open_state()
+    console = standard_console(is_json=is_json)
+    with state.lock() as is_free:
+        if is_free and not detach:
+            _stay(state, options, console, is_json)
+            return
+    if not is_free:
+        running = wait_until_ready(state)
+        console.print("[green]Millrace is already running.[/] `make down` stops it.")
+        _show(state, running, console, is_json)
+        return
+    progress = Progress(console)
+    with contextlib.closing(progress):
+        _start_daemon(state, options, progress)
+    _welcome(state, options, console, is_json)
+
+
+def _stay(state: StateFolder, options: UpOptions, console: Console, is_json: bool) -> None:
+    """In the foreground until Ctrl-C. A second Ctrl-C doesn't wait for running jobs."""
+    log_to(state.logs / "supervisor.log")
+    progress = Progress(console)
+    stack = Stack(state, options, progress)
+    with _sigterm_as_interrupt():
+        try:
+            with contextlib.closing(progress):
+                stack.start()
+            _welcome(state, options, console, is_json)
+            console.print("Ctrl-C stops it.")
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            console.print("\nstopping: running jobs finish or go back to the queue")
+        finally:
+            _stop(stack, console)
+
+
+def _stop(stack: Stack, console: Console) -> None:
+    try:
+        stack.stop()
+    except KeyboardInterrupt:
+        console.print("stopping at once")
+        stack.stop(is_urgent=True)
+    console.print("stopped; state and data stay in .millrace")
+
+
+def _start_daemon(state: StateFolder, options: UpOptions, progress: Progress) -> None:
+    """Start the background supervisor and show its progress until it is ready."""
+    log_path = state.logs / "supervisor.log"
+    with log_path.open("ab") as log:
+        daemon = subprocess.Popen(
+            [sys.executable, "-m", "cli.stack.daemon", options.to_json()],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | {"MILLRACE_STATE_DIR": str(state.path)},
+        )
+    assert daemon.stdout is not None
+    try:
+        for line in daemon.stdout:
+            message = json.loads(line)
+            if message["step"] == Step.READY:
+                return
+            if message["step"] == Step.ERROR:
+                raise StackError(message["text"])
+            progress(Step(message["step"]), message["text"])
+    except KeyboardInterrupt:
+        daemon.terminate()
+        daemon.wait()
+        raise StackError("interrupted; all that had been started is stopped") from None
+    raise StackError(f"the supervisor ended, see {log_path}:\n{tail(log_path)}")
+
+
+def _welcome(state: StateFolder, options: UpOptions, console: Console, is_json: bool) -> None:
+    running = state.read_running()
+    assert running is not None
+    write_env(state, running.addresses["api"])
+    if not is_json:
+        _show_first_job(state, options, running, console)
+    _show(state, running, console, is_json)
+
+
+def _show_first_job(
+    state: StateFolder, options: UpOptions, running: Running, console: Console
+) -> None:
+    model = served_model(options)
+    console.print(f"\n[bold]{model}>[/] {PROMPT}")
+    job, job_id = first_job(
+        running.addresses["api"],
+        state.find_secret("api_key") or "",
+        model=model,
+        on_text=lambda text: console.print(text, end="", markup=False, highlight=False),
+    )
+    console.print(f"\n\njob {job_id}: {job.status}", highlight=False)
+    console.print(f"ledger: {ledger_line(owner_url(state), job_id)}", highlight=False)
+
+
+def _show(state: StateFolder, running: Running, console: Console, is_json: bool) -> None:
+    url = running.addresses["api"]
+    key = state.find_secret("api_key")
+    if is_json:
+        names = {"url": url, "flower_url": running.addresses["flower"], "api_key": key}
+        print(json.dumps(names | {"env_file": str(state.env_path), "pid": running.supervisor.pid}))
+        return
+    secrets = state.path / "secrets.json"
+    lines = [
+        "",
+        f"API      {url}   (docs: {url}/docs)",
+        f"Flower   {running.addresses['flower']}   (user {FLOWER_USER}, password in {secrets})",
+        f"key      {key}   (source {state.env_path} sets MILLRACE_URL, MILLRACE_API_KEY)",
+        "",
+        "Try:",
+        f"  source '{state.env_path}'",
+        '  curl -s "$MILLRACE_URL/v1/jobs" \\',
+        '    -H "Authorization: Bearer $MILLRACE_API_KEY" -H "Content-Type: application/json" \\',
+        '    -d \'{"model": "demo", "messages": [{"role": "user", "content": "What is a job?"}]}\'',
+        "",
+    ]
+    console.print("\n".join(lines), markup=False, highlight=False)
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

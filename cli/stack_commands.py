@@ -1,0 +1,87 @@
+"""up, down, status, migrate: the processes of this machine."""
+
+# ruff: noqa: PLC0415 (a command imports what it needs when it runs, so that `--help` is instant)
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class Engine(StrEnum):
+    """What inference workers run. The last two are for measuring and testing."""
+
+    MILLRACE = "millrace"
+    TRANSFORMERS = "transformers-cb"
+    STUB = "stub"
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(up)
+    app.command()(down)
+    app.command()(status)
+    app.command()(migrate)
+
+
+def up(
+    *,
+    detach: Annotated[bool, typer.Option(help="Return when all is ready.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Serve this model too: a folder or a hub id.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16, int8 or nf4.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
+    engine: Annotated[Engine, typer.Option(envvar="MILLRACE_ENGINE")] = Engine.MILLRACE,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Of the API. Default: 8000 or the next.")
+    ] = None,
+    is_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Start everything on this machine, answer a first prompt, and stay until Ctrl-C."""
+    from cli.stack.options import UpOptions
+    from cli.stack.up import up as start
+
+    options = UpOptions(port=port, model=model, dtype=dtype, device=device, engine=engine.value)
+    start(options, detach=detach, is_json=is_json)
+
+
+def down() -> None:
+    """Stop what `up` started: running jobs finish or go back to the queue."""
+    from contextlib import closing
+
+    from cli.stack.console import Progress, standard_console
+    from cli.stack.down import down as stop
+    from cli.stack.state import StateFolder
+
+    with closing(Progress(standard_console(is_json=False))) as progress:
+        stop(StateFolder.default(), progress)
+
+
+def status(
+    *, is_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
+) -> None:
+    """Show processes, queues, workers and jobs. Exits with 1 if Millrace doesn't run."""
+    import json
+
+    from cli.stack import status as report
+    from cli.stack.console import standard_console
+    from cli.stack.state import StateFolder
+
+    found = report.collect(StateFolder.default())
+    if is_json:
+        print(json.dumps(found))
+    else:
+        report.show(found, standard_console(is_json=False))
+    if not found["is_running"]:
+        raise typer.Exit(1)
+
+
+def migrate() -> None:
+    """Bring the database up to this version's schema."""
+    from cli.operator import owner_url
+    from store.migrate import upgrade
+
+    upgrade(owner_url())
+    print("the database is up to date")

@@ -1,0 +1,118 @@
+"""Worker leases: one row a worker process, its id the epoch. Time is Postgres's alone.
+
+A lease that has expired can't be renewed: its jobs may belong to others by now. The process must
+register anew, under a new id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from store.pools import AsyncPool, DictConnection
+
+LEASE_S = 8.0  # a dead worker's jobs are requeued this long after its last beat, plus a sweep
+BEAT_INTERVAL_S = 2.0
+
+_REGISTER = """
+INSERT INTO worker_leases (worker_id, hostname, pid, pool, device, models, slots, expires_at)
+VALUES (%(worker_id)s, %(hostname)s, %(pid)s, %(pool)s, %(device)s, %(models)s, %(slots)s,
+    now() + make_interval(secs => %(lease_s)s))
+"""
+
+_BEAT = """
+UPDATE worker_leases SET beat_at = now(), expires_at = now() + make_interval(secs => %(lease_s)s),
+    num_running = %(num_running)s
+WHERE worker_id = %(worker_id)s AND expires_at > now() RETURNING draining
+"""
+
+_CANCELS = """
+SELECT id, attempt FROM jobs
+WHERE worker_id = %(worker_id)s AND status = 'in_progress' AND cancel_requested_at IS NOT NULL
+"""
+
+_EXPIRE_PROCESS = """
+UPDATE worker_leases SET expires_at = now()
+WHERE hostname = %(hostname)s AND pid = %(pid)s AND expires_at > now()
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """What a worker says of itself."""
+
+    worker_id: UUID
+    hostname: str
+    pid: int
+    pool: str
+    device: str
+    models: Sequence[str]
+    slots: int
+
+
+def register(connection: DictConnection, lease: Lease) -> None:
+    """Announce a worker process."""
+    connection.execute(
+        _REGISTER,
+        {
+            "worker_id": lease.worker_id,
+            "hostname": lease.hostname,
+            "pid": lease.pid,
+            "pool": lease.pool,
+            "device": lease.device,
+            "models": list(lease.models),
+            "slots": lease.slots,
+            "lease_s": LEASE_S,
+        },
+    )
+
+
+def beat(connection: DictConnection, worker_id: UUID, *, num_running: int) -> bool:
+    """Renew the lease. False: it has expired, and everything under it is lost."""
+    row = connection.execute(
+        _BEAT, {"worker_id": worker_id, "num_running": num_running, "lease_s": LEASE_S}
+    ).fetchone()
+    return row is not None
+
+
+def cancellations(connection: DictConnection, worker_id: UUID) -> list[tuple[UUID, int]]:
+    """(job id, attempt) of this worker's jobs that somebody asked to cancel."""
+    rows = connection.execute(_CANCELS, {"worker_id": worker_id}).fetchall()
+    return [(row["id"], row["attempt"]) for row in rows]
+
+
+def set_draining(connection: DictConnection, worker_id: UUID) -> None:
+    """Claim nothing more under this lease."""
+    connection.execute(
+        "UPDATE worker_leases SET draining = true WHERE worker_id = %s", (worker_id,)
+    )
+
+
+def remove(connection: DictConnection, worker_id: UUID) -> None:
+    """End a lease in an orderly way; the worker holds no jobs any more."""
+    connection.execute("DELETE FROM worker_leases WHERE worker_id = %s", (worker_id,))
+
+
+def expire_process(connection: DictConnection, *, hostname: str, pid: int) -> int:
+    """End the leases of a process seen dead, so that the reaper needn't wait. Returns how many."""
+    return connection.execute(_EXPIRE_PROCESS, {"hostname": hostname, "pid": pid}).rowcount
+
+
+def list_live(connection: DictConnection) -> list[dict[str, Any]]:
+    """Live leases with the age of their last beat."""
+    return connection.execute(
+        "SELECT *, extract(epoch FROM now() - beat_at)::float AS beat_age_s FROM worker_leases"
+        " WHERE expires_at > now() ORDER BY started_at"
+    ).fetchall()
+
+
+async def has_live_worker(pool: AsyncPool) -> bool:
+    """Whether any inference worker is alive, for readiness."""
+    async with pool.connection() as connection:
+        cursor = await connection.execute(
+            "SELECT EXISTS (SELECT FROM worker_leases WHERE expires_at > now()) AS alive"
+        )
+        row = await cursor.fetchone()
+        return bool(row and row["alive"])

@@ -1,0 +1,103 @@
+"""Job outcomes: the outbox that the end of a job fills and billing empties, and its settling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from store.pools import DictConnection
+
+# One statement, so a crash at any point leaves all of it or nothing.
+#
+# - Each outcome is settled by one settler: locked rows are skipped, and settled ones fall out when
+#   their lock is got. Uniqueness holds without the locks too: the ledger admits one usage entry a
+#   job, and money moves only for entries really inserted (`entered`).
+# - A charge never exceeds its reservation; without one it is 0. Both are counted as anomalies.
+# - Accounts are locked in the order of their ids, so settlers can't wait for each other in a ring.
+_SETTLE = """
+WITH due AS MATERIALIZED (
+    SELECT * FROM job_outcomes
+    WHERE settled_at IS NULL AND (%(job_ids)s::uuid[] IS NULL OR job_id = ANY(%(job_ids)s))
+    ORDER BY job_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+), priced AS MATERIALIZED (
+    SELECT d.*, r.amount_micros AS reserved, CASE WHEN d.payer = 'tenant'
+        THEN cost_micros(d.input_tokens, d.cached_tokens, d.output_tokens, d.input_price,
+            d.cached_price, d.output_price) ELSE 0 END AS cost
+    FROM due d LEFT JOIN reservations r ON r.job_id = d.job_id AND r.state = 'held'
+), charged AS MATERIALIZED (
+    SELECT *, least(cost, coalesce(reserved, 0)) AS amount FROM priced
+), used AS (
+    INSERT INTO usage (job_id, tenant_id, api_key_id, model, service_tier, status, payer,
+        input_tokens, cached_tokens, output_tokens, price_version, amount_micros, currency, created_at)
+    SELECT job_id, tenant_id, api_key_id, model, service_tier, status, payer, input_tokens,
+        cached_tokens, output_tokens, price_version, amount, currency, created_at
+    FROM charged ON CONFLICT DO NOTHING
+), entered AS (
+    INSERT INTO ledger_entries (kind, tenant_id, job_id, debit_account, credit_account,
+        amount_micros, currency, price_version, idem_key)
+    SELECT 'usage', tenant_id, job_id, 'tenant:' || tenant_id, 'platform:revenue', amount, currency,
+        price_version, 'usage:' || job_id
+    FROM charged ON CONFLICT DO NOTHING RETURNING job_id
+), resolved AS (
+    UPDATE reservations r SET settled_micros = c.amount, resolved_at = now(),
+        state = CASE WHEN c.payer = 'tenant' THEN 'settled' ELSE 'released' END
+    FROM charged c JOIN entered e ON e.job_id = c.job_id
+    WHERE r.job_id = c.job_id AND r.state = 'held'
+    RETURNING r.tenant_id, r.amount_micros, r.settled_micros
+), totals AS (
+    SELECT tenant_id, sum(settled_micros)::bigint AS spent, sum(amount_micros)::bigint AS freed
+    FROM resolved GROUP BY tenant_id
+), locked AS (
+    SELECT tenant_id FROM accounts WHERE tenant_id IN (SELECT tenant_id FROM totals)
+    ORDER BY tenant_id FOR UPDATE
+), moved AS (
+    UPDATE accounts a SET balance_micros = a.balance_micros - t.spent,
+        held_micros = a.held_micros - t.freed
+    FROM totals t JOIN locked l ON l.tenant_id = t.tenant_id WHERE a.tenant_id = t.tenant_id
+), marked AS (
+    UPDATE job_outcomes o SET settled_at = now() FROM due d WHERE o.job_id = d.job_id
+)
+SELECT count(*) AS num_settled, count(entered.job_id) AS num_entered,
+    coalesce(array_agg(c.job_id) FILTER (WHERE c.cost > c.reserved), '{}') AS over_reservation,
+    coalesce(array_agg(c.job_id) FILTER (WHERE c.reserved IS NULL AND entered.job_id IS NOT NULL),
+        '{}') AS without_reservation
+FROM charged c LEFT JOIN entered ON entered.job_id = c.job_id
+"""
+
+_OLDEST_UNSETTLED = """
+SELECT job_id FROM job_outcomes
+WHERE settled_at IS NULL AND created_at < now() - make_interval(secs => %s)
+ORDER BY job_id LIMIT 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What one settling did. The two lists name jobs whose reservation was not as it must be."""
+
+    num_settled: int
+    num_entered: int  # of those, with a ledger entry that didn't exist before
+    over_reservation: tuple[UUID, ...]
+    without_reservation: tuple[UUID, ...]
+
+
+def settle(
+    connection: DictConnection, *, job_ids: Sequence[UUID] | None = None, limit: int
+) -> Settled:
+    """Settle these outcomes, or any, oldest first. Those already settled are left alone."""
+    parameters = {"job_ids": None if job_ids is None else list(job_ids), "limit": limit}
+    row = connection.execute(_SETTLE, parameters).fetchone()
+    assert row is not None
+    return Settled(
+        num_settled=row["num_settled"],
+        num_entered=row["num_entered"],
+        over_reservation=tuple(row["over_reservation"]),
+        without_reservation=tuple(row["without_reservation"]),
+    )
+
+
+def oldest_unsettled(connection: DictConnection, *, older_than_s: float) -> UUID | None:
+    """A job whose outcome has waited longer than this."""
+    row = connection.execute(_OLDEST_UNSETTLED, (older_than_s,)).fetchone()
+    return row["job_id"] if row else None

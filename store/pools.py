@@ -1,0 +1,92 @@
+"""Connection pools: async in the API, sync in workers, one driver. Autocommit; a transaction is
+written where it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+from psycopg import AsyncConnection, Connection
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+# A query that takes longer is a fault, not a slow query; the client hears 503 and may retry.
+STATEMENT_TIMEOUT_MS = 5_000
+IDLE_IN_TRANSACTION_TIMEOUT_MS = 10_000
+CONNECT_TIMEOUT_S = 5
+CHECKOUT_TIMEOUT_S = 5.0
+
+DictConnection = Connection[DictRow]
+AsyncDictConnection = AsyncConnection[DictRow]
+SyncPool = ConnectionPool[DictConnection]
+AsyncPool = AsyncConnectionPool[AsyncDictConnection]
+
+
+def connection_options(application_name: str) -> dict[str, Any]:
+    """Keyword arguments for a psycopg connection of this process."""
+    return {
+        "autocommit": True,
+        "row_factory": dict_row,
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "application_name": application_name,
+        # A peer that vanished without a FIN is noticed within 15 s instead of 2 h.
+        "keepalives_idle": 5,
+        "keepalives_interval": 5,
+        "keepalives_count": 2,
+        "tcp_user_timeout": 15_000,
+        "options": (
+            f"-c statement_timeout={STATEMENT_TIMEOUT_MS}"
+            f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS}"
+        ),
+    }
+
+
+def sync_pool(url: str, *, application_name: str, max_size: int, min_size: int = 1) -> SyncPool:
+    """A pool for threads. The caller opens and closes it."""
+    return ConnectionPool(
+        url,
+        connection_class=Connection[DictRow],
+        kwargs=connection_options(application_name),
+        min_size=min_size,
+        max_size=max_size,
+        timeout=CHECKOUT_TIMEOUT_S,
+        open=False,
+        name=application_name,
+    )
+
+
+def async_pool(url: str, *, application_name: str, max_size: int, min_size: int = 1) -> AsyncPool:
+    """A pool for one event loop. The caller opens and closes it."""
+    return AsyncConnectionPool(
+        url,
+        connection_class=AsyncConnection[DictRow],
+        kwargs=connection_options(application_name),
+        min_size=min_size,
+        max_size=max_size,
+        timeout=CHECKOUT_TIMEOUT_S,
+        open=False,
+        name=application_name,
+    )
+
+
+def connect(url: str, *, application_name: str) -> DictConnection:
+    """One connection, for commands."""
+    return Connection[DictRow].connect(url, **connection_options(application_name))
+
+
+SET_TENANT = "SELECT set_config('app.tenant_id', %s, true)"
+
+
+@asynccontextmanager
+async def as_tenant(pool: AsyncPool, tenant_id: UUID) -> AsyncIterator[AsyncDictConnection]:
+    """A connection in a pipeline whose statements see this tenant's rows only.
+
+    The block is one implicit transaction: it commits when the block ends, and fails as a whole.
+    The tenant and a single statement cost one round trip.
+    """
+    async with pool.connection() as connection, connection.pipeline():
+        await connection.execute(SET_TENANT, (str(tenant_id),))
+        yield connection

@@ -1,0 +1,51 @@
+"""Reservations: money set aside for a job at admission. Each resolves exactly once, to `settled`
+or to `released`; store/admission.py makes them, store/outcomes.py resolves them with the charge.
+"""
+
+from __future__ import annotations
+
+from store.pools import DictConnection
+
+# Nothing should ever need this: the end of a job always leaves an outcome, and settling it resolves
+# the reservation in the same statement. What is found here is counted as an anomaly.
+# The order of locks is that of settling: reservations, then accounts by id.
+_RELEASE_ORPHANS = """
+WITH orphans AS (
+    SELECT r.job_id FROM reservations r
+    LEFT JOIN jobs j ON j.id = r.job_id
+    LEFT JOIN job_outcomes o ON o.job_id = r.job_id
+    WHERE r.state = 'held' AND r.created_at < now() - make_interval(secs => %(older_than_s)s)
+        AND (j.id IS NULL AND o.job_id IS NULL
+            OR j.finished_at IS NOT NULL AND o.settled_at IS NOT NULL)
+    ORDER BY r.job_id LIMIT %(limit)s FOR UPDATE OF r SKIP LOCKED
+), released AS (
+    UPDATE reservations r SET state = 'released', settled_micros = 0, resolved_at = now()
+    FROM orphans WHERE r.job_id = orphans.job_id AND r.state = 'held'
+    RETURNING r.tenant_id, r.amount_micros
+), totals AS (
+    SELECT tenant_id, sum(amount_micros)::bigint AS freed FROM released GROUP BY tenant_id
+), locked AS (
+    SELECT tenant_id FROM accounts WHERE tenant_id IN (SELECT tenant_id FROM totals)
+    ORDER BY tenant_id FOR UPDATE
+), moved AS (
+    UPDATE accounts a SET held_micros = a.held_micros - t.freed
+    FROM totals t JOIN locked l ON l.tenant_id = t.tenant_id WHERE a.tenant_id = t.tenant_id
+)
+SELECT count(*) AS num_released FROM released
+"""
+
+# Admission commits job and reservation together, so a reservation without a job is never young.
+ORPHAN_AGE_S = 3_600.0
+
+
+def release_orphans(
+    connection: DictConnection, *, older_than_s: float = ORPHAN_AGE_S, limit: int = 1_000
+) -> int:
+    """Release held reservations that no settling will ever resolve. Returns how many.
+
+    An orphan is one whose job is over and settled, or whose job doesn't exist.
+    """
+    parameters = {"older_than_s": older_than_s, "limit": limit}
+    row = connection.execute(_RELEASE_ORPHANS, parameters).fetchone()
+    assert row is not None
+    return int(row["num_released"])

@@ -1,0 +1,163 @@
+"""Tenants, their accounts and API keys. Operator commands use the sync part, the API one lookup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from store import api_keys
+from store.pools import AsyncPool, DictConnection
+from tasks.ids import uuid7
+from tasks.queues import ServiceTier
+
+ALL_TIERS = tuple(ServiceTier)
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A tenant and the state of its account."""
+
+    id: UUID
+    name: str
+    tiers: tuple[str, ...]
+    default_tier: str
+    currency: str
+    balance_micros: int
+    held_micros: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What the API must know of a key and its tenant to judge a request."""
+
+    key_id: str
+    hash: bytes
+    pepper_version: int
+    scopes: frozenset[str]
+    is_live: bool  # neither revoked nor expired, by the clock of Postgres
+    tenant_id: UUID
+    tiers: tuple[str, ...]
+    default_tier: str
+
+
+def create_tenant(
+    connection: DictConnection,
+    *,
+    name: str,
+    credit_micros: int = 0,
+    currency: str = "USD",
+    tiers: Iterable[str] = ALL_TIERS,
+    default_tier: str = ServiceTier.DEFAULT,
+) -> UUID:
+    """A tenant, its account and its first credit, in one transaction. The name must be new."""
+    tenant_id = uuid7()
+    with connection.transaction():
+        connection.execute(
+            "INSERT INTO tenants (id, name, tiers, default_tier) VALUES (%s, %s, %s, %s)",
+            (tenant_id, name, [str(tier) for tier in tiers], str(default_tier)),
+        )
+        connection.execute(
+            "INSERT INTO accounts (tenant_id, currency, balance_micros) VALUES (%s, %s, %s)",
+            (tenant_id, currency, credit_micros),
+        )
+        if credit_micros:
+            _insert_first_topup(connection, tenant_id, credit_micros, currency)
+    return tenant_id
+
+
+def find_tenant(connection: DictConnection, name: str) -> UUID | None:
+    """The id of the tenant with this name."""
+    row = connection.execute("SELECT id FROM tenants WHERE name = %s", (name,)).fetchone()
+    return row["id"] if row else None
+
+
+def list_tenants(connection: DictConnection) -> list[Tenant]:
+    """All tenants, oldest first."""
+    rows = connection.execute(
+        "SELECT t.id, t.name, t.tiers, t.default_tier, a.currency, a.balance_micros, a.held_micros,"
+        " t.created_at FROM tenants t JOIN accounts a ON a.tenant_id = t.id ORDER BY t.id"
+    ).fetchall()
+    return [Tenant(**row | {"tiers": tuple(row["tiers"])}) for row in rows]
+
+
+def create_api_key(
+    connection: DictConnection,
+    *,
+    tenant_id: UUID,
+    name: str,
+    pepper: bytes,
+    scopes: Iterable[str] = api_keys.ALL_SCOPES,
+    ttl: timedelta | None = None,
+) -> str:
+    """A new key. The returned text is the only copy there will ever be."""
+    key = api_keys.generate()
+    connection.execute(
+        "INSERT INTO api_keys (key_id, tenant_id, name, hash, pepper_version, last4, scopes,"
+        " expires_at) VALUES (%s, %s, %s, %s, %s, %s, %s, now() + %s)",
+        (
+            key.key_id,
+            tenant_id,
+            name,
+            api_keys.hash_key(pepper, key.text),
+            api_keys.PEPPER_VERSION,
+            key.last4,
+            [str(scope) for scope in scopes],
+            ttl,
+        ),
+    )
+    return key.text
+
+
+def revoke_api_key(connection: DictConnection, key_id: str) -> bool:
+    """End a key; the API stops honouring it within 30 s. False if it is unknown or revoked."""
+    cursor = connection.execute(
+        "UPDATE api_keys SET revoked_at = now() WHERE key_id = %s AND revoked_at IS NULL", (key_id,)
+    )
+    return cursor.rowcount == 1
+
+
+async def find_api_key(pool: AsyncPool, key_id: str) -> ApiKey | None:
+    """The key with this id, live or not."""
+    async with pool.connection() as connection:
+        cursor = await connection.execute(_FIND_API_KEY, (key_id,))
+        row = await cursor.fetchone()
+    return _api_key(row) if row else None
+
+
+_FIND_API_KEY = """
+    SELECT k.key_id, k.hash, k.pepper_version, k.scopes, k.tenant_id, t.tiers, t.default_tier,
+        k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AS is_live
+    FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
+    WHERE k.key_id = %s
+"""
+
+
+def _api_key(row: dict[str, Any]) -> ApiKey:
+    return ApiKey(
+        **row
+        | {
+            "hash": bytes(row["hash"]),
+            "scopes": frozenset(row["scopes"]),
+            "tiers": tuple(row["tiers"]),
+        }
+    )
+
+
+def _insert_first_topup(
+    connection: DictConnection, tenant_id: UUID, amount_micros: int, currency: str
+) -> None:
+    connection.execute(
+        "INSERT INTO ledger_entries (kind, tenant_id, debit_account, credit_account, amount_micros,"
+        " currency, idem_key) VALUES ('topup', %s, 'platform:cash', %s, %s, %s, %s)",
+        (
+            tenant_id,
+            f"tenant:{tenant_id}",
+            amount_micros,
+            currency,
+            f"topup:{tenant_id}:initial",
+        ),
+    )

@@ -1,0 +1,154 @@
+"""ServiceError and its tree. The class fixes `code` and `retryable`; callers read the class.
+
+ServiceError
+├── InvalidRequest            400  the request can never be served as sent
+│   ├── ContextLengthExceeded
+│   ├── InvalidPrompt
+│   └── UnsupportedParameter
+├── InvalidApiKey             401
+├── PermissionDenied          403
+├── ModelNotFound             404
+├── JobNotFound               404
+├── IdempotencyKeyReused      422
+├── RequestTooLarge           413
+├── InsufficientQuota         429  no retry helps
+├── RateLimitExceeded         429
+├── StreamExpired             410
+├── EngineFailed                   ends a job
+├── WorkerLost                     ends a job
+├── DeadlineExceeded               ends a job
+├── ServiceUnavailable        503
+└── InternalError             500
+
+HTTP status codes stand in api/errors.py alone; they are named here only to place each class.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """Something went wrong that has a name on the wire."""
+
+    code: ClassVar[str] = "server_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str | None = None, *, param: str | None = None) -> None:
+        self.message = message or (type(self).__doc__ or "").strip().splitlines()[0]
+        self.param = param
+        super().__init__(self.message)
+
+
+class InvalidRequest(ServiceError):
+    """The request is invalid."""
+
+    code = "invalid_request"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """The prompt and the requested output don't fit into the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class InvalidPrompt(InvalidRequest):
+    """The prompt can't be used."""
+
+    code = "invalid_prompt"
+
+
+class UnsupportedParameter(InvalidRequest):
+    """This parameter is not supported."""
+
+    code = "unsupported_parameter"
+
+
+class InvalidApiKey(ServiceError):
+    """Incorrect API key provided."""
+
+    code = "invalid_api_key"
+
+
+class PermissionDenied(ServiceError):
+    """This API key may not do that."""
+
+    code = "permission_denied"
+
+
+class ModelNotFound(ServiceError):
+    """The model does not exist or you do not have access to it."""
+
+    code = "model_not_found"
+
+
+class JobNotFound(ServiceError):
+    """No job with this id."""
+
+    code = "job_not_found"
+
+
+class IdempotencyKeyReused(ServiceError):
+    """This Idempotency-Key was used with a different request."""
+
+    code = "idempotency_key_reused"
+
+
+class RequestTooLarge(ServiceError):
+    """The request body is too large."""
+
+    code = "request_too_large"
+
+
+class InsufficientQuota(ServiceError):
+    """Your credit doesn't cover this request."""
+
+    code = "insufficient_quota"
+
+
+class RateLimitExceeded(ServiceError):
+    """Too many requests."""
+
+    code = "rate_limit_exceeded"
+    retryable = True
+
+
+class StreamExpired(ServiceError):
+    """The events of this job are no longer kept."""
+
+    code = "stream_expired"
+
+
+class EngineFailed(ServiceError):
+    """The engine failed on this request."""
+
+    code = "engine_error"
+    retryable = True
+
+
+class WorkerLost(ServiceError):
+    """The workers running this job were lost."""
+
+    code = "worker_lost"
+    retryable = True
+
+
+class DeadlineExceeded(ServiceError):
+    """The job's deadline passed before it could start."""
+
+    code = "deadline_exceeded"
+    retryable = True
+
+
+class ServiceUnavailable(ServiceError):
+    """The service can't take requests at the moment."""
+
+    code = "service_unavailable"
+    retryable = True
+
+
+class InternalError(ServiceError):
+    """The server had an error while processing your request."""
+
+    code = "server_error"
+    retryable = True

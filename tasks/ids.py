@@ -1,0 +1,47 @@
+"""Ids: UUIDv7 (RFC 9562) in storage, 32 hex digits behind a prefix on the wire."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from uuid import UUID
+
+JOB_PREFIX = "job_"
+
+_lock = threading.Lock()
+_last_ms_and_seq = 0  # 48 bits of milliseconds, 12 bits of counter
+
+
+def uuid7() -> UUID:
+    """A new time-ordered id. Thread-safe; strictly increasing within a process."""
+    global _last_ms_and_seq  # noqa: PLW0603
+    stamp = (time.time_ns() // 1_000_000) << 12
+    with _lock:
+        stamp = max(stamp, _last_ms_and_seq + 1)
+        _last_ms_and_seq = stamp
+    milliseconds, counter = stamp >> 12, stamp & 0xFFF
+    return UUID(int=milliseconds << 80 | 7 << 76 | counter << 64 | 2 << 62 | secrets.randbits(62))
+
+
+def uuid7_floor(unix_ms: int) -> UUID:
+    """The smallest UUIDv7 of a millisecond: a partition bound."""
+    return UUID(int=(unix_ms & (1 << 48) - 1) << 80)
+
+
+def format_job_id(job_id: UUID, prefix: str = JOB_PREFIX) -> str:
+    """`job_` and 32 hex digits."""
+    return f"{prefix}{job_id.hex}"
+
+
+def parse_job_id(text: str, prefix: str = JOB_PREFIX) -> UUID | None:
+    """The id behind the prefix, None if the text is not one."""
+    digits = text.removeprefix(prefix)
+    if not text.startswith(prefix) or len(digits) != 32:
+        return None
+    try:
+        return (
+            UUID(hex=digits) if digits.isalnum() and digits.islower() | digits.isdigit() else None
+        )
+    except ValueError:
+        return None

@@ -1,0 +1,67 @@
+"""The `inference.generate` task: its message is a ticket for a lane and names one job id.
+
+The worker that takes a ticket claims the best queued job of the named job's tenant, pool and tier.
+Tickets may be lost, doubled or late; the re-hinter replaces lost ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from uuid import UUID
+
+from kombu.pools import producers
+
+from tasks.app import app
+from tasks.queues import ServiceTier, queue_for
+
+GENERATE = "inference.generate"
+
+# A publish that takes longer means Redis is away; the re-hinter will do it again.
+PUBLISH_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """One ticket. `hint_count` makes the Celery id new: a revoked id blocks later ones for ever."""
+
+    job_id: UUID
+    pool: str
+    tier: ServiceTier
+    lane: int
+    hint_count: int = 1
+
+    @property
+    def task_id(self) -> str:
+        """Celery's id of this message, shown in Flower."""
+        return f"{self.job_id.hex}.{self.hint_count}"
+
+
+def job_of_task_id(task_id: str) -> UUID | None:
+    """The job a Celery task id belongs to."""
+    try:
+        return UUID(hex=task_id.partition(".")[0])
+    except ValueError:
+        return None
+
+
+def send_hints(hints: Iterable[Hint]) -> None:
+    """Publish tickets over one connection. Blocks; raises kombu or redis errors; never retries."""
+    with producers[app.connection_for_write()].acquire(
+        block=True, timeout=PUBLISH_TIMEOUT_S
+    ) as producer:
+        for hint in hints:
+            app.send_task(
+                GENERATE,
+                args=(hint.job_id.hex,),
+                task_id=hint.task_id,
+                queue=queue_for(hint.pool, hint.tier, hint.lane),
+                producer=producer,
+                ignore_result=True,
+                retry=False,
+            )
+
+
+def enqueue_generate(hint: Hint) -> None:
+    """Publish one ticket. See send_hints."""
+    send_hints((hint,))

@@ -1,0 +1,130 @@
+"""The token stream of a job: a capped log in Redis plus pub/sub as the live wake-up.
+
+A producer (one attempt of one job) opens the stream, then appends; the worker pipelines the appends
+of all its jobs. A reader subscribes, awaits the acknowledgement, replays after its last sequence
+number, then follows. All calls here do exactly one round trip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import redis
+import redis.asyncio
+
+from tasks import keys
+from tasks.events import Event, parse_payload
+
+_LUA = Path(__file__).parent / "lua"
+APPEND_SCRIPT = (_LUA / "append.lua").read_text()
+OPEN_SCRIPT = (_LUA / "open.lua").read_text()
+
+# After a loss of Redis data readers may have seen events that no store holds any more. The next
+# attempt goes on this far beyond, so that no number is given to two events; an attempt checkpoints
+# every second, so it is more than can have been lost.
+SEQUENCE_JUMP = 1_000_000
+
+
+class Code(IntEnum):
+    """What the scripts answer."""
+
+    OK = 0
+    LOG_LOST = 1  # open only
+    FENCED = -1
+    FINAL = -2
+    HOLE = -3  # append only
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Answer of a script: the code and the last sequence number in the log."""
+
+    code: Code
+    last_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """One append: consecutive events of one job's attempt."""
+
+    job_id: UUID
+    attempt: int
+    events: Sequence[Event]
+    is_final: bool = False
+    resets_log: bool = False
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Keys and arguments of append.lua."""
+        ttl = keys.STREAM_FINAL_TTL_MS if self.is_final else keys.STREAM_RUNNING_TTL_MS
+        return (
+            keys.stream_meta(self.job_id),
+            keys.stream_log(self.job_id),
+            self.attempt,
+            self.events[0].seq,
+            int(self.is_final),
+            int(self.resets_log),
+            ttl,
+            keys.STREAM_MAX_ENTRIES,
+            keys.stream_channel(self.job_id),
+            *(event.payload for event in self.events),
+        )
+
+
+class StreamWriter:
+    """The producers' end, one a worker process. Not thread-safe; give each thread its own."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._append_sha: str | None = None
+        self._open = client.register_script(OPEN_SCRIPT)
+
+    def open(self, job_id: UUID, attempt: int, checkpoint_seq: int) -> Reply:
+        """Take the stream over for an attempt. Raises redis.RedisError."""
+        answer = self._open(
+            keys=[keys.stream_meta(job_id), keys.stream_log(job_id)],
+            args=[attempt, checkpoint_seq, keys.STREAM_RUNNING_TTL_MS],
+        )
+        return Reply(Code(answer[0]), answer[1])
+
+    def append(self, appends: Sequence[Append]) -> list[Reply]:
+        """One pipeline for the whole batch. Raises redis.RedisError; safe to repeat as a whole."""
+        if self._append_sha is None:
+            self._append_sha = str(self._client.script_load(APPEND_SCRIPT))
+        try:
+            return self._append_once(self._append_sha, appends)
+        except redis.exceptions.NoScriptError:  # Redis restarted
+            self._append_sha = None
+            return self.append(appends)
+
+    def _append_once(self, sha: str, appends: Sequence[Append]) -> list[Reply]:
+        pipeline = self._client.pipeline(transaction=False)
+        for append in appends:
+            pipeline.evalsha(sha, 2, *append.arguments())
+        return [Reply(Code(code), last) for code, last in pipeline.execute()]
+
+    def read_log(self, job_id: UUID) -> list[Event]:
+        """All that the log holds. Raises redis.RedisError."""
+        return _entries(self._client.xrange(keys.stream_log(job_id)))
+
+
+async def read_log(
+    client: redis.asyncio.Redis, job_id: UUID, after: int, count: int | None = None
+) -> list[Event]:
+    """Events after a sequence number, at most `count`. Raises redis.RedisError."""
+    return _entries(
+        await client.xrange(
+            keys.stream_log(job_id), min=f"({after}-0" if after else "-", count=count
+        )
+    )
+
+
+def _entries(entries: Any) -> list[Event]:
+    return [
+        parse_payload(int(entry_id.partition(b"-")[0]), fields[b"e"])
+        for entry_id, fields in entries
+    ]

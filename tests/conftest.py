@@ -1,0 +1,24 @@
+"""Fixtures shared by all tests: real Postgres and Redis, started once a session, a database a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cli.stack.database import DatabaseUrls
+from tests.support.services import Services
+
+
+@pytest.fixture(scope="session")
+def services() -> Iterator[Services]:
+    with Services() as started:
+        yield started
+
+
+@pytest.fixture
+def database(services: Services) -> Iterator[DatabaseUrls]:
+    """A migrated database that nobody else sees."""
+    urls = services.fresh_database()
+    yield urls
+    services.drop_database(urls)

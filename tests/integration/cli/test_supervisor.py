@@ -1,0 +1,263 @@
+"""The supervisor with tiny processes in place of real ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cli.stack.child import STATE_VARIABLE, Child, spawn, start_moment
+from cli.stack.state import ProcessRecord, Running, StateFolder
+from cli.stack.supervisor import Backoff, Supervisor, Unit, end_leftovers
+
+SLEEPER = "import time; time.sleep(600)"
+# Prints the pid of a child that outlives it.
+PARENT = (
+    "import subprocess, sys, time; child = subprocess.Popen([sys.executable, '-c', 'import time;"
+    " time.sleep(600)']); print(child.pid, flush=True); time.sleep(600)"
+)
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+    " print('ready', flush=True); time.sleep(600)"
+)
+
+
+def wait_until(is_true: Callable[[], object], timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_true():
+        assert time.monotonic() < deadline, "condition not met in time"
+        time.sleep(0.01)
+
+
+def start(state: StateFolder, code: str, name: str = "process") -> Child:
+    return spawn(
+        [sys.executable, "-c", code],
+        env={**os.environ, STATE_VARIABLE: str(state.path)},
+        log_path=state.logs / f"{name}.log",
+        cwd=state.path,
+        death_signal=signal.SIGKILL,
+    )
+
+
+def unit(state: StateFolder, code: str = SLEEPER, name: str = "process", order: int = 0) -> Unit:
+    return Unit(
+        name=name,
+        start=lambda: start(state, code, name),
+        log_path=state.logs / f"{name}.log",
+        stop_order=order,
+        grace_s=5.0,
+    )
+
+
+def recorded_pids(state: StateFolder) -> list[int]:
+    running = state.read_running()
+    return [record.pid for record in running.processes] if running else []
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateFolder:
+    folder = StateFolder(tmp_path / "state")
+    folder.create()
+    return folder
+
+
+def test_backoff_doubles_to_a_limit_and_forgets_after_a_healthy_minute() -> None:
+    backoff = Backoff()
+
+    delays = [backoff.after(uptime_s=1.0) for _ in range(8)]
+    after_health = backoff.after(uptime_s=61.0)
+
+    assert delays == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    assert after_health == 0.5
+
+
+def test_dead_process_is_started_again_and_its_death_told(state: StateFolder) -> None:
+    supervisor = Supervisor(state)
+    deaths: list[int] = []
+    watched = unit(state)
+    watched.on_death = lambda child: deaths.append(child.pid)
+    first = supervisor.add(watched)
+    supervisor.watch()
+    try:
+        first.kill()
+        wait_until(lambda: watched.num_restarts == 1)
+
+        assert deaths == [first.pid]
+        assert watched.child is not None
+        assert watched.child.is_alive
+        wait_until(lambda: recorded_pids(state) == [getattr(watched.child, "pid", None)])
+    finally:
+        supervisor.stop()
+
+
+def test_process_that_dies_at_once_is_started_ever_more_slowly(state: StateFolder) -> None:
+    supervisor = Supervisor(state)
+    broken = unit(state, "raise SystemExit(3)")
+    supervisor.add(broken)
+    supervisor.watch()
+    try:
+        wait_until(lambda: broken.num_restarts == 2)
+
+        assert broken.backoff.next_s >= 2.0
+    finally:
+        supervisor.stop()
+
+
+def test_failing_on_death_does_not_stop_the_watch(state: StateFolder) -> None:
+    supervisor = Supervisor(state)
+    watched = unit(state)
+
+    def fail(child: Child) -> None:
+        raise RuntimeError("Postgres is away")
+
+    watched.on_death = fail
+    first = supervisor.add(watched)
+    supervisor.watch()
+    try:
+        first.kill()
+
+        wait_until(lambda: watched.num_restarts == 1)
+    finally:
+        supervisor.stop()
+
+
+def test_stop_ends_units_in_their_order(state: StateFolder) -> None:
+    supervisor = Supervisor(state)
+    ended: list[str] = []
+
+    class Recorded(Child):
+        def send(self, number: int) -> None:
+            ended.append(self.name)
+            super().send(number)
+
+        name = ""
+
+    def recorded(name: str) -> Child:
+        child = start(state, SLEEPER, name)
+        child.__class__ = Recorded
+        child.name = name  # type: ignore[attr-defined]
+        return child
+
+    for name, order in (("service", 2), ("worker", 1), ("api", 0)):
+        added = unit(state, name=name, order=order)
+        added.start = lambda name=name: recorded(name)  # type: ignore[misc]
+        supervisor.add(added)
+
+    supervisor.stop()
+
+    assert ended == ["api", "worker", "service"]
+
+
+def test_process_that_ignores_sigterm_is_killed_after_its_grace(state: StateFolder) -> None:
+    supervisor = Supervisor(state)
+    stubborn = unit(state, STUBBORN)
+    stubborn.grace_s = 0.3
+    child = supervisor.add(stubborn)
+    wait_until(lambda: "ready" in stubborn.log_path.read_text())
+
+    supervisor.stop()
+
+    assert not child.is_alive
+
+
+def test_stop_leaves_other_processes_alone(state: StateFolder) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", SLEEPER])
+    supervisor = Supervisor(state)
+    supervisor.add(unit(state))
+    try:
+        supervisor.stop()
+
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_children_of_a_killed_process_end_with_it(state: StateFolder) -> None:
+    parent = start(state, PARENT, "parent")
+    log_path = state.logs / "parent.log"
+    wait_until(lambda: log_path.read_text().strip())
+    grandchild = int(log_path.read_text())
+
+    parent.kill()
+
+    wait_until(lambda: start_moment(grandchild) is None)
+
+
+def test_leftovers_of_a_killed_supervisor_are_ended(state: StateFolder) -> None:
+    left = start(state, SLEEPER)
+    record = ProcessRecord("inference", left.pid, left.started, 0.0)
+    running = Running(str(state.path), record, [record])
+
+    ended = end_leftovers(running, keep=())
+
+    assert [record.name for record in ended] == ["inference"]
+    assert not left.is_alive
+
+
+def test_stale_record_with_a_reused_pid_ends_nobody(state: StateFolder) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", SLEEPER], start_new_session=True)
+    try:
+        record = ProcessRecord("inference", stranger.pid, "another boot:1", 0.0)
+
+        ended = end_leftovers(Running(str(state.path), record, [record]), keep=())
+
+        assert ended == []
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_record_of_another_folder_is_ignored(state: StateFolder) -> None:
+    record = ProcessRecord("supervisor", os.getpid(), start_moment(os.getpid()) or "", 0.0)
+    state.write_running(Running("/somewhere/else", record))
+
+    assert state.read_running() is None
+
+
+def test_only_one_holds_the_lock(state: StateFolder) -> None:
+    with state.lock() as first, state.lock() as second:
+        assert (first, second) == (True, False)
+
+    with state.lock() as third:
+        assert third
+
+
+def test_child_ends_when_its_parent_is_killed(state: StateFolder) -> None:
+    code = f"""
+import os, signal, sys, time
+from pathlib import Path
+from cli.stack.child import spawn
+child = spawn([sys.executable, "-c", {SLEEPER!r}], env=os.environ, cwd=Path("."),
+    log_path=Path({str(state.logs / "child.log")!r}), death_signal=signal.SIGTERM)
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    # The launcher becomes the sleeper; only then the death signal is surely set.
+    wait_until(lambda: b"launch.py" not in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+    parent.kill()
+    parent.communicate()
+
+    wait_until(lambda: start_moment(pid) is None)
+
+
+def test_large_log_is_set_aside_at_the_next_start(state: StateFolder) -> None:
+    log = state.logs / "api.log"
+    with log.open("wb") as file:
+        file.truncate(11 * 1024 * 1024)
+
+    state.create()
+
+    assert not log.exists()
+    assert (state.logs / "api.log.1").exists()

@@ -1,0 +1,233 @@
+"""An attempt from claim to commit, on real Postgres and Redis."""
+
+from __future__ import annotations
+
+import redis
+
+from store import leases
+from store.attempts import ask_cancel
+from tasks.events import EventType, decompress_event_log, text_of, token_ids_of
+from tasks.stream import SEQUENCE_JUMP
+from tasks.token_ids import unpack_token_ids
+from tests.integration.worker.conftest import InProcessWorker, MakeWorker
+from tests.support.jobs import Jobs
+from tests.support.services import Services
+from tests.support.waiting import wait_until
+from workers.inference.drain import drain
+from workers.inference.engine.stub import expected_text
+
+
+def test_job_is_completed_with_result_outcome_and_event_log(
+    worker: InProcessWorker, jobs: Jobs
+) -> None:
+    job_id = jobs.add()
+
+    worker.run(job_id)
+
+    row = jobs.row(job_id)
+    assert row["status"] == "incomplete"
+    assert row["reason"] == "max_output_tokens"
+    assert row["output"] == [
+        {"index": 0, "text": expected_text(7, 20), "finish_reason": "length"}
+    ]
+    assert row["output_tokens"] == 20
+    (outcome,) = jobs.query("SELECT * FROM job_outcomes")
+    assert (outcome["payer"], outcome["output_tokens"]) == ("tenant", 20)
+    assert row["cost_micros"] == 25  # (3 * 0.3 + 20 * 1.2) micros, rounded up
+
+
+def test_stream_in_redis_equals_the_stored_event_log(worker: InProcessWorker, jobs: Jobs) -> None:
+    job_id = jobs.add()
+
+    worker.run(job_id)
+
+    wait_until(lambda: worker.log(job_id)[-1].type == EventType.DONE)
+    events = worker.log(job_id)
+    row = jobs.row(job_id)
+    assert events == decompress_event_log(row["event_log"])
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert events[-1].seq == row["last_seq"]
+    assert text_of(events) == expected_text(7, 20)
+
+
+def test_surplus_ticket_claims_nothing(worker: InProcessWorker, jobs: Jobs) -> None:
+    job_id = jobs.add()
+
+    first, second = worker.claim(job_id), worker.claim(job_id)
+
+    assert first is not None
+    assert second is None
+
+
+def test_ticket_claims_the_tenants_most_urgent_job(worker: InProcessWorker, jobs: Jobs) -> None:
+    named = jobs.add(deadline_s=600.0)
+    urgent = jobs.add(deadline_s=60.0)
+
+    claimed = worker.claim(named)
+
+    assert claimed is not None
+    assert claimed.job_id == urgent
+
+
+def test_worker_without_a_live_lease_claims_nothing(worker: InProcessWorker, jobs: Jobs) -> None:
+    job_id = jobs.add()
+    with jobs.connect() as connection:
+        leases.set_draining(connection, worker.runtime.worker_id)
+
+    assert worker.claim(job_id) is None
+
+
+def test_cancel_of_a_running_job_keeps_and_counts_what_was_produced(
+    make_worker: MakeWorker, jobs: Jobs
+) -> None:
+    worker = make_worker(step_ms=5.0)
+    job_id = jobs.add(max_output_tokens=2_000)
+    thread = worker.begin(job_id)
+    wait_until(lambda: len(worker.log(job_id)) > 3)
+
+    with jobs.connect() as connection:
+        ask_cancel(connection, job_id, by="user")
+    thread.join(timeout=10)
+
+    row = jobs.row(job_id)
+    assert (row["status"], row["reason"]) == ("cancelled", "cancelled_by_user")
+    assert 0 < row["output_tokens"] < 2_000
+    assert row["output"][0]["text"] == expected_text(7, row["output_tokens"])
+    assert jobs.query("SELECT payer FROM job_outcomes") == [{"payer": "tenant"}]
+
+
+def test_drained_job_goes_on_in_another_worker_without_a_seam(
+    make_worker: MakeWorker, jobs: Jobs
+) -> None:
+    first, second = make_worker(step_ms=5.0), make_worker()
+    job_id = jobs.add(max_output_tokens=300)
+    thread = first.begin(job_id)
+    wait_until(lambda: len(first.log(job_id)) > 5)
+
+    drain(first.runtime)
+    thread.join(timeout=10)
+    given_back = jobs.row(job_id)
+    second.run(job_id)
+
+    assert (given_back["status"], given_back["fail_count"]) == ("queued", 0)
+    row = jobs.row(job_id)
+    assert row["attempt"] == 2
+    assert row["output"][0]["text"] == expected_text(7, 300)
+    events = decompress_event_log(row["event_log"])
+    assert text_of(events) == expected_text(7, 300)
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    attempts = jobs.query("SELECT outcome, output_tokens FROM job_attempts ORDER BY attempt")
+    assert [attempt["outcome"] for attempt in attempts] == ["drained", "ok"]
+    assert sum(attempt["output_tokens"] for attempt in attempts) == 300
+
+
+def test_stale_attempt_can_neither_publish_nor_finish(make_worker: MakeWorker, jobs: Jobs) -> None:
+    zombie, successor = make_worker(step_ms=5.0), make_worker()
+    job_id = jobs.add(max_output_tokens=200)
+    thread = zombie.begin(job_id)
+    wait_until(lambda: len(zombie.log(job_id)) > 5)
+
+    jobs.query("UPDATE jobs SET status = 'queued', worker_id = NULL RETURNING id")
+    successor.run(job_id)
+    thread.join(timeout=10)
+
+    row = jobs.row(job_id)
+    assert row["attempt"] == 2
+    assert row["output"][0]["text"] == expected_text(7, 200)
+    events = decompress_event_log(row["event_log"])
+    assert text_of(events) == expected_text(7, 200)
+    assert jobs.query("SELECT count(*) AS n FROM job_outcomes") == [{"n": 1}]
+
+
+def test_redis_emptied_while_running_loses_no_event(
+    make_worker: MakeWorker, jobs: Jobs, services: Services
+) -> None:
+    worker = make_worker(step_ms=5.0)
+    job_id = jobs.add(max_output_tokens=200)
+    thread = worker.begin(job_id)
+    wait_until(lambda: len(worker.log(job_id)) > 10)
+
+    with redis.Redis.from_url(services.redis_url) as client:
+        client.flushall()
+    thread.join(timeout=10)
+
+    wait_until(lambda: worker.log(job_id)[-1].type == EventType.DONE)
+    events = worker.log(job_id)
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert text_of(events) == expected_text(7, 200)
+
+
+def test_attempt_after_a_lost_log_goes_on_from_the_checkpoint_behind_a_gap(
+    make_worker: MakeWorker, jobs: Jobs, services: Services
+) -> None:
+    first, second = make_worker(step_ms=5.0), make_worker()
+    job_id = jobs.add(max_output_tokens=300)
+    thread = first.begin(job_id)
+    wait_until(lambda: len(first.log(job_id)) > 5)
+    drain(first.runtime)
+    thread.join(timeout=10)
+    with redis.Redis.from_url(services.redis_url) as client:
+        client.flushall()
+    (checkpoint,) = jobs.query("SELECT * FROM job_attempts")
+
+    second.run(job_id)
+
+    wait_until(lambda: second.log(job_id)[-1].type == EventType.DONE)
+    events = second.log(job_id)
+    gap = events[0].fields()
+    assert (gap["from"], gap["to"]) == (1, events[0].seq)
+    assert events[0].seq == checkpoint["checkpoint_seq"] + SEQUENCE_JUMP
+    assert gap["text"] == checkpoint["checkpoint_text"]
+    assert text_of(events) == expected_text(7, 300)
+    tokens = unpack_token_ids(checkpoint["checkpoint_token_ids"]) + token_ids_of(events)
+    assert len(tokens) == 300
+    assert jobs.row(job_id)["output"][0]["text"] == expected_text(7, 300)
+
+
+def test_finished_job_does_not_wait_for_a_redis_that_is_away(
+    make_worker: MakeWorker, jobs: Jobs
+) -> None:
+    worker = make_worker()
+    worker.runtime.streams.connection_pool.connection_kwargs["port"] = 1
+    worker.runtime.streams.connection_pool.disconnect()
+    job_id = jobs.add()
+
+    worker.run(job_id)
+
+    assert jobs.row(job_id)["output"][0]["text"] == expected_text(7, 20)
+
+
+def test_checkpoints_reach_postgres_while_the_job_runs(make_worker: MakeWorker, jobs: Jobs) -> None:
+    worker = make_worker(step_ms=5.0)
+    job_id = jobs.add(max_output_tokens=3_000)
+    worker.begin(job_id)
+
+    wait_until(lambda: jobs.query("SELECT checkpoint_seq AS s FROM job_attempts")[0]["s"] > 0)
+
+    (attempt,) = jobs.query("SELECT * FROM job_attempts")
+    num_tokens = len(unpack_token_ids(attempt["checkpoint_token_ids"]))
+    assert attempt["checkpoint_text"] == expected_text(7, num_tokens)
+    assert attempt["output_tokens"] == num_tokens
+
+
+def test_hung_engine_loses_its_lease(make_worker: MakeWorker, jobs: Jobs) -> None:
+    worker = make_worker(step_ms=1.0)
+    worker_id = worker.runtime.worker_id
+    job_id = jobs.add(max_output_tokens=3_000)
+    worker.begin(job_id)
+    wait_until(lambda: len(worker.log(job_id)) > 3)
+
+    worker.engine.hang()
+    beats = "SELECT beat_at FROM worker_leases WHERE worker_id = %s"
+    wait_until(
+        lambda: jobs.query(
+            "SELECT 1 FROM worker_leases WHERE worker_id = %s AND expires_at < now()", (worker_id,)
+        ),
+        timeout_s=15,
+        what="the lease's end",
+    )
+
+    last_beat = jobs.query(beats, (worker_id,))
+    worker.engine.release()
+    wait_until(lambda: worker.runtime.worker_id != worker_id, what="a new lease")
+    assert jobs.query(beats, (worker_id,)) == last_beat

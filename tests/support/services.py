@@ -1,0 +1,107 @@
+"""Postgres and Redis for tests: real servers of our own, started once, in a temporary folder.
+
+No pytest in here, so that benchmarks can use it too. `tests/conftest.py` makes the fixtures.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psycopg
+from psycopg import sql
+
+from cli.stack.database import DatabaseUrls, new_passwords, prepare
+from cli.stack.postgres import OWNER, EmbeddedPostgres
+from cli.stack.redis import EmbeddedRedis, find_program, wheel_program
+
+_TEMPLATE = "millrace_template"
+
+
+class Services:
+    """One Postgres and one Redis. A context manager: leaving it ends both and deletes their data.
+
+    They also end when the process that started them is killed. Nothing survives a crash of the
+    machine (fsync is off), everything survives a kill -9 of Postgres.
+    """
+
+    def __init__(self, folder: Path | None = None, *, redis_program: Path | None = None) -> None:
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="millrace-test-"))
+        self._owns_folder = folder is None
+        self.postgres = EmbeddedPostgres(self.folder, durable=False, die_with_parent=True)
+        self.redis = EmbeddedRedis(
+            self.folder, persistent=False, die_with_parent=True, program=redis_program
+        )
+        self._passwords = new_passwords()
+        self._numbers = itertools.count(1)
+        self._has_template = False
+
+    def __enter__(self) -> Self:
+        self.postgres.start()
+        self.redis.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.redis.stop()
+        self.postgres.stop()
+        if self._owns_folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def redis_url(self) -> str:
+        return self.redis.url
+
+    def empty_database(self) -> str:
+        """The owner's URL of a new database without tables, for tests of migrations."""
+        return self._create(f"empty_{os.getpid()}_{next(self._numbers)}", template=None)
+
+    def fresh_database(self) -> DatabaseUrls:
+        """A new migrated database, copied from a template in some 50 ms, with a URL per role."""
+        if not self._has_template:
+            url = self._create(_TEMPLATE, template=None)
+            prepare(DatabaseUrls.with_passwords(url, self._passwords), self._passwords)
+            self._has_template = True
+        name = f"fresh_{os.getpid()}_{next(self._numbers)}"
+        url = self._create(name, template=_TEMPLATE)
+        return DatabaseUrls.with_passwords(url, self._passwords)
+
+    def drop_database(self, urls: DatabaseUrls) -> None:
+        """Delete a database, whoever is still connected."""
+        name = urls.owner.rpartition("/")[2]
+        with self._admin() as connection:
+            connection.execute(
+                sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+            )
+
+    def restart_redis_empty(self) -> None:
+        """What a Redis that lost everything looks like: same address, no data."""
+        self.redis.stop()
+        self.redis.start()
+
+    def _create(self, name: str, *, template: str | None) -> str:
+        statement = sql.SQL("CREATE DATABASE {} OWNER {}").format(
+            sql.Identifier(name), sql.Identifier(OWNER)
+        )
+        if template is not None:
+            statement += sql.SQL(" TEMPLATE {}").format(sql.Identifier(template))
+        with self._admin() as connection:
+            connection.execute(statement)
+        return self.postgres.url(database=name)
+
+    def _admin(self) -> psycopg.Connection:
+        return psycopg.connect(self.postgres.admin_url(), autocommit=True)
+
+
+def redis_programs() -> list[Path]:
+    """Every redis-server at hand: the wheel's, and the system's if there is one."""
+    return sorted({find_program(), wheel_program()})

@@ -1,0 +1,1 @@
+"""Background processes: inference (GPU) and maintenance (Postgres only)."""

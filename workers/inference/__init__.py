@@ -1,0 +1,1 @@
+"""The inference worker: claims jobs, drives the engine, publishes tokens, commits results."""

@@ -1,0 +1,201 @@
+"""Builds the inference worker at `worker_init` and takes it down again.
+
+`worker_init` fires before the pool is built, in the process that runs the tasks: no fork follows,
+so the device may be initialised. Celery swallows ordinary exceptions from signal handlers and would
+take jobs without an engine, so a failure raises SystemExit.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any, Protocol
+
+import redis
+import structlog
+from celery.signals import task_revoked, worker_init, worker_shutdown, worker_shutting_down
+from prometheus_client import start_http_server
+
+from store.attempts import ask_cancel
+from store.pools import SyncPool, sync_pool
+from store.settings import DatabaseSettings
+from store.worker_models import WorkerModel, list_worker_models
+from tasks.ids import uuid7
+from tasks.inference import job_of_task_id
+from tasks.queues import queues_of_pool
+from tasks.settings import RedisSettings
+from workers.inference import pool as task_pool
+from workers.inference.cancels import CancelListener
+from workers.inference.engine.config import EngineConfig, ModelSpec, StubConfig
+from workers.inference.engine.factory import build_engine
+from workers.inference.heartbeat import Heartbeat
+from workers.inference.publisher import Publisher
+from workers.inference.runtime import Runtime
+from workers.inference.settings import WorkerSettings
+from workers.logs import configure_logs
+
+log = structlog.get_logger(__name__)
+
+STREAM_TIMEOUT_S = 1.0  # one call to Redis; a stall longer than this counts as an outage
+APPLICATION_NAME = "millrace-inference"
+
+
+class Service(Protocol):
+    """A background thread of the worker."""
+
+    def start(self) -> None:
+        """Begin."""
+
+    def stop(self) -> None:
+        """End; called once."""
+
+
+_runtime: Runtime | None = None
+_services: list[Service] = []
+
+
+def runtime() -> Runtime:
+    """The process's runtime. Raises RuntimeError outside a started inference worker."""
+    if _runtime is None:
+        raise RuntimeError("the inference worker has not been started")
+    return _runtime
+
+
+def connect_signals(idle_look: type[Any]) -> None:
+    """Tie the worker's life cycle to Celery's. Called once, when the handler is imported."""
+
+    def init(sender: Any, **_: Any) -> None:
+        try:
+            _start(sender, idle_look)
+        except Exception as error:
+            log.exception("worker_not_started")
+            raise SystemExit(f"inference worker not started: {error}") from error
+
+    worker_init.connect(init, weak=False)
+    worker_shutting_down.connect(_begin_drain, weak=False)
+    worker_shutdown.connect(_stop, weak=False)
+    task_revoked.connect(_on_revoked, weak=False)
+
+
+def _start(worker: Any, idle_look: type[Any]) -> None:
+    global _runtime  # noqa: PLW0603
+    settings = WorkerSettings()
+    configure_logs()
+    pool = sync_pool(
+        DatabaseSettings().worker, application_name=APPLICATION_NAME, max_size=8, min_size=1
+    )
+    pool.open(wait=True)
+    engine = build_engine(_engine_config(settings, pool), on_progress=_log_progress)
+    streams = redis.Redis.from_url(
+        RedisSettings().stream,
+        socket_timeout=STREAM_TIMEOUT_S,
+        socket_connect_timeout=STREAM_TIMEOUT_S,
+        health_check_interval=10,
+    )
+    publisher = Publisher(streams)
+    engine.start(publisher.on_step)
+    _runtime = Runtime(settings, engine, pool, streams, publisher, worker_id=uuid7())
+    publisher.start()
+    for service in (Heartbeat(_runtime), CancelListener(_runtime), idle_look(_runtime)):
+        service.start()
+        _services.append(service)
+    _consume_pool(worker, settings.pool)
+    worker.concurrency = _runtime.max_running
+    task_pool.set_terminator(_terminate_thread)
+    if settings.metrics_port is not None:
+        start_http_server(settings.metrics_port, addr="127.0.0.1")
+    log.info("worker_started", models=sorted(engine.models), slots=engine.max_num_seqs)
+
+
+def _consume_pool(worker: Any, pool: str) -> None:
+    """All lanes of this pool, and nothing else."""
+    queues = worker.app.amqp.queues
+    queues.select([])
+    for queue in queues_of_pool(pool):
+        queues.select_add(queue)
+
+
+def _engine_config(settings: WorkerSettings, pool: SyncPool) -> EngineConfig:
+    with pool.connection() as connection:
+        models = list_worker_models(connection, settings.pool)
+    if not models:
+        raise ValueError(f"no model in pool {settings.pool!r}; run `millrace catalog apply`")
+    if settings.engine == "stub":
+        return EngineConfig(kind="stub", stub=_stub_config(settings, models))
+    return EngineConfig(
+        kind=settings.engine,
+        device=settings.device,
+        models=tuple(_spec(model, settings) for model in models),
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        num_threads=settings.num_threads,
+        is_hub_allowed=settings.allow_hub,
+    )
+
+
+def _spec(model: WorkerModel, settings: WorkerSettings) -> ModelSpec:
+    local = settings.models_dir / Path(model.source)
+    path = str(local) if local.is_dir() else model.source
+    return ModelSpec(
+        name=model.name, path=path, dtype=model.dtype, max_context=model.context_length
+    )
+
+
+def _stub_config(settings: WorkerSettings, models: list[WorkerModel]) -> StubConfig:
+    return StubConfig(
+        model_names=tuple(model.name for model in models),
+        max_num_seqs=settings.stub_slots,
+        context_length=max(model.context_length for model in models),
+        step_ms=settings.stub_step_ms,
+        token_ms=settings.stub_token_ms,
+        prompt_token_ms=settings.stub_prompt_token_ms,
+        num_tokens=settings.stub_num_tokens,
+        oracle_path=settings.stub_oracle,
+    )
+
+
+def _log_progress(what: str, share: float) -> None:
+    log.info("loading", what=what, percent=round(share * 100))
+
+
+def _begin_drain(**_: Any) -> None:
+    """SIGTERM: claim nothing more, finish what ends in time, give the rest back."""
+    if _runtime is not None and not _runtime.draining.is_set():
+        _runtime.draining.set()
+        threading.Thread(target=_drain, args=(_runtime,), name="drain", daemon=True).start()
+
+
+def _drain(current: Runtime) -> None:
+    """Runs beside Celery's own shutdown, which waits for the handler threads."""
+    from workers.inference.drain import drain  # noqa: PLC0415 (only a worker that stops needs it)
+
+    drain(current)
+
+
+def _stop(**_: Any) -> None:
+    """After the last handler thread returned."""
+    if _runtime is None:
+        return
+    for service in reversed(_services):
+        service.stop()
+    _runtime.publisher.stop()
+    _runtime.engine.shutdown()
+    _runtime.pool.close()
+    log.info("worker_stopped")
+
+
+def _on_revoked(request: Any, terminated: bool, **_: Any) -> None:
+    """A revoke by an operator cancels the job; Celery's own note of it is this process's only."""
+    job_id = job_of_task_id(request.id)
+    if _runtime is not None and job_id is not None and not terminated:
+        with _runtime.pool.connection() as connection:
+            ask_cancel(connection, job_id, by="operator")
+
+
+def _terminate_thread(ident: int) -> None:
+    """A revoke with terminate: the job that runs on the ticket's thread."""
+    if _runtime is None or (job := _runtime.of_thread(ident)) is None:
+        return
+    with _runtime.pool.connection() as connection:
+        ask_cancel(connection, job.stream.job_id, by="operator")
+    _runtime.abort(job)

@@ -1,0 +1,1 @@
+"""The inference engine: continuous batching on one device. Imports nothing else of Millrace."""

@@ -1,0 +1,53 @@
+"""What an engine is built from. Frozen records: the caller reads settings, not this package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+DEFAULT_MAX_NUM_SEQS = 32
+DEFAULT_MAX_NUM_BATCHED_TOKENS = 1024
+
+EngineKind = Literal["millrace", "transformers-cb", "stub"]
+Dtype = Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """One model to load. `path` is a folder, or a hub id where the hub is allowed."""
+
+    name: str
+    path: str
+    dtype: Dtype = "auto"
+    max_context: int | None = None  # tokens; None takes what the model's own config says
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StubConfig:
+    """How the stub behaves. Times are milliseconds of simulated device work."""
+
+    model_names: tuple[str, ...] = ("stub",)
+    max_num_seqs: int = 32
+    context_length: int = 4096
+    vocab_size: int = 32_000
+    step_ms: float = 0.0  # per step, whatever is in the batch
+    token_ms: float = 0.0  # per generated token, on top of step_ms
+    prompt_token_ms: float = 0.0  # per prefilled token, on top of step_ms
+    num_tokens: int | None = None  # tokens before eos; None generates up to max_tokens
+    oracle_path: Path | None = None  # gets one line per request accepted and per request finished
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """One engine: one device, one device thread, all `models` resident together."""
+
+    kind: EngineKind = "millrace"
+    device: str = "cpu"
+    models: tuple[ModelSpec, ...] = ()
+    max_num_seqs: int | None = None  # slots per model; None derives them from memory
+    max_num_batched_tokens: int | None = None  # token budget of one step
+    num_threads: int | None = None  # CPU threads of torch; None leaves torch's own choice
+    kv_memory_share: float = 0.5  # of the memory that is free after loading, for all KV caches
+    is_hub_allowed: bool = False  # may weights be downloaded
+    stub: StubConfig | None = None

@@ -1,0 +1,183 @@
+"""Loading a model; the only place that reads weights. Safetensors only, no code of the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.hub import cached_file
+
+from workers.inference.engine.attention import ATTENTION_NAME, slot_attention
+from workers.inference.engine.config import ModelSpec
+from workers.inference.engine.errors import EngineError
+from workers.inference.engine.kv_cache import KVShape
+from workers.inference.engine.protocol import ModelInfo
+
+_TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_QUANTISED = ("int8", "nf4")
+_DEFAULT_CONTEXT = 2048  # tokens, for a config that names none
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model on its device, with everything the runner needs to know of it."""
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    info: ModelInfo
+    eos_token_ids: frozenset[int]
+    kv_shape: KVShape
+
+
+def load_model(spec: ModelSpec, device: torch.device, *, is_hub_allowed: bool) -> LoadedModel:
+    """Blocks for seconds to minutes. Raises EngineError for a model that can't be served."""
+    try:
+        return _load(spec, device, is_local=not is_hub_allowed)
+    except (OSError, ValueError) as error:
+        message = f"model {spec.name} can't be loaded: {error}"
+        raise EngineError("model_load_failed", message) from error
+
+
+def choose_dtype(wanted: str, device: torch.device) -> str:
+    """What `auto` means: bf16 where the device computes in it, else fp32."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16"
+    cpu = torch.cpu.get_capabilities()
+    return "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
+
+
+def check_config(config: object) -> None:
+    """Refuse a config.json that names code to run; `config` is the parsed file."""
+    for key in _keys(config):
+        if key == "auto_map" or "_implementation" in key:
+            message = f"the model's config has the key {key}, which could name code to run"
+            raise EngineError("model_unsupported", message)
+
+
+def _load(spec: ModelSpec, device: torch.device, *, is_local: bool) -> LoadedModel:
+    check_config(json.loads(_file(spec.path, "config.json", is_local).read_text()))
+    tokenizer = Tokenizer.from_file(str(_file(spec.path, "tokenizer.json", is_local)))
+    dtype = choose_dtype(spec.dtype, device)
+    model = _load_weights(spec.path, dtype, device, is_local=is_local)
+    config = model.config.get_text_config()
+    info = ModelInfo(
+        name=spec.name,
+        context_length=_context_length(config, spec.max_context),
+        vocab_size=config.vocab_size,
+        dtype=dtype,
+        num_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+    )
+    return LoadedModel(model, tokenizer, info, _eos_token_ids(model), _kv_shape(config, model))
+
+
+def _load_weights(
+    path: str, dtype: str, device: torch.device, *, is_local: bool
+) -> PreTrainedModel:
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, slot_attention)
+    quantisation = _quantisation(dtype, device)
+    model = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=_compute_dtype(dtype, device),
+        quantization_config=quantisation,
+        device_map={"": device} if quantisation else None,
+        attn_implementation=ATTENTION_NAME,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=is_local,
+    )
+    assert isinstance(model, PreTrainedModel)
+    if quantisation is None:
+        torch.nn.Module.to(model, device)
+    return model
+
+
+def _quantisation(dtype: str, device: torch.device) -> BitsAndBytesConfig | None:
+    if dtype not in _QUANTISED:
+        return None
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_8bit=dtype == "int8",
+        load_in_4bit=dtype == "nf4",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=_compute_dtype(dtype, device),
+    )
+
+
+def _compute_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    return _TORCH_DTYPES[choose_dtype("auto", device) if dtype in _QUANTISED else dtype]
+
+
+def _file(path: str, name: str, is_local: bool) -> Path:
+    found = cached_file(path, name, local_files_only=is_local)
+    if found is None:
+        raise EngineError("model_unsupported", f"the model at {path} has no {name}")
+    return Path(found)
+
+
+def _keys(config: object) -> Iterator[str]:
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield str(key)
+            yield from _keys(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _keys(value)
+
+
+def _context_length(config: PretrainedConfig, max_context: int | None) -> int:
+    """Tokens. Capped where positions beyond would be computed differently from positions before."""
+    lengths = [getattr(config, "max_position_embeddings", None) or _DEFAULT_CONTEXT]
+    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        lengths.append(rope.get("original_max_position_embeddings") or lengths[0])
+    if _slides(config):
+        lengths.append(config.sliding_window)
+    if max_context is not None:
+        lengths.append(max_context)
+    return int(min(lengths))
+
+
+def _slides(config: PretrainedConfig) -> bool:
+    """Does a layer see only a window? The context then ends where the window would start moving."""
+    if not getattr(config, "sliding_window", None):
+        return False
+    layer_types = getattr(config, "layer_types", None)
+    return layer_types is None or "sliding_attention" in layer_types
+
+
+def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
+    generation = model.generation_config
+    ids = generation.eos_token_id if isinstance(generation, GenerationConfig) else None
+    if ids is None:
+        ids = model.config.get_text_config().eos_token_id
+    if ids is None:
+        return frozenset()
+    return frozenset([ids] if isinstance(ids, int) else ids)
+
+
+def _kv_shape(config: PretrainedConfig, model: PreTrainedModel) -> KVShape:
+    other = {*(getattr(config, "layer_types", None) or ())}
+    other -= {"full_attention", "sliding_attention"}
+    if other:
+        raise EngineError("model_unsupported", f"layers of type {sorted(other)} are not supported")
+    num_heads = config.num_attention_heads
+    return KVShape(
+        num_layers=config.num_hidden_layers,
+        num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // num_heads,
+        dtype=model.dtype,
+    )

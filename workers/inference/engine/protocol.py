@@ -1,0 +1,174 @@
+"""What every engine offers and what a request to it is; the seam between the worker and any engine.
+
+The engine knows requests, tokens and text. It knows nothing of jobs, tenants, Redis or Postgres.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from workers.inference.engine.errors import EngineError
+
+
+class FinishReason(StrEnum):
+    """Why a request ended. Every submitted request ends with exactly one of these."""
+
+    STOP = "stop"  # end-of-sequence token, stop token or stop string
+    LENGTH = "length"  # max_tokens, or the model's context is full
+    ABORT = "abort"  # abort() was called
+    DEADLINE = "deadline"  # the request's own deadline passed, before or during generation
+    ERROR = "error"  # see TokenOutput.error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How to choose tokens. Names and ranges are OpenAI's, extras are vLLM's."""
+
+    max_tokens: int
+    temperature: float = 1.0  # 0 means greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 means no limit
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None  # same seed and prompt give the same tokens whatever shares the batch
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """One generation. Token ids are those of `model`'s tokenizer."""
+
+    request_id: str
+    model: str
+    prompt_token_ids: Sequence[int]
+    sampling: SamplingParams
+    # Tokens an earlier attempt already produced. They count towards max_tokens; their text is
+    # replayed silently (detokeniser, stop strings, grammar), so output goes on right after them.
+    generated_token_ids: Sequence[int] = ()
+    cache_salt: str = ""  # prefix cache entries are shared only between equal salts
+    deadline: float | None = None  # time.monotonic() instant
+    grammar: str | None = None  # serialised llguidance grammar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenOutput:
+    """What one engine step produced for one request.
+
+    `text` is the text these tokens completed: the concatenation over a request is the whole text,
+    and it depends on the token ids alone (held-back bytes and stop-string prefixes come later, with
+    the token that settles them, at the latest with the finish). The end-of-sequence or stop token
+    is in `token_ids` and counted, never in `text`. A terminal output may carry no token.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    index: int = 0  # which of n choices
+    finish_reason: FinishReason | None = None
+    error: EngineError | None = None  # set exactly when finish_reason is ERROR
+    cached_tokens: int = 0  # prompt tokens taken from the prefix cache; meaningful when terminal
+
+
+# Called once per engine step, on the device thread, with everything that step produced.
+# It must not block and must not raise.
+StepSink = Callable[[Sequence[TokenOutput]], None]
+
+
+class Phase(StrEnum):
+    """What the device thread is doing; phases other than SERVING have a time limit of their own."""
+
+    LOADING = "loading"
+    COMPILING = "compiling"
+    SERVING = "serving"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Proof of life. `counter` moves with every step or loaded shard; idle needs no movement."""
+
+    counter: int
+    phase: Phase
+    is_idle: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """A loaded model as the worker announces it."""
+
+    name: str
+    context_length: int
+    vocab_size: int
+    dtype: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """A snapshot; counters only grow, step seconds are sums over all steps."""
+
+    num_running: int
+    num_waiting: int
+    num_steps: int
+    prompt_tokens: int
+    generated_tokens: int
+    num_preemptions: int
+    kv_cache_usage: float  # 0 to 1
+    schedule_s: float
+    run_s: float
+    sample_s: float
+    emit_s: float
+
+
+class Engine(Protocol):
+    """A continuous-batching engine. All methods are thread-safe.
+
+    `submit` validates and returns at once; output reaches the sink until one terminal output.
+    """
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Slots: requests that can be in one batch."""
+        ...
+
+    @property
+    def models(self) -> Mapping[str, ModelInfo]:
+        """Loaded models by name."""
+        ...
+
+    def start(self, sink: StepSink) -> None:
+        """Start the device thread. Models are loaded when this returns. Call once."""
+        ...
+
+    def submit(self, request: EngineRequest) -> None:
+        """Queue a request. Raises EngineError (never half-accepts) for one that can't be served.
+
+        A continuation whose tokens already end it (eos, stop string, max_tokens) is accepted and
+        ends with a terminal output that carries no token.
+        """
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """End a request within two steps, with finish_reason ABORT. Unknown ids are ignored."""
+        ...
+
+    def progress(self) -> Progress:
+        """For the heartbeat: a beat is sent only while this shows life."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """For metrics."""
+        ...
+
+    def shutdown(self) -> None:
+        """Stop the device thread; requests still running end with ABORT. Safe to call twice."""
+        ...

@@ -1,0 +1,183 @@
+"""A deterministic engine without a model: the same loop as the real one, simulated device work.
+
+Token i of a request is a function of its seed and i alone, so a test can foretell any output.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import zlib
+from array import array
+from collections.abc import Sequence
+
+from workers.inference.engine.config import DEFAULT_MAX_NUM_BATCHED_TOKENS, StubConfig
+from workers.inference.engine.engine import BatchEngine, OnProgress
+from workers.inference.engine.errors import EngineError
+from workers.inference.engine.protocol import (
+    EngineRequest,
+    ModelInfo,
+    SamplingParams,
+    StepSink,
+    TokenOutput,
+)
+from workers.inference.engine.request import Request
+from workers.inference.engine.scheduler import Batch
+
+EOS_TOKEN_ID = 0  # never drawn as an ordinary token
+
+
+def prompt_seed(prompt_token_ids: Sequence[int]) -> int:
+    """The seed of a request that names none; the same in every process."""
+    return zlib.crc32(array("q", prompt_token_ids).tobytes())
+
+
+def expected_tokens(seed: int, n: int, vocab_size: int = 32_000) -> list[int]:
+    """The first n tokens of a request with this seed."""
+    return [_token(seed, i, vocab_size) for i in range(n)]
+
+
+def expected_text(seed: int, n: int, vocab_size: int = 32_000) -> str:
+    """The text of the first n tokens of a request with this seed."""
+    return "".join(token_text(token_id) for token_id in expected_tokens(seed, n, vocab_size))
+
+
+def token_text(token_id: int) -> str:
+    """What one token says; the end-of-sequence token says nothing."""
+    return "" if token_id == EOS_TOKEN_ID else f" w{token_id}"
+
+
+class StubEngine(BatchEngine):
+    """Engine for tests of everything above the engine. Starts without torch, in milliseconds."""
+
+    def __init__(
+        self, config: StubConfig | None = None, on_progress: OnProgress | None = None
+    ) -> None:
+        self._config = config = config or StubConfig()
+        self._oracle = _Oracle(config)
+        self._is_released = threading.Event()
+        self._is_released.set()
+        super().__init__(
+            self._load_stubs,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=DEFAULT_MAX_NUM_BATCHED_TOKENS,
+            on_progress=on_progress,
+        )
+
+    def start(self, sink: StepSink) -> None:
+        def observed(outputs: Sequence[TokenOutput]) -> None:
+            self._oracle.write_finished(outputs)
+            sink(outputs)
+
+        super().start(observed)
+
+    def submit(self, request: EngineRequest) -> None:
+        super().submit(request)
+        self._oracle.write_submitted(request)
+
+    def shutdown(self) -> None:
+        self.release()
+        super().shutdown()
+
+    def hang(self) -> None:
+        """Block the device thread inside its next step, as a stuck device would."""
+        self._is_released.clear()
+
+    def release(self) -> None:
+        """End hang(); the blocked step goes on."""
+        self._is_released.set()
+
+    def _load_stubs(self, report: OnProgress) -> list[StubExecutor]:
+        names = self._config.model_names
+        executors = [StubExecutor(name, self._config, self._is_released) for name in names]
+        for i, name in enumerate(names, start=1):
+            report(name, i / len(names))
+        return executors
+
+
+class StubExecutor:
+    """Executor that waits instead of computing."""
+
+    def __init__(self, name: str, config: StubConfig, is_released: threading.Event) -> None:
+        self._config = config
+        self._is_released = is_released
+        self.max_num_seqs = config.max_num_seqs
+        self.eos_token_ids = frozenset({EOS_TOKEN_ID})
+        self.info = ModelInfo(
+            name=name,
+            context_length=config.context_length,
+            vocab_size=config.vocab_size,
+            dtype="stub",
+            num_bytes=0,
+        )
+
+    def decoder(self) -> StubDecoder:
+        return StubDecoder()
+
+    def seed(self, request: EngineRequest) -> int:
+        seed = request.sampling.seed
+        return prompt_seed(request.prompt_token_ids) if seed is None else seed
+
+    def run(self, batch: Batch) -> None:
+        num_sampled = len(batch.sampled)
+        num_prefilled = batch.num_tokens - batch.num_decodes
+        work_ms = self._config.step_ms + num_sampled * self._config.token_ms
+        work_ms += num_prefilled * self._config.prompt_token_ms
+        if work_ms > 0:
+            time.sleep(work_ms / 1000)
+        self._is_released.wait()
+
+    def sample(self, _scores: object, requests: Sequence[Request]) -> list[int | EngineError]:
+        return [self._next_token(request) for request in requests]
+
+    def _next_token(self, request: Request) -> int:
+        if request.num_generated == self._end_index(request.sampling):
+            return EOS_TOKEN_ID
+        return _token(request.seed, request.num_generated, self._config.vocab_size)
+
+    def _end_index(self, sampling: SamplingParams) -> int | None:
+        if self._config.num_tokens is None or sampling.ignore_eos:
+            return None
+        return max(self._config.num_tokens, sampling.min_tokens)
+
+
+class StubDecoder:
+    """Every token is a word of its own."""
+
+    def push(self, token_id: int) -> str:
+        return token_text(token_id)
+
+    def flush(self) -> str:
+        return ""
+
+
+class _Oracle:
+    """Append-only file that shows executions: a request id accepted twice ran twice.
+
+    Lines: `submitted <id> <tokens it continues from>` and `finished <id> <reason>`. Each is one
+    write in append mode, so several processes may share the file.
+    """
+
+    def __init__(self, config: StubConfig) -> None:
+        self._path = config.oracle_path
+
+    def write_submitted(self, request: EngineRequest) -> None:
+        self._write(f"submitted {request.request_id} {len(request.generated_token_ids)}\n")
+
+    def write_finished(self, outputs: Sequence[TokenOutput]) -> None:
+        ended = (output for output in outputs if output.finish_reason is not None)
+        self._write("".join(f"finished {o.request_id} {o.finish_reason}\n" for o in ended))
+
+    def _write(self, lines: str) -> None:
+        if self._path is None or not lines:
+            return
+        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(fd, lines.encode())
+        finally:
+            os.close(fd)
+
+
+def _token(seed: int, i: int, vocab_size: int) -> int:
+    return 1 + zlib.crc32(f"{seed}:{i}".encode()) % (vocab_size - 1)

@@ -1,0 +1,138 @@
+"""From engine steps to Redis: one thread, one pipeline a step for all running jobs.
+
+The engine's thread only hands its outputs over. When Redis is away the events stay in memory and
+generation goes on; a finished job never waits for Redis longer than one failed call.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Sequence
+
+import redis
+import structlog
+
+from tasks.stream import Append, StreamWriter
+from workers.inference import metrics
+from workers.inference.engine.protocol import TokenOutput
+from workers.inference.job_stream import JobStream
+
+log = structlog.get_logger(__name__)
+
+RETRY_INTERVAL_S = 0.5  # between tries while Redis is away
+LINGER_S = 60.0  # a finished job's events are retried this long; after it Postgres serves readers
+
+
+class Publisher:
+    """Owns the streams of the running jobs. `on_step` is the engine's sink."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._writer = StreamWriter(client)
+        self._inbox: queue.SimpleQueue[Sequence[TokenOutput] | JobStream | None] = (
+            queue.SimpleQueue()
+        )
+        self._jobs: dict[str, JobStream] = {}
+        self._dirty: dict[JobStream, float] = {}  # with events to send -> when to give up
+        self._retry_at = 0.0
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Send what is left, once, and end the thread."""
+        self._inbox.put(None)
+        self._thread.join(timeout=5)
+
+    def register(self, request_id: str, job: JobStream) -> None:
+        """Before the request is submitted."""
+        self._jobs[request_id] = job
+
+    def forget(self, request_id: str) -> None:
+        """The handler is done with the request; its events may still be on their way."""
+        self._jobs.pop(request_id, None)
+
+    def on_step(self, outputs: Sequence[TokenOutput]) -> None:
+        """Called by the engine's thread. Never blocks."""
+        self._inbox.put(outputs)
+
+    def flush(self, job: JobStream) -> None:
+        """Have a job's pending events sent: its `started`, or its final marker."""
+        self._inbox.put(job)
+
+    def running(self) -> list[JobStream]:
+        """The jobs registered now."""
+        return list(self._jobs.values())
+
+    def _run(self) -> None:
+        while True:
+            items, is_last = self._take()
+            try:
+                finished = [job for item in items for job in self._accept(item)]
+                if is_last or time.monotonic() >= self._retry_at:
+                    self._publish()
+                for job in finished:
+                    job.finished.set()
+            except Exception:
+                log.exception("publish_failed")
+            if is_last:
+                return
+
+    def _take(self) -> tuple[list[Sequence[TokenOutput] | JobStream], bool]:
+        """Wait for something to do, then take all there is."""
+        items: list[Sequence[TokenOutput] | JobStream] = []
+        try:
+            item = self._inbox.get(timeout=RETRY_INTERVAL_S if self._dirty else None)
+            while item is not None:
+                items.append(item)
+                item = self._inbox.get_nowait()
+        except queue.Empty:
+            return items, False
+        return items, True
+
+    def _accept(self, item: Sequence[TokenOutput] | JobStream) -> list[JobStream]:
+        """Turn outputs into events; returns the jobs that ended."""
+        deadline = time.monotonic() + LINGER_S
+        if isinstance(item, JobStream):
+            self._dirty[item] = deadline
+            return []
+        ended = []
+        for output in item:
+            job = self._jobs.get(output.request_id)
+            if job is None or job.is_fenced:
+                continue
+            job.add_output(output)
+            self._dirty[job] = deadline
+            if output.finish_reason is not None:
+                ended.append(job)
+        return ended
+
+    def _publish(self) -> None:
+        """One pipeline; jobs it confirms are clean, the rest is tried again."""
+        now = time.monotonic()
+        self._dirty = {
+            job: until
+            for job, until in self._dirty.items()
+            if not job.is_fenced and (until > now or not job.finished.is_set())
+        }
+        appends = [(job, append) for job in self._dirty if (append := job.pending()) is not None]
+        self._dirty = {}
+        if appends:
+            self._send(appends, now)
+
+    def _send(self, appends: list[tuple[JobStream, Append]], now: float) -> None:
+        try:
+            replies = self._writer.append([append for _, append in appends])
+        except redis.RedisError as error:
+            metrics.PUBLISH_FAILURES.inc()
+            log.warning("publish_unavailable", error=type(error).__name__)
+            self._retry_at = now + RETRY_INTERVAL_S
+            self._dirty |= {job: now + LINGER_S for job, _ in appends}
+            return
+        for (job, _), reply in zip(appends, replies, strict=True):
+            job.confirm(reply)
+            if job.pending() is not None:
+                self._dirty[job] = now + LINGER_S

@@ -1,0 +1,81 @@
+"""What an inference worker process is made of, built once by bootstrap.py."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import redis
+
+from store.pools import SyncPool
+from workers.inference.engine.protocol import Engine
+from workers.inference.job_stream import JobStream
+from workers.inference.publisher import Publisher
+from workers.inference.settings import WorkerSettings
+
+
+@dataclass(slots=True)
+class Runtime:
+    """Shared by the handler threads, the heartbeat and the publisher."""
+
+    settings: WorkerSettings
+    engine: Engine
+    pool: SyncPool
+    streams: redis.Redis
+    publisher: Publisher
+    worker_id: UUID  # replaced when a lease is lost
+    draining: threading.Event = field(default_factory=threading.Event)
+    last_ticket_at: float = 0.0  # monotonic; the idle look keeps away while tickets come
+    _running: dict[UUID, RunningJob] = field(default_factory=dict)
+    _by_thread: dict[int, RunningJob] = field(default_factory=dict)
+
+    @property
+    def max_running(self) -> int:
+        """Jobs held at once: the engine's slots, and two that wait so that no slot idles."""
+        return self.engine.max_num_seqs + 2
+
+    def add(self, job: RunningJob) -> None:
+        """From now on the heartbeat, cancellations and drains see the job."""
+        self._running[job.stream.job_id] = job
+        self._by_thread[threading.get_ident()] = job
+
+    def remove(self, job: RunningJob) -> None:
+        """The job is committed, given back or lost."""
+        self._running.pop(job.stream.job_id, None)
+        self._by_thread.pop(threading.get_ident(), None)
+
+    def running(self) -> list[RunningJob]:
+        """The jobs held now."""
+        return list(self._running.values())
+
+    def find(self, job_id: UUID) -> RunningJob | None:
+        """A job held now."""
+        return self._running.get(job_id)
+
+    def of_thread(self, ident: int) -> RunningJob | None:
+        """The job a handler thread is busy with."""
+        return self._by_thread.get(ident)
+
+    def abort(self, job: RunningJob) -> None:
+        """Have the engine end a request; its handler then reads in Postgres why."""
+        self.engine.abort(job.request_id)
+
+    def lose_all(self) -> None:
+        """The lease is gone: nothing that runs here counts any more."""
+        for job in self.running():
+            job.stream.fence()
+            self.abort(job)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunningJob:
+    """A claimed job between claim and commit."""
+
+    stream: JobStream
+    worker_id: UUID  # the lease it was claimed under
+
+    @property
+    def request_id(self) -> str:
+        """The engine's name for it: a new attempt is a new request."""
+        return f"{self.stream.job_id.hex}.{self.stream.claimed.attempt}"

@@ -1,0 +1,35 @@
+"""The inference worker's own settings, from MILLRACE_* variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class WorkerSettings(BaseSettings):
+    """What to run, on what, and how the stub engine behaves."""
+
+    model_config = SettingsConfigDict(env_prefix="MILLRACE_", extra="ignore")
+
+    pool: str = "default"
+    device: str = "auto"
+    engine: Literal["millrace", "transformers-cb", "stub"] = "millrace"
+    models_dir: Path = ROOT  # relative model sources are looked up here
+    max_num_seqs: int | None = Field(default=None, ge=1, le=1024)
+    max_num_batched_tokens: int | None = Field(default=None, ge=16)
+    num_threads: int | None = Field(default=None, ge=1)
+    allow_hub: bool = False
+    drain_s: float = Field(default=25.0, ge=0)  # SIGTERM: what ends within this is finished here
+    metrics_port: int | None = None
+
+    stub_slots: int = Field(default=32, ge=1)
+    stub_step_ms: float = Field(default=0.0, ge=0)
+    stub_token_ms: float = Field(default=0.0, ge=0)
+    stub_prompt_token_ms: float = Field(default=0.0, ge=0)
+    stub_num_tokens: int | None = None  # tokens before the stub stops by itself
+    stub_oracle: Path | None = None  # where the stub notes what it ran
