@@ -50,11 +50,8 @@ _HTTP_MESSAGES = {404: "Unknown request URL.", 405: "This URL doesn't take that 
 
 RETRY_AFTER_S = 1
 
-# pydantic's types that get a message of our own: theirs would echo a value or say "extra inputs".
-_MESSAGES = {
-    "extra_forbidden": "Unknown parameter: '{param}'.",
-    "missing": "Missing required parameter: '{param}'.",
-}
+# Objects whose keys the client makes up: they are content, not names of parameters.
+_OPEN_OBJECTS = frozenset({"metadata", "logit_bias"})
 
 
 def status_of(error: ServiceError) -> tuple[int, str]:
@@ -68,7 +65,8 @@ def status_of(error: ServiceError) -> tuple[int, str]:
 def error_response(error: ServiceError) -> Response:
     """The answer to a request that failed with this error."""
     status, type_ = status_of(error)
-    return _response(status, type_, error.code, error.message, error.param, _headers(error, status))
+    body = _body(type_, error.code, error.message, error.param)
+    return _response(status, body, _headers(error, status))
 
 
 def invalid_request(error: ValidationError) -> InvalidRequest:
@@ -105,7 +103,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     status = error.status_code
     type_ = _INVALID if status < 500 else _SERVER
     message = _HTTP_MESSAGES.get(status, str(error.detail))
-    return _response(status, type_, _HTTP_CODES.get(status), message, None, error.headers or {})
+    body = _body(type_, _HTTP_CODES.get(status), message, None)
+    return _response(status, body, error.headers or {})
 
 
 async def _on_database_away(request: Request, error: Exception) -> Response:
@@ -117,22 +116,28 @@ async def _on_database_away(request: Request, error: Exception) -> Response:
 def _describe(mistakes: Sequence[Any]) -> InvalidRequest:
     mistake = mistakes[0]
     param = _param(mistake["loc"])
-    template = _MESSAGES.get(mistake["type"])
-    message = template.format(param=param) if template else f"{param}: {_text(mistake['msg'])}"
-    cls = UnsupportedParameter if mistake["type"] == "extra_forbidden" else InvalidRequest
-    return cls(message, param=param)
+    if mistake["type"] == "extra_forbidden":
+        return UnsupportedParameter(f"Unknown parameter: '{param}'.", param=param)
+    if mistake["type"] == "missing":
+        return InvalidRequest(f"Missing required parameter: '{param}'.", param=param)
+    message = _text(mistake["msg"])
+    return InvalidRequest(f"'{param}': {message}" if param else message, param=param)
 
 
-def _param(location: Iterable[int | str]) -> str:
+def _param(location: Iterable[int | str]) -> str | None:
     """`messages.0.content`; without FastAPI's first part, which says where a parameter stood."""
     parts = [str(part) for part in location]
     if len(parts) > 1 and parts[0] in ("query", "path", "header", "body"):
         parts = parts[1:]
-    return ".".join(parts)[:200] or "body"
+    if parts and parts[0] in _OPEN_OBJECTS:
+        parts = parts[:1]
+    return ".".join(parts)[:200] or None
 
 
 def _text(message: str) -> str:
-    return message.removeprefix("Value error, ")
+    """pydantic's words as a sentence of ours."""
+    message = message.removeprefix("Value error, ").replace(" after validation", "")
+    return message if message.endswith(".") else f"{message}."
 
 
 def _headers(error: ServiceError, status: int) -> dict[str, str]:
@@ -145,15 +150,10 @@ def _headers(error: ServiceError, status: int) -> dict[str, str]:
     return {}
 
 
-def _response(
-    status: int,
-    type_: str,
-    code: str | None,
-    message: str,
-    param: str | None,
-    headers: Mapping[str, str],
-) -> Response:
-    body = {"error": {"message": message, "type": type_, "param": param, "code": code}}
-    return Response(
-        orjson.dumps(body), status, headers=dict(headers), media_type="application/json"
-    )
+def _body(type_: str, code: str | None, message: str, param: str | None) -> bytes:
+    error = {"message": message, "type": type_, "param": param, "code": code}
+    return orjson.dumps({"error": error})
+
+
+def _response(status: int, body: bytes, headers: Mapping[str, str]) -> Response:
+    return Response(body, status, headers=dict(headers), media_type="application/json")

@@ -58,7 +58,7 @@ class HintSender:
                 self._send(batch)
 
     def _collect(self) -> tuple[list[_Queued], bool]:
-        """Wait for a hint, take what queued up meanwhile. The flag is False when it is time to end."""
+        """Wait for a hint, take what queued up meanwhile. The flag says whether to go on."""
         entry = self._queue.get()
         batch: list[_Queued] = []
         while entry is not None:

@@ -1,5 +1,5 @@
-"""What every request gets, as plain ASGI so that streams are never buffered or watched by a task:
-an id, a bound on its body, an access log line without query or body, metrics, an answer to our bugs.
+"""What every request gets: an id, a bound on its body, an access log line without query or body,
+metrics, an answer to our bugs. Plain ASGI, so that streams are never buffered or watched by a task.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"
 
 
 class BodyLimitMiddleware:
-    """Answers 413 before a body is parsed: by its declared length, else as soon as it is too long."""
+    """Answers 413 before a body is parsed: by its declared length, else once it is too long."""
 
     def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES) -> None:
         self._app = app

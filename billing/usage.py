@@ -1,19 +1,20 @@
 """The billing worker: turns job outcomes into usage, ledger entries and resolved reservations.
 
-Loaded by `celery -A tasks.app worker -P threads -I billing.usage -Q billing`. A hint only wakes the
-settler thread; what is to be settled it reads from Postgres, at the latest every POLL_INTERVAL_S. So
-hints that come together are settled together, and a lost one costs seconds.
+Loaded by `celery -A tasks.app worker -P threads -I billing.usage -Q billing`. A hint only wakes
+the settler thread; what is to be settled it reads from Postgres, at the latest every
+POLL_INTERVAL_S. So hints that come together are settled together, and a lost one costs seconds.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 import structlog
-from celery.signals import worker_init, worker_shutdown
+from celery import bootsteps
+from celery.signals import worker_init
 
 from billing import metrics
 from store import outcomes
@@ -23,6 +24,7 @@ from store.reservations import release_orphans
 from store.settings import DatabaseSettings
 from tasks.app import app
 from tasks.billing import EXPIRE_RESERVATIONS, SETTLE
+from tasks.logs import configure_logs
 from tasks.metrics import serve_metrics
 
 POLL_INTERVAL_S = 2.0
@@ -66,18 +68,46 @@ def new_settler(url: str) -> PostgresLoop:
     return PostgresLoop("settler", url, settle_waiting, interval_s=POLL_INTERVAL_S)
 
 
-_settler: PostgresLoop | None = None
+class Settler(bootsteps.StartStopStep):
+    """The settler thread. Starts before the worker waits for Redis: settling needs Postgres only.
+
+    It is a thread of this process, so tasks must run in it too: a forked child has no settler.
+    """
+
+    requires: ClassVar[set[str]] = {"celery.worker.components:Pool"}
+    thread: ClassVar[PostgresLoop | None] = None
+
+    def start(self, _worker: Any) -> None:
+        """Blocks for nothing."""
+        Settler.thread = new_settler(DatabaseSettings().billing)
+        Settler.thread.start()
+        serve_metrics()
+
+    def stop(self, _worker: Any) -> None:
+        """End after the transaction at hand."""
+        if Settler.thread is not None:
+            Settler.thread.stop()
 
 
-@app.task(name=SETTLE, ignore_result=True)  # type: ignore[untyped-decorator]
+app.steps["worker"].add(Settler)
+
+
+@worker_init.connect
+def use_threads(sender: Any, **_: object) -> None:
+    """Whatever -P says."""
+    configure_logs()
+    sender.pool_cls = "threads"
+
+
+@app.task(name=SETTLE, ignore_result=True)
 def settle(_job_id: str) -> None:
     """Wake the settler. The job named is among what it finds."""
     metrics.HINTS.inc()
-    if _settler is not None:
-        _settler.wake()
+    if Settler.thread is not None:
+        Settler.thread.wake()
 
 
-@app.task(name=EXPIRE_RESERVATIONS, ignore_result=True)  # type: ignore[untyped-decorator]
+@app.task(name=EXPIRE_RESERVATIONS, ignore_result=True)
 def expire_reservations() -> None:
     """Release reservations that no settling will resolve. There should be none."""
     with connect(DatabaseSettings().billing, application_name="millrace-expiry") as connection:
@@ -85,26 +115,6 @@ def expire_reservations() -> None:
     if num_released:
         metrics.ORPHAN_RESERVATION.inc(num_released)
         log.error("orphan_reservations_released", num_released=num_released)
-
-
-@worker_init.connect  # type: ignore[untyped-decorator]
-def start(sender: Any, **_: object) -> None:
-    """Before the broker is reached: settling must go on when Redis is away.
-
-    The settler is a thread of this process, so tasks must be too: a forked child has no settler.
-    """
-    global _settler
-    sender.pool_cls = "threads"
-    _settler = new_settler(DatabaseSettings().billing)
-    _settler.start()
-    serve_metrics()
-
-
-@worker_shutdown.connect  # type: ignore[untyped-decorator]
-def stop(**_: object) -> None:
-    """End after the transaction at hand."""
-    if _settler is not None:
-        _settler.stop()
 
 
 def _report_anomalies(settled: outcomes.Settled) -> None:

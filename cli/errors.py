@@ -26,8 +26,15 @@ def one_line_errors() -> Iterator[None]:
     except Exception as error:
         if not _is_known(error):
             raise
-        print(f"millrace: {error}", file=sys.stderr)
+        print(f"millrace: {_text(error)}", file=sys.stderr)
         sys.exit(FAILED)
+
+
+def _text(error: Exception) -> str:
+    """Our own errors may end with the last lines of a log; those of libraries are made one line."""
+    text = str(error)
+    is_ours = type(error).__module__.startswith("cli.")
+    return text if is_ours else " ".join(text.split()) or type(error).__name__
 
 
 def _is_known(error: Exception) -> bool:
@@ -42,6 +49,7 @@ _KNOWN = frozenset(
         "cli.stack.errors.StackError",
         "store.catalog_file.CatalogError",
         "millrace.errors.MillraceError",
+        "tasks.errors.ServiceError",
         "psycopg.OperationalError",
         "httpx.TransportError",
     }

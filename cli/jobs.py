@@ -79,8 +79,6 @@ def _status(data: Any) -> str:
 
 def _client() -> Client:
     """MILLRACE_URL and MILLRACE_API_KEY, else those of this machine's `make up`."""
-    from millrace import Client
-
     url, key = os.environ.get("MILLRACE_URL"), os.environ.get("MILLRACE_API_KEY")
     if not (url and key):
         from cli.stack.state import StateFolder
@@ -91,4 +89,6 @@ def _client() -> Client:
         key = key or state.find_secret("api_key")
     if not (url and key):
         raise CommandError("set MILLRACE_URL and MILLRACE_API_KEY, or start Millrace by `make up`")
+    from millrace import Client
+
     return Client(url, key)

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 app = typer.Typer(help="The ledger.", no_args_is_help=True)
@@ -14,15 +16,21 @@ def _ledger() -> None: ...
 
 
 @app.command()
-def verify() -> None:
-    """Recompute every balance from the ledger. Exits with 1 if one differs."""
+def verify(
+    *, is_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
+) -> None:
+    """Recompute every balance from the ledger. Exits with 1 if one rule is broken."""
     from billing.ledger import verify as recompute
     from cli.operator import connection
 
     with connection() as opened:
-        problems = recompute(opened)
-    for problem in problems:
-        print(problem)
-    if problems:
+        report = recompute(opened)
+    if is_json:
+        print(report.to_json())
+    else:
+        for check in report.checks:
+            print(f"{check.name}: {check.num_violations or 'ok'}")
+            for example in check.examples:
+                print(f"  {example}")
+    if not report.ok:
         raise typer.Exit(1)
-    print("the ledger is consistent")

@@ -32,7 +32,9 @@ def up(
         str | None, typer.Option(help="Serve this model too: a folder or a hub id.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16, int8 or nf4.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
+    device: Annotated[
+        str, typer.Option(envvar="MILLRACE_DEVICE", help="auto, cpu or cuda:0.")
+    ] = "auto",
     engine: Annotated[Engine, typer.Option(envvar="MILLRACE_ENGINE")] = Engine.MILLRACE,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Of the API. Default: 8000 or the next.")
@@ -47,7 +49,9 @@ def up(
     start(options, detach=detach, is_json=is_json)
 
 
-def down() -> None:
+def down(
+    *, purge: Annotated[bool, typer.Option(help="Delete all data of `up`, too.")] = False
+) -> None:
     """Stop what `up` started: running jobs finish or go back to the queue."""
     from contextlib import closing
 
@@ -56,7 +60,7 @@ def down() -> None:
     from cli.stack.state import StateFolder
 
     with closing(Progress(standard_console(is_json=False))) as progress:
-        stop(StateFolder.default(), progress)
+        stop(StateFolder.default(), progress, purge=purge)
 
 
 def status(

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -53,7 +54,8 @@ def list_() -> None:
             amounts = from_micros(tenant.balance_micros), from_micros(tenant.held_micros)
             tiers = ", ".join(tenant.tiers)
             table.add_row(tenant.name, str(tenant.id), *amounts, tenant.currency, tiers)
-    Console(soft_wrap=True).print(table)
+    # A pipe gets whole lines, however narrow the terminal behind it.
+    Console(width=None if sys.stdout.isatty() else 500).print(table)
 
 
 @credits_app.command()
@@ -66,11 +68,10 @@ def add(
     ],
 ) -> None:
     """Add credit to a tenant's account."""
-    from billing.ledger import add_credit
+    from billing.ledger import top_up
     from cli.operator import connection, from_micros, tenant_id, to_micros
 
     micros = to_micros(amount)
     with connection() as opened:
-        identity = tenant_id(opened, tenant)
-        add_credit(opened, tenant_id=identity, amount_micros=micros, idem_key=reference)
-    print(f"added {from_micros(micros)} to {tenant}")
+        entry = top_up(opened, tenant_id(opened, tenant), micros, reference)
+    print(f"{tenant} was credited {from_micros(entry.amount_micros)} {entry.currency}")

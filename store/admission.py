@@ -7,15 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from psycopg import Error
+from psycopg import DataError, Error
 from psycopg.types.json import Jsonb
 
 from store.pools import AsyncPool, as_tenant
-from tasks.errors import IdempotencyKeyReused, InsufficientQuota
+from tasks.errors import IdempotencyKeyReused, InsufficientQuota, InvalidRequest
 from tasks.queues import ServiceTier
 
 IDEMPOTENCY_TTL_H = 24
 INSUFFICIENT_QUOTA = "MR402"  # SQLSTATE raised by refuse_admission()
+
+# NUL and half a surrogate pair: valid in JSON, refused by Postgres; None: refused by psycopg.
+_UNSTORABLE_TEXT = {"22P02", "22P05", "22021", None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,12 +117,17 @@ async def admit(pool: AsyncPool, job: NewJob) -> Admitted:
     """Write the job and everything it needs, or nothing. One round trip.
 
     A repeated idempotency key gives the first job. Raises InsufficientQuota,
-    IdempotencyKeyReused (same key, other request) and psycopg errors.
+    IdempotencyKeyReused (same key, other request), InvalidRequest (text that Postgres can't store)
+    and psycopg errors.
     """
     try:
         async with as_tenant(pool, job.tenant_id) as connection:
             cursor = await connection.execute(_ADMIT, _parameters(job))
             row = await cursor.fetchone()
+    except DataError as error:
+        if error.sqlstate in _UNSTORABLE_TEXT:
+            raise InvalidRequest("The request holds a NUL or a lone surrogate.") from None
+        raise
     except Error as error:
         if error.sqlstate == INSUFFICIENT_QUOTA:
             raise InsufficientQuota from None

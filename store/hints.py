@@ -1,4 +1,4 @@
-"""Which queued jobs need a new hint: their old one may be lost with Redis, or never have been sent."""
+"""Which queued jobs need a new hint: theirs may be lost with Redis, or was never sent."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _PATIENCE = "least(interval '15 s' * 2 ^ least(hint_count, 5), interval '10 min'
 
 MIN_WINDOW = 64
 
-# A window of hints per pool and tier, twice the live slots: what is hinted next is decided late, and
-# Redis stays small. Tenants take turns: the first of each, then the second of each.
+# A window of hints per pool and tier, twice the live slots: what is hinted next is decided late,
+# and Redis stays small. Tenants take turns: the first of each, then the second of each.
 _REHINT = f"""
 WITH room AS (
     SELECT pool, greatest(%(min_window)s, 2 * sum(slots)) AS window_size FROM worker_leases
@@ -44,8 +44,8 @@ _FORGET_BATCH = 2_000
 _FORGET = """
 WITH hinted AS (
     SELECT id FROM jobs
-    WHERE status = 'queued' AND hinted_at <= %(until)s
-        AND (%(within_s)s::float8 IS NULL OR hinted_at > %(until)s - make_interval(secs => %(within_s)s))
+    WHERE status = 'queued' AND hinted_at <= %(until)s AND (%(within_s)s::float8 IS NULL
+        OR hinted_at > %(until)s - make_interval(secs => %(within_s)s))
     LIMIT %(batch)s FOR UPDATE SKIP LOCKED
 )
 UPDATE jobs SET hinted_at = NULL FROM hinted WHERE jobs.id = hinted.id

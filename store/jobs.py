@@ -36,8 +36,8 @@ WITH job AS (
         cancel_requested_at = coalesce(cancel_requested_at, now()),
         cancel_by = coalesce(cancel_by, %(by)s),
         status = CASE WHEN status = 'queued' AND attempt = 0 THEN 'cancelled' ELSE status END,
-        reason = CASE WHEN status = 'queued' AND attempt = 0 THEN 'cancelled_by_' || %(by)s
-            ELSE reason END,
+        reason = CASE WHEN status = 'queued' AND attempt = 0
+            THEN 'cancelled_by_' || coalesce(cancel_by, %(by)s) ELSE reason END,
         finished_at = CASE WHEN status = 'queued' AND attempt = 0 THEN now() END,
         cost_micros = CASE WHEN status = 'queued' AND attempt = 0 THEN 0 END,
         cached_tokens = CASE WHEN status = 'queued' AND attempt = 0 THEN 0 END,

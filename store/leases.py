@@ -28,9 +28,16 @@ UPDATE worker_leases SET beat_at = now(), expires_at = now() + make_interval(sec
 WHERE worker_id = %(worker_id)s AND expires_at > now() RETURNING draining
 """
 
-_CANCELS = """
-SELECT id, attempt FROM jobs
-WHERE worker_id = %(worker_id)s AND status = 'in_progress' AND cancel_requested_at IS NOT NULL
+_HELD = """
+SELECT id AS job_id, attempt, cancel_requested_at IS NOT NULL AS is_cancelled FROM jobs
+WHERE worker_id = %(worker_id)s AND status = 'in_progress'
+"""
+
+# No lease has the nil id, so for the reaper the job's worker is lost.
+_DISOWN = """
+UPDATE jobs SET worker_id = '00000000-0000-0000-0000-000000000000'
+WHERE id = %(job_id)s AND attempt = %(attempt)s AND worker_id = %(worker_id)s
+    AND status = 'in_progress'
 """
 
 _EXPIRE_PROCESS = """
@@ -50,6 +57,15 @@ class Lease:
     device: str
     models: Sequence[str]
     slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldJob:
+    """A job under a worker's lease. `is_cancelled`: somebody asked to cancel it."""
+
+    job_id: UUID
+    attempt: int
+    is_cancelled: bool
 
 
 def register(connection: DictConnection, lease: Lease) -> None:
@@ -77,10 +93,16 @@ def beat(connection: DictConnection, worker_id: UUID, *, num_running: int) -> bo
     return row is not None
 
 
-def cancellations(connection: DictConnection, worker_id: UUID) -> list[tuple[UUID, int]]:
-    """(job id, attempt) of this worker's jobs that somebody asked to cancel."""
-    rows = connection.execute(_CANCELS, {"worker_id": worker_id}).fetchall()
-    return [(row["id"], row["attempt"]) for row in rows]
+def held_jobs(connection: DictConnection, worker_id: UUID) -> list[HeldJob]:
+    """The jobs that Postgres says this worker runs."""
+    rows = connection.execute(_HELD, {"worker_id": worker_id}).fetchall()
+    return [HeldJob(**row) for row in rows]
+
+
+def disown(connection: DictConnection, worker_id: UUID, held: HeldJob) -> bool:
+    """Leave a job that is held under this lease, and that nobody runs, to the reaper."""
+    parameters = {"worker_id": worker_id, "job_id": held.job_id, "attempt": held.attempt}
+    return connection.execute(_DISOWN, parameters).rowcount == 1
 
 
 def set_draining(connection: DictConnection, worker_id: UUID) -> None:

@@ -62,7 +62,8 @@ WITH account AS (
 ), entry AS (
     INSERT INTO ledger_entries (kind, tenant_id, debit_account, credit_account, amount_micros,
         currency, idem_key)
-    SELECT %(kind)s, tenant_id, %(debit)s, %(credit)s, abs(%(amount)s::bigint), currency, %(idem_key)s
+    SELECT %(kind)s, tenant_id, %(debit)s, %(credit)s, abs(%(amount)s::bigint), currency,
+        %(idem_key)s
     FROM account ON CONFLICT (idem_key) DO NOTHING RETURNING *
 ), moved AS (
     UPDATE accounts a SET balance_micros = a.balance_micros + %(amount)s
@@ -125,8 +126,8 @@ CHECKS: dict[str, str] = {
     "balance_is_sum_of_entries": """
         SELECT a.tenant_id, a.balance_micros, coalesce(s.total, 0)::bigint AS entries_micros
         FROM accounts a LEFT JOIN (
-            SELECT tenant_id, sum(CASE WHEN credit_account = 'tenant:' || tenant_id THEN amount_micros
-                WHEN debit_account = 'tenant:' || tenant_id THEN -amount_micros END) AS total
+            SELECT tenant_id, sum(CASE 'tenant:' || tenant_id WHEN credit_account THEN amount_micros
+                WHEN debit_account THEN -amount_micros END) AS total
             FROM ledger_entries GROUP BY tenant_id
         ) s ON s.tenant_id = a.tenant_id
         WHERE a.balance_micros <> coalesce(s.total, 0)""",

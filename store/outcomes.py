@@ -14,6 +14,8 @@ from store.pools import DictConnection
 #   their lock is got. Uniqueness holds without the locks too: the ledger admits one usage entry a
 #   job, and money moves only for entries really inserted (`entered`).
 # - A charge never exceeds its reservation; without one it is 0. Both are counted as anomalies.
+# - Two CTEs are never joined where their rows are many: without statistics Postgres takes them for
+#   small and compares each with each. `IN (SELECT ..)` is hashed.
 # - Accounts are locked in the order of their ids, so settlers can't wait for each other in a ring.
 _SETTLE = """
 WITH due AS MATERIALIZED (
@@ -29,7 +31,8 @@ WITH due AS MATERIALIZED (
     SELECT *, least(cost, coalesce(reserved, 0)) AS amount FROM priced
 ), used AS (
     INSERT INTO usage (job_id, tenant_id, api_key_id, model, service_tier, status, payer,
-        input_tokens, cached_tokens, output_tokens, price_version, amount_micros, currency, created_at)
+        input_tokens, cached_tokens, output_tokens, price_version, amount_micros, currency,
+        created_at)
     SELECT job_id, tenant_id, api_key_id, model, service_tier, status, payer, input_tokens,
         cached_tokens, output_tokens, price_version, amount, currency, created_at
     FROM charged ON CONFLICT DO NOTHING
@@ -38,12 +41,12 @@ WITH due AS MATERIALIZED (
         amount_micros, currency, price_version, idem_key)
     SELECT 'usage', tenant_id, job_id, 'tenant:' || tenant_id, 'platform:revenue', amount, currency,
         price_version, 'usage:' || job_id
-    FROM charged ON CONFLICT DO NOTHING RETURNING job_id
+    FROM charged ON CONFLICT DO NOTHING RETURNING job_id, amount_micros
 ), resolved AS (
-    UPDATE reservations r SET settled_micros = c.amount, resolved_at = now(),
-        state = CASE WHEN c.payer = 'tenant' THEN 'settled' ELSE 'released' END
-    FROM charged c JOIN entered e ON e.job_id = c.job_id
-    WHERE r.job_id = c.job_id AND r.state = 'held'
+    UPDATE reservations r SET settled_micros = e.amount_micros, resolved_at = now(),
+        state = CASE WHEN r.job_id IN (SELECT job_id FROM charged WHERE payer = 'tenant')
+            THEN 'settled' ELSE 'released' END
+    FROM entered e WHERE r.job_id = e.job_id AND r.state = 'held'
     RETURNING r.tenant_id, r.amount_micros, r.settled_micros
 ), totals AS (
     SELECT tenant_id, sum(settled_micros)::bigint AS spent, sum(amount_micros)::bigint AS freed
@@ -58,11 +61,12 @@ WITH due AS MATERIALIZED (
 ), marked AS (
     UPDATE job_outcomes o SET settled_at = now() FROM due d WHERE o.job_id = d.job_id
 )
-SELECT count(*) AS num_settled, count(entered.job_id) AS num_entered,
-    coalesce(array_agg(c.job_id) FILTER (WHERE c.cost > c.reserved), '{}') AS over_reservation,
-    coalesce(array_agg(c.job_id) FILTER (WHERE c.reserved IS NULL AND entered.job_id IS NOT NULL),
-        '{}') AS without_reservation
-FROM charged c LEFT JOIN entered ON entered.job_id = c.job_id
+SELECT count(*) AS num_settled, (SELECT count(*) FROM entered) AS num_entered,
+    coalesce(array_agg(job_id) FILTER (WHERE cost > reserved), '{}') AS over_reservation,
+    coalesce(array_agg(job_id) FILTER (
+        WHERE reserved IS NULL AND job_id IN (SELECT job_id FROM entered)), '{}')
+        AS without_reservation
+FROM charged
 """
 
 _OLDEST_UNSETTLED = """

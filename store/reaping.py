@@ -81,8 +81,8 @@ _CARRY_OUT: LiteralString = """
         e.error_message AS end_message, e.retryable AS end_retryable, e.finish_reason,
         CASE WHEN m.produced = 0 AND e.payer = 'tenant' THEN 'nobody' ELSE e.payer END AS end_payer
     FROM measured m JOIN jsonb_to_recordset(%(endings)s) AS e (verdict text, has_output boolean,
-        status text, reason text, payer text, error_code text, error_message text, retryable boolean,
-        finish_reason text)
+        status text, reason text, payer text, error_code text, error_message text,
+        retryable boolean, finish_reason text)
         ON e.verdict = m.verdict AND e.has_output = (m.produced > 0)
 ), priced AS MATERIALIZED (
     SELECT e.*, CASE WHEN e.end_payer = 'tenant' THEN least(r.amount_micros, cost_micros(

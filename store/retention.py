@@ -15,13 +15,15 @@ UPDATE job_results r SET event_log = NULL FROM (
 ) expired WHERE r.job_id = expired.job_id
 """
 
+# Admission renews an expired key in place; the age is looked at again once the row is locked.
 _IDEMPOTENCY_KEYS = """
 DELETE FROM idempotency_keys k USING (
     SELECT i.tenant_id, i.key FROM idempotency_keys i
     WHERE i.created_at < now() - make_interval(hours => %(ttl_h)s)
         AND NOT EXISTS (SELECT FROM jobs j WHERE j.id = i.job_id AND j.finished_at IS NULL)
-    ORDER BY i.created_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED
+    ORDER BY i.created_at LIMIT %(batch)s
 ) expired WHERE k.tenant_id = expired.tenant_id AND k.key = expired.key
+    AND k.created_at < now() - make_interval(hours => %(ttl_h)s)
 """
 
 

@@ -229,6 +229,7 @@ job_results = Table(
     Column("last_seq", BigInteger, nullable=False),
     Column("event_log", LargeBinary),
     _time("created_at", default=True),
+    Index("job_results_with_log", "job_id", postgresql_where=text("event_log IS NOT NULL")),
     postgresql_partition_by="RANGE (job_id)",
 )
 

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from store import api_keys
+from store.ledger import CASH, EntryKind, Transfer, transfer
 from store.pools import AsyncPool, DictConnection
 from tasks.ids import uuid7
 from tasks.queues import ServiceTier
@@ -61,11 +62,10 @@ def create_tenant(
             (tenant_id, name, [str(tier) for tier in tiers], str(default_tier)),
         )
         connection.execute(
-            "INSERT INTO accounts (tenant_id, currency, balance_micros) VALUES (%s, %s, %s)",
-            (tenant_id, currency, credit_micros),
+            "INSERT INTO accounts (tenant_id, currency) VALUES (%s, %s)", (tenant_id, currency)
         )
         if credit_micros:
-            _insert_first_topup(connection, tenant_id, credit_micros, currency)
+            transfer(connection, _first_topup(tenant_id, credit_micros))
     return tenant_id
 
 
@@ -147,17 +147,11 @@ def _api_key(row: dict[str, Any]) -> ApiKey:
     )
 
 
-def _insert_first_topup(
-    connection: DictConnection, tenant_id: UUID, amount_micros: int, currency: str
-) -> None:
-    connection.execute(
-        "INSERT INTO ledger_entries (kind, tenant_id, debit_account, credit_account, amount_micros,"
-        " currency, idem_key) VALUES ('topup', %s, 'platform:cash', %s, %s, %s, %s)",
-        (
-            tenant_id,
-            f"tenant:{tenant_id}",
-            amount_micros,
-            currency,
-            f"topup:{tenant_id}:initial",
-        ),
+def _first_topup(tenant_id: UUID, amount_micros: int) -> Transfer:
+    return Transfer(
+        kind=EntryKind.TOPUP,
+        tenant_id=tenant_id,
+        amount_micros=amount_micros,
+        counter_account=CASH,
+        idem_key=f"topup:{tenant_id}:initial",
     )

@@ -83,9 +83,11 @@ def text_of(events: Iterable[Event]) -> str:
 
 
 def token_ids_of(events: Iterable[Event]) -> list[int]:
-    """The token ids the events carry; those before a gap are not among them."""
+    """The token ids the events carry since the last gap, which restates text without its ids."""
     ids: list[int] = []
     for event in events:
         if event.type == EventType.TOKEN:
             ids += event.fields()["token_ids"]
+        elif event.type == EventType.GAP:
+            ids = []
     return ids

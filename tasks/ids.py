@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import time
 from uuid import UUID
 
 JOB_PREFIX = "job_"
+
+_DIGITS = re.compile("[0-9a-f]{32}")
 
 _lock = threading.Lock()
 _last_ms_and_seq = 0  # 48 bits of milliseconds, 12 bits of counter
@@ -37,11 +40,6 @@ def format_job_id(job_id: UUID, prefix: str = JOB_PREFIX) -> str:
 def parse_job_id(text: str, prefix: str = JOB_PREFIX) -> UUID | None:
     """The id behind the prefix, None if the text is not one."""
     digits = text.removeprefix(prefix)
-    if not text.startswith(prefix) or len(digits) != 32:
+    if not text.startswith(prefix) or not _DIGITS.fullmatch(digits):
         return None
-    try:
-        return (
-            UUID(hex=digits) if digits.isalnum() and digits.islower() | digits.isdigit() else None
-        )
-    except ValueError:
-        return None
+    return UUID(hex=digits)

@@ -13,6 +13,7 @@ from uuid import UUID
 from kombu.pools import producers
 
 from tasks.app import app
+from tasks.ids import parse_job_id
 from tasks.queues import ServiceTier, queue_for
 
 GENERATE = "inference.generate"
@@ -38,11 +39,9 @@ class Hint:
 
 
 def job_of_task_id(task_id: str) -> UUID | None:
-    """The job a Celery task id belongs to."""
-    try:
-        return UUID(hex=task_id.partition(".")[0])
-    except ValueError:
-        return None
+    """The job a Celery task id belongs to; None for the id of any other task."""
+    digits, _, hint_count = task_id.partition(".")
+    return parse_job_id(digits, prefix="") if hint_count.isdecimal() else None
 
 
 def send_hints(hints: Iterable[Hint]) -> None:

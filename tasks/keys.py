@@ -41,3 +41,8 @@ def job_of_channel(channel: str) -> UUID:
 def cancel_channel(worker_id: UUID) -> str:
     """Where a worker hears of cancellations."""
     return f"cancel:{worker_id.hex}"
+
+
+# String: a random word, kept for ever. Missing or changed, it says that Redis lost its data and all
+# hints with it.
+HINT_EPOCH = "hints:epoch"

@@ -27,6 +27,9 @@ class ServiceTier(StrEnum):
     BATCH = "batch"  # takes what the others leave
 
 
+_TIERS = {tier.value: tier for tier in ServiceTier}
+
+
 @lru_cache(maxsize=4096)
 def named_queue(name: str) -> Queue:
     """A queue with its own direct exchange."""
@@ -48,7 +51,7 @@ def tier_of_queue(name: str) -> ServiceTier | None:
     parts = name.split(".")
     if len(parts) != 4 or parts[0] != "inference":
         return None
-    return ServiceTier(parts[2])
+    return _TIERS.get(parts[2])
 
 
 def lane_for(tenant_id: UUID) -> int:

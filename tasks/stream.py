@@ -24,9 +24,9 @@ _LUA = Path(__file__).parent / "lua"
 APPEND_SCRIPT = (_LUA / "append.lua").read_text()
 OPEN_SCRIPT = (_LUA / "open.lua").read_text()
 
-# After a loss of Redis data readers may have seen events that no store holds any more. The next
-# attempt goes on this far beyond, so that no number is given to two events; an attempt checkpoints
-# every second, so it is more than can have been lost.
+# After a loss of Redis data readers may have seen events that no store holds any more. Attempt n
+# then goes on at n times this number. No attempt has as many events, so that whatever was lost,
+# earlier attempts gave lower numbers only: no number is given to two events.
 SEQUENCE_JUMP = 1_000_000
 
 

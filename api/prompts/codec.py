@@ -1,11 +1,12 @@
 """Text to token ids, such that text a client wrote never becomes a control token.
 
-A tokenizer turns `<|im_end|>` into its control token wherever it stands, so a client could close its
-own message and open one of another role. Here each such string in client text is broken by a mark
-(a private-use character that occurs nowhere in the request) before the template sees it. The
+A tokenizer turns `<|im_end|>` into its control token wherever it stands, so a client could close
+its own message and open one of another role. Here each such string in client text is broken by a
+mark (a private-use character that occurs nowhere in the request) before the template sees it. The
 tokenizer then finds control tokens only where the template put them. A stretch between two of them
 that holds marks is encoded again, without marks and by a tokenizer that knows no control tokens.
 Text without such strings takes the ordinary path and gives what `apply_chat_template` gives.
+Control tokens are those a tokenizer marks as special; other added tokens (`<think>`) are text.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from api.prompts.template import ChatTemplate, Messages
 from store.model_assets import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from tasks.errors import InvalidPrompt
 
-# Unicode's private-use characters outside the first plane too: no request of 1 MiB holds all of them.
+# Private-use characters. A text that holds all 2,048 and a control token as well is refused.
 _MARKS = tuple(map(chr, (*range(0xE000, 0xE400), *range(0xF0000, 0xF0400))))
+
+_CONTROL_IN_TEXT = "The text contains a control token of this model."
 
 
 class PromptCodec:
@@ -66,11 +69,20 @@ class PromptCodec:
         return self._encode_marked(self._break(prompt, mark), mark, has_frame=False)
 
     def _encode(self, text: str, *, has_frame: bool) -> list[int]:
-        # encode_batch lets other threads run while it works; encode holds the interpreter lock.
-        return self._run(self._tokenizer, text, has_frame=has_frame).ids
+        return self._encode_framed(text, has_frame=has_frame).ids
+
+    def _encode_framed(self, text: str, *, has_frame: bool) -> Encoding:
+        """Refuses control tokens that nobody wrote: a normalizer may make one of look-alikes."""
+        encoding = _run(self._tokenizer, text, has_frame=has_frame)
+        num_framing = 0 if has_frame else self._tokenizer.num_special_tokens_to_add(is_pair=False)
+        num_written = len(self._control.findall(text)) if self._control else 0
+        num_found = sum(map(self._control_ids.__contains__, encoding.ids))
+        if num_found > num_written + num_framing:
+            raise InvalidPrompt(_CONTROL_IN_TEXT)
+        return encoding
 
     def _encode_marked(self, text: str, mark: str, *, has_frame: bool) -> list[int]:
-        encoding = self._run(self._tokenizer, text, has_frame=has_frame)
+        encoding = self._encode_framed(text, has_frame=has_frame)
         ids: list[int] = []
         for stretch in self._stretches(encoding):
             begin, end = encoding.offsets[stretch.start][0], encoding.offsets[stretch.stop - 1][1]
@@ -94,14 +106,11 @@ class PromptCodec:
             yield range(begin, len(encoding.ids))
 
     def _encode_plain(self, text: str) -> list[int]:
-        ids = self._run(self._plain, text, has_frame=True).ids
-        # A vocabulary may hold a control token as an ordinary entry: then its text has no other form.
+        ids = _run(self._plain, text, has_frame=True).ids
+        # A vocabulary may hold a control token as an ordinary entry; its text has no other form.
         if not self._control_ids.isdisjoint(ids):
-            raise InvalidPrompt("The text contains a control token of this model.")
+            raise InvalidPrompt(_CONTROL_IN_TEXT)
         return ids
-
-    def _run(self, tokenizer: Tokenizer, text: str, *, has_frame: bool) -> Encoding:
-        return tokenizer.encode_batch([text], add_special_tokens=not has_frame)[0]
 
     def _mark_for(self, texts: Iterable[str]) -> str | None:
         """A character that occurs nowhere in these texts; None if nothing needs a mark."""
@@ -111,7 +120,7 @@ class PromptCodec:
         used = set().union(*texts)
         mark = next((mark for mark in _MARKS if mark not in used), None)
         if mark is None:
-            raise InvalidPrompt("The text contains control tokens of this model.")
+            raise InvalidPrompt(_CONTROL_IN_TEXT)
         return mark
 
     def _break(self, text: str, mark: str) -> str:
@@ -126,6 +135,11 @@ def _tokenizer(document: Mapping[str, Any]) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _run(tokenizer: Tokenizer, text: str, *, has_frame: bool) -> Encoding:
+    # encode_batch lets other threads run while it works; encode holds the interpreter lock.
+    return tokenizer.encode_batch([text], add_special_tokens=not has_frame)[0]
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:

@@ -1,7 +1,7 @@
 """Chat templates, rendered as transformers does: same environment, same variables, same filters.
 
-Templates come from the catalog, never from a request. They still run in a sandbox, because a model's
-template is a file somebody else wrote.
+Templates come from the catalog, never from a request. They still run in a sandbox, because a
+model's template is a file somebody else wrote.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
 class _GenerationTag(Extension):
     """`{% generation %}...{% endgeneration %}` marks training text; here it just shows its body."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)

@@ -23,6 +23,7 @@ import psutil
 
 _LAUNCHER = str(Path(__file__).with_name("launch.py"))
 _POLL_S = 0.02
+_MAX_LINE = 300  # characters of a log line that are shown
 # Every process of one stack carries its state folder in this variable; it marks what is ours.
 STATE_VARIABLE = "MILLRACE_STATE_DIR"
 
@@ -166,7 +167,7 @@ def tail(path: Path, num_lines: int = 15) -> str:
     with path.open("rb") as log:
         log.seek(max(0, path.stat().st_size - 16_384))
         lines = log.read().decode(errors="replace").splitlines()
-    return "\n".join(lines[-num_lines:])
+    return "\n".join(line[:_MAX_LINE] for line in lines[-num_lines:])
 
 
 @functools.cache

@@ -60,8 +60,12 @@ def ledger_line(owner_url: str, job_id: str) -> str:
     deadline = time.monotonic() + _LEDGER_TIMEOUT_S
     with connect(owner_url, application_name="millrace-up") as connection:
         while time.monotonic() < deadline:
-            if entry := entry_for_job(connection, UUID(job_id)):
-                return str(entry)
+            if entry := entry_for_job(connection, UUID(job_id.removeprefix("job_"))):
+                return (
+                    f"entry {entry.id}: {entry.amount_micros} micros {entry.currency} from "
+                    f"{entry.debit_account} to {entry.credit_account}, price version "
+                    f"{entry.price_version}"
+                )
             time.sleep(0.1)
     raise StackError(f"billing has not settled job {job_id}, see .millrace/logs/billing.log")
 

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 
 from cli.stack.errors import StackError
 from cli.stack.options import Report, Step
 from cli.stack.postgres import EmbeddedPostgres
+from cli.stack.postgres_home import remove_outside_home
 from cli.stack.redis import EmbeddedRedis
-from cli.stack.stack import SERVICES
 from cli.stack.state import StateFolder
-from cli.stack.supervisor import end_leftovers
+from cli.stack.supervisor import SERVICES, end_leftovers
 
 # API, workers and services one after another, each with its own grace.
 _DRAIN_TIMEOUT_S = 100.0
 
 
-def down(state: StateFolder, report: Report) -> None:
-    """Idempotent. Ends nothing that this state folder's `up` did not start."""
+def down(state: StateFolder, report: Report, *, purge: bool = False) -> None:
+    """Idempotent. Ends nothing that this state folder's `up` did not start.
+
+    purge: delete the state folder and what Postgres keeps for it elsewhere.
+    """
+    _end_all(state, report)
+    if purge and state.path.exists():
+        remove_outside_home(state.path)
+        shutil.rmtree(state.path)
+        report(Step.DONE, f"deleted {state.path}")
+
+
+def _end_all(state: StateFolder, report: Report) -> None:
     running = state.read_running()
     supervisor = running.supervisor.find() if running else None
     if supervisor is not None:

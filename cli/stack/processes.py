@@ -20,16 +20,25 @@ from cli.stack.files import ROOT
 
 # Streams still open after this are cut; their readers resume at another replica.
 _API_DRAIN_S = 10
-# What a process inherits of ours: nothing. It is told everything, by its role.
-_PREFIX = "MILLRACE_"
-_KEPT = ("MILLRACE_STUB_", "MILLRACE_LOG_", "MILLRACE_MODELS_DIR", "MILLRACE_FILES_URL")
+# Never inherited: a process is told addresses and secrets by its role. Other settings pass through.
+_ADDRESSES = (
+    "MILLRACE_DATABASE_URL",
+    "MILLRACE_REDIS_URL",
+    "MILLRACE_BROKER_URL",
+    "MILLRACE_STREAM_URL",
+    "MILLRACE_LIMITS_URL",
+    "MILLRACE_KEY_PEPPER",
+    "MILLRACE_METRICS_PORT",
+    "MILLRACE_URL",
+    "MILLRACE_API_KEY",
+)
 
 
 class Readiness(StrEnum):
     """What to wait for after a start."""
 
     HTTP = "http"  # its /livez answers
-    LEASE = "lease"  # its lease stands in Postgres: models are loaded
+    LEASE = "lease"  # its lease stands in Postgres (models are loaded), and it answers a ping
     PING = "ping"  # it answers Celery's ping
     PAGE = "page"  # its port answers anything
 
@@ -50,11 +59,7 @@ class Platform:
 
     def environment(self, role: str) -> dict[str, str]:
         """Of a process that connects to Postgres as `role`."""
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(_PREFIX) or name.startswith(_KEPT)
-        }
+        kept = {k: value for k, value in os.environ.items() if not k.startswith(_ADDRESSES)}
         urls = {f"MILLRACE_{name.upper()}_URL": url for name, url in self.redis_urls.items()}
         ours = {
             STATE_VARIABLE: str(self.state_dir),

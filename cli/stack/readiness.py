@@ -41,9 +41,9 @@ def wait_ready(platform: Platform, spec: ProcessSpec, child: Child) -> None:
 
 def is_ready(platform: Platform, spec: ProcessSpec, child: Child) -> bool:
     """Asked once, bounded by a second or two."""
-    if spec.readiness is Readiness.LEASE:
-        return has_lease(platform, child.pid)
-    if spec.readiness is Readiness.PING:
+    if spec.readiness is Readiness.LEASE and not has_lease(platform, child.pid):
+        return False
+    if spec.node is not None:
         return spec.node in nodes(platform.redis_url, spec.node)
     assert spec.url is not None
     return _answers(spec.url + "/livez" if spec.readiness is Readiness.HTTP else spec.url)

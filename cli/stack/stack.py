@@ -23,13 +23,12 @@ from cli.stack.processes import Platform, ProcessSpec, Readiness
 from cli.stack.readiness import wait_ready
 from cli.stack.redis import EmbeddedRedis
 from cli.stack.state import StateFolder
-from cli.stack.supervisor import Supervisor, Unit, end_leftovers
+from cli.stack.supervisor import SERVICES, Supervisor, Unit, end_leftovers
 from store.catalog import apply_catalog
 from store.catalog_file import CatalogError
 from store.leases import expire_process
 from store.pools import connect
 
-SERVICES = ("postgres", "redis")
 FLOWER_USER = "millrace"
 _API_PORT = 8000
 _FLOWER_PORT = 5555
@@ -53,6 +52,7 @@ class Stack:
     def start(self) -> None:
         """Returns when a job can be sent. Raises StackError, whose text says what to do."""
         self._end_leftovers()
+        self._check_port()
         owner_url = self._start_postgres()
         redis_url = self._start_redis()
         platform = self._platform(owner_url, redis_url)
@@ -180,12 +180,15 @@ class Stack:
     def _api_port(self) -> int:
         if self._options.port is None:
             return ports.next_free(_API_PORT)
-        if not ports.is_free(self._options.port):
+        return self._options.port
+
+    def _check_port(self) -> None:
+        port = self._options.port
+        if port is not None and not ports.is_free(port):
             raise StackError(
-                f"port {self._options.port} is taken{ports.holder(self._options.port)}: stop that, "
+                f"port {port} is taken{ports.holder(port)}: stop that, "
                 "or leave PORT out and the next free port is taken"
             )
-        return self._options.port
 
 
 def _ignore(child: Child) -> None:

@@ -22,6 +22,7 @@ from cli.stack.state import ProcessRecord, Running, StateFolder
 
 log = structlog.get_logger(__name__)
 
+SERVICES = ("postgres", "redis")  # adopted by the next start, not ended by it
 _POLL_S = 0.1
 _FIRST_DELAY_S = 0.5
 _MAX_DELAY_S = 30.0

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import httpx
 from rich.console import Console
 
 from cli.stack.addresses import owner_url
@@ -27,6 +28,7 @@ from cli.stack.options import Step, UpOptions
 from cli.stack.stack import FLOWER_USER, Stack, open_state
 from cli.stack.state import Running, StateFolder
 from cli.stack.status import wait_until_ready
+from millrace import MillraceError
 
 
 def up(options: UpOptions, *, detach: bool, is_json: bool) -> None:
@@ -45,7 +47,8 @@ def up(options: UpOptions, *, detach: bool, is_json: bool) -> None:
     progress = Progress(console)
     with contextlib.closing(progress):
         _start_daemon(state, options, progress)
-    _welcome(state, options, console, is_json)
+    if problem := _welcome(state, options, console, is_json):
+        raise StackError(f"Millrace runs, but the first prompt failed: {problem}")
 
 
 def _stay(state: StateFolder, options: UpOptions, console: Console, is_json: bool) -> None:
@@ -53,11 +56,12 @@ def _stay(state: StateFolder, options: UpOptions, console: Console, is_json: boo
     log_to(state.logs / "supervisor.log")
     progress = Progress(console)
     stack = Stack(state, options, progress)
-    with _sigterm_as_interrupt():
+    with _signals_as_interrupt():
         try:
             with contextlib.closing(progress):
                 stack.start()
-            _welcome(state, options, console, is_json)
+            if problem := _welcome(state, options, console, is_json):
+                console.print(f"the first prompt failed: {problem}", markup=False)
             console.print("Ctrl-C stops it.")
             threading.Event().wait()
         except KeyboardInterrupt:
@@ -95,6 +99,7 @@ def _start_daemon(state: StateFolder, options: UpOptions, progress: Progress) ->
             if message["step"] == Step.READY:
                 return
             if message["step"] == Step.ERROR:
+                daemon.wait()  # until it has stopped what it had started
                 raise StackError(message["text"])
             progress(Step(message["step"]), message["text"])
     except KeyboardInterrupt:
@@ -104,28 +109,35 @@ def _start_daemon(state: StateFolder, options: UpOptions, progress: Progress) ->
     raise StackError(f"the supervisor ended, see {log_path}:\n{tail(log_path)}")
 
 
-def _welcome(state: StateFolder, options: UpOptions, console: Console, is_json: bool) -> None:
+def _welcome(state: StateFolder, options: UpOptions, console: Console, is_json: bool) -> str | None:
+    """Show the first job and where everything is. Returns what went wrong with the job."""
     running = state.read_running()
     assert running is not None
     write_env(state, running.addresses["api"])
+    problem = None
     if not is_json:
-        _show_first_job(state, options, running, console)
+        problem = _show_first_job(state, options, running, console)
     _show(state, running, console, is_json)
+    return problem
 
 
 def _show_first_job(
     state: StateFolder, options: UpOptions, running: Running, console: Console
-) -> None:
+) -> str | None:
     model = served_model(options)
     console.print(f"\n[bold]{model}>[/] {PROMPT}")
-    job, job_id = first_job(
-        running.addresses["api"],
-        state.find_secret("api_key") or "",
-        model=model,
-        on_text=lambda text: console.print(text, end="", markup=False, highlight=False),
-    )
-    console.print(f"\n\njob {job_id}: {job.status}", highlight=False)
-    console.print(f"ledger: {ledger_line(owner_url(state), job_id)}", highlight=False)
+    try:
+        job, job_id = first_job(
+            running.addresses["api"],
+            state.find_secret("api_key") or "",
+            model=model,
+            on_text=lambda text: console.print(text, end="", markup=False, highlight=False),
+        )
+        console.print(f"\n\njob {job_id}: {job.status}", highlight=False)
+        console.print(f"ledger: {ledger_line(owner_url(state), job_id)}", highlight=False)
+    except (StackError, MillraceError, httpx.HTTPError) as error:
+        return str(error)
+    return None if job.status in ("completed", "incomplete") else f"job {job_id} is {job.status}"
 
 
 def _show(state: StateFolder, running: Running, console: Console, is_json: bool) -> None:
@@ -143,22 +155,38 @@ def _show(state: StateFolder, running: Running, console: Console, is_json: bool)
         f"key      {key}   (source {state.env_path} sets MILLRACE_URL, MILLRACE_API_KEY)",
         "",
         "Try:",
-        f"  source '{state.env_path}'",
-        '  curl -s "$MILLRACE_URL/v1/jobs" \\',
-        '    -H "Authorization: Bearer $MILLRACE_API_KEY" -H "Content-Type: application/json" \\',
-        '    -d \'{"model": "demo", "messages": [{"role": "user", "content": "What is a job?"}]}\'',
+        *_commands(state),
         "",
     ]
     console.print("\n".join(lines), markup=False, highlight=False)
 
 
+def _commands(state: StateFolder) -> list[str]:
+    """Create a job, then follow its events; both end by themselves."""
+    key = '-H "Authorization: Bearer $MILLRACE_API_KEY"'
+    body = '{"model": "demo", "messages": [{"role": "user", "content": "What is a job?"}]}'
+    take_id = """python3 -c 'import json, sys; print(json.load(sys.stdin)["id"])'"""
+    return [
+        f"  source '{state.env_path}'",
+        f'  JOB=$(curl -s "$MILLRACE_URL/v1/jobs" {key} \\',
+        f"    -H 'Content-Type: application/json' -d '{body}' \\",
+        f"    | {take_id})",
+        f'  curl -sN "$MILLRACE_URL/v1/jobs/$JOB/events" {key}',
+    ]
+
+
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def _signals_as_interrupt() -> Iterator[None]:
+    """SIGTERM, and a terminal that was closed, stop it as Ctrl-C does."""
+
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = {
+        number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,9 +1,9 @@
-"""Training of the embedding model: two texts of one meaning attract, all others in the batch repel."""
+"""Training of the embedding model: two texts of one meaning attract, all others repel."""
 
 import random
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import LlamaModel

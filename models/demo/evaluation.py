@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM, LlamaModel
 
 from models.demo.contrast import embed
-from models.demo.corpus import conversations, facts, sums, talk, texts, tools
+from models.demo.corpus import facts, sums, talk, texts, tools, words
 from models.demo.corpus.conversations import Conversation
-from models.demo.packing import Shard, make_shard, Order
 from models.demo.learning import chat_loss
+from models.demo.packing import Order, Shard, make_shard
 from models.demo.tokens import END, IDS, PAD, ROLES, Encoder
 
 QUESTIONS = Path(__file__).with_name("questions.toml")
@@ -82,7 +82,7 @@ def _cases(skill: talk.Skill, num: int) -> list[tuple[Conversation, str]]:
 
 def _tool_cases(num: int) -> list[tuple[Conversation, str]]:
     rng = random.Random(SEED)
-    cases = []
+    cases: list[tuple[Conversation, str]] = []
     while len(cases) < num:
         box = tools.toolbox(rng)
         user, answer, *_ = tools.tool_exchange(rng, box)
@@ -96,7 +96,7 @@ def _tool_cases(num: int) -> list[tuple[Conversation, str]]:
 def _result_cases(num: int) -> list[tuple[Conversation, str]]:
     """Tool results that have to be told."""
     rng = random.Random(SEED)
-    cases = []
+    cases: list[tuple[Conversation, str]] = []
     while len(cases) < num:
         box = tools.toolbox(rng)
         *before, answer = tools.tool_exchange(rng, box)
@@ -111,7 +111,7 @@ def _memory_cases(num: int) -> list[tuple[Conversation, str]]:
     rng = random.Random(SEED)
     cases = []
     for _ in range(num):
-        name = conversations.words.first_name(rng)
+        name = words.first_name(rng)
         messages = talk.ask(f"My name is {name}.", f"Nice to meet you, {name}!")
         for _ in range(rng.randint(1, 6)):
             messages += facts.fact_exchange(rng)

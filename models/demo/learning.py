@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812  (the name everybody knows)
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
@@ -73,7 +73,7 @@ def fit(model: nn.Module, plan: Plan, device: torch.device, loss_of: LossOf) -> 
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * rate_at(share)
         loss = loss_of()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -10,6 +10,7 @@ any machine. `--eval-only` prints the figures of models that are already in the 
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from tokenizers import Tokenizer
 
 from models.demo import contrast, evaluation, networks
 from models.demo.learning import Outcome, Plan, fit_chat
-from models.demo.packing import Shards
+from models.demo.packing import Shard, Shards
 from models.demo.tokens import save_tokenizer, train_tokenizer
 
 # name, share of the time, peak learning rate
 RUNS = (("demo", 0.66, 2e-3), ("demo-mini", 0.22, 3e-3), ("demo-embed", 0.12, 2e-3))
 DEFAULTS = {  # by device: minutes of training, shards, tokens in a batch
-    "cuda": (6.8, 900, 65_536),
+    "cuda": (6.8, 1_600, 65_536),
     "cpu": (75.0, 40, 8_192),
 }
 
@@ -39,8 +40,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--device", default="auto", help="auto, cuda or cpu")
     parser.add_argument("--minutes", type=float, help="training time of all three (75; GPU 6.8)")
-    parser.add_argument("--steps", help="steps of the three instead of minutes, as in 5000,3000,900")
-    parser.add_argument("--shards", type=int, help="shards of 262,144 tokens to make (40; GPU 900)")
+    parser.add_argument("--steps", help="steps of the three, as in 5000,3000,900")
+    parser.add_argument("--shards", type=int, help="shards of 262,144 tokens (40; GPU 1600)")
     parser.add_argument("--batch-tokens", type=int, help="tokens in a batch (8192; GPU 65536)")
     parser.add_argument("--eval-only", action="store_true", help="only evaluate what is in --out")
     return parser.parse_args(arguments)
@@ -58,6 +59,7 @@ def plans(args: argparse.Namespace, minutes: float) -> list[Plan]:
 
 def train(args: argparse.Namespace, device: torch.device) -> dict[str, Outcome]:
     minutes, num_shards, batch_tokens = DEFAULTS[device.type]
+    batch_tokens = args.batch_tokens or batch_tokens
     tokenizer = train_tokenizer(args.seed)
     save_tokenizer(tokenizer, args.out / "demo")
     num_makers = max(1, (os.cpu_count() or 2) - 1)
@@ -66,29 +68,35 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, Outcome]:
     outcomes = {}
     try:
         for plan in plans(args, args.minutes or minutes):
-            batches = args.batch_tokens or batch_tokens
-            outcomes[plan.name] = train_one(plan, args, device, tokenizer, shards, batches)
+            batches = shards.batches(batch_tokens)
+            if plan.name == "demo-embed":
+                outcomes[plan.name] = train_embedding(plan, args, device, tokenizer)
+            else:
+                outcomes[plan.name] = train_chat(plan, args, device, tokenizer, batches)
     finally:
         shards.close()
     return outcomes
 
 
-def train_one(
+def train_chat(
     plan: Plan,
     args: argparse.Namespace,
     device: torch.device,
     tokenizer: Tokenizer,
-    shards: Shards,
-    batch_tokens: int,
+    batches: Iterator[Shard],
 ) -> Outcome:
-    if plan.name == "demo-embed":
-        encoder = networks.new_encoder(plan.name, args.seed)
-        outcome = contrast.fit_embedding(encoder, tokenizer, plan, device, args.seed)
-        networks.save(encoder, tokenizer, args.out / plan.name)
-        return outcome
     model = networks.new_chat_model(plan.name, args.seed)
-    outcome = fit_chat(model, plan, device, shards.batches(batch_tokens))
+    outcome = fit_chat(model, plan, device, batches)
     networks.save(model, tokenizer, args.out / plan.name)
+    return outcome
+
+
+def train_embedding(
+    plan: Plan, args: argparse.Namespace, device: torch.device, tokenizer: Tokenizer
+) -> Outcome:
+    encoder = networks.new_encoder(plan.name, args.seed)
+    outcome = contrast.fit_embedding(encoder, tokenizer, plan, device, args.seed)
+    networks.save(encoder, tokenizer, args.out / plan.name)
     return outcome
 
 

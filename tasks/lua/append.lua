@@ -9,21 +9,22 @@
 -- ARGV[7] channel            ARGV[8...] events, `<type> <json>`
 --
 -- Returns {code, sequence number}:
---   0 appended   -1 a newer attempt owns the stream   -2 the stream is final   -3 hole: append from
---   the returned number + 1 (after Redis lost data the producer has it in memory)
+--   0 appended   -1 a newer attempt owns the stream   -2 the stream is final   -3 hole: the log lacks
+--   the returned number + 1, or was begun by an older attempt after Redis lost data; the producer
+--   begins it anew from memory. Another attempt's events are never taken for a repetition of ours.
 local attempt, first = tonumber(ARGV[1]), tonumber(ARGV[2])
 local meta = redis.call('HMGET', KEYS[1], 'a', 's', 'f')
 local owner, last = tonumber(meta[1] or '0'), tonumber(meta[2] or '0')
 if attempt < owner then return {-1, last} end
 if meta[3] then return {-2, last} end
-if ARGV[4] == '1' then
+if ARGV[4] == '1' or (not meta[2] and first == 1) then
     redis.call('DEL', KEYS[2])
     local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
     redis.call('HSET', KEYS[1], 'a', attempt, 'r', run_id)
     last = first - 1
+elseif attempt > owner or last < first - 1 then
+    return {-3, last}
 end
-if last < first - 1 then return {-3, last} end
-if attempt > owner then redis.call('HSET', KEYS[1], 'a', attempt) end
 for i = 8 + (last - first + 1), #ARGV do
     last = last + 1
     redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[6], last .. '-0', 'e', ARGV[i])

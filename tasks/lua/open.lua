@@ -1,4 +1,4 @@
--- Takes a job's stream over for a new attempt.
+-- Takes a job's stream over for a new attempt: from now on older ones are fenced.
 --
 -- KEYS[1] meta hash   KEYS[2] log stream   ARGV[1] attempt   ARGV[2] last sequence number of the
 -- checkpoint in Postgres   ARGV[3] ttl in ms
@@ -15,8 +15,11 @@ if attempt < tonumber(meta[1] or '0') then return {-1, last} end
 if meta[3] then return {-2, last} end
 local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
 local is_new = not meta[1] and attempt == 1
-local is_whole = is_new or (meta[1] and meta[4] == run_id and last >= tonumber(ARGV[2]))
-if not is_whole then return {1, last} end
-redis.call('HSET', KEYS[1], 'a', attempt, 's', last, 'r', run_id)
+local has_log = last == 0 or redis.call('EXISTS', KEYS[2]) == 1
+local is_whole = is_new
+    or (meta[1] and meta[4] == run_id and has_log and last >= tonumber(ARGV[2]))
+redis.call('HSET', KEYS[1], 'a', attempt)
+if is_whole then redis.call('HSET', KEYS[1], 's', last, 'r', run_id) end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
-return {0, last}
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+return {is_whole and 0 or 1, last}

@@ -29,7 +29,7 @@ def byte_level_tokenizer() -> Tokenizer:
 
 
 def save_tiny_llama(folder: Path, *, seed: int = 0, num_layers: int = 2) -> Path:
-    """A Llama with two query heads per KV head, in float32. The same seed gives the same weights."""
+    """A float32 Llama with two query heads per KV head; the same seed gives the same weights."""
     tokenizer = byte_level_tokenizer()
     config = LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),

@@ -110,9 +110,10 @@ def _start(worker: Any, idle_look: type[Any]) -> None:
 def _consume_pool(worker: Any, pool: str) -> None:
     """All lanes of this pool, and nothing else."""
     queues = worker.app.amqp.queues
-    queues.select([])
-    for queue in queues_of_pool(pool):
-        queues.select_add(queue)
+    lanes = queues_of_pool(pool)
+    for lane in lanes:
+        queues.add(lane)
+    queues.select([lane.name for lane in lanes])
 
 
 def _engine_config(settings: WorkerSettings, pool: SyncPool) -> EngineConfig:

@@ -31,20 +31,22 @@ def generate(job_id: str) -> None:
     """Take a ticket: claim the best job it stands for and run it. May run twice for one job."""
     runtime = bootstrap.runtime()
     runtime.last_ticket_at = time.monotonic()
-    claimed = _claim_ticket(runtime, UUID(hex=job_id))
+    worker_id = runtime.worker_id
+    claimed = _claim_ticket(runtime, worker_id, UUID(hex=job_id))
     if claimed is not None:
-        run_job(runtime, StreamWriter(runtime.streams), claimed, runtime.worker_id)
+        run_job(runtime, StreamWriter(runtime.streams), claimed, worker_id)
 
 
-def _claim_ticket(runtime: Runtime, job_id: UUID) -> Claimed | None:
+def _claim_ticket(runtime: Runtime, worker_id: UUID, job_id: UUID) -> Claimed | None:
     if runtime.draining.is_set():
         metrics.TICKETS.labels("refused").inc()
         return None
     try:
         with metrics.STAGE_SECONDS.labels("claim").time(), runtime.pool.connection() as connection:
-            claimed = claim_ticket(connection, runtime.worker_id, job_id)
+            claimed = claim_ticket(connection, worker_id, job_id)
     except psycopg.Error as error:
-        # The row stays queued; the re-hinter or the idle look comes back to it.
+        # The row stays queued, and the re-hinter or the idle look comes back to it; or the claim
+        # did commit and only its answer is lost, and the heartbeat finds a job that nobody runs.
         metrics.STAGE_ERRORS.labels("claim", "service_unavailable").inc()
         log.warning("claim_failed", error=type(error).__name__)
         return None
@@ -59,6 +61,7 @@ class IdleLook:
         self._runtime = runtime
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="idle-look", daemon=True)
+        self._attempts: list[threading.Thread] = []
 
     def start(self) -> None:
         """Start looking."""
@@ -80,7 +83,10 @@ class IdleLook:
     def _may_look(self) -> bool:
         runtime = self._runtime
         is_quiet = time.monotonic() - runtime.last_ticket_at > IDLE_LOOK_S
-        has_room = len(runtime.running()) < runtime.engine.max_num_seqs
+        # While Redis is slow, claimed jobs are not yet among the running for a second or more.
+        self._attempts = [thread for thread in self._attempts if thread.is_alive()]
+        num_opening = sum(runtime.of_thread(t.ident or 0) is None for t in self._attempts)
+        has_room = len(runtime.running()) + num_opening < runtime.engine.max_num_seqs
         return is_quiet and has_room and not runtime.draining.is_set() and not self._stop.is_set()
 
     def _look(self) -> bool:
@@ -91,12 +97,14 @@ class IdleLook:
         if claimed is None:
             return False
         log.info("claimed_without_ticket", job_id=claimed.job_id.hex)
-        threading.Thread(
+        thread = threading.Thread(
             target=run_job,
             args=(runtime, StreamWriter(runtime.streams), claimed, worker_id),
             name=f"job-{claimed.job_id.hex}",
             daemon=True,
-        ).start()
+        )
+        self._attempts.append(thread)
+        thread.start()
         return True
 
 

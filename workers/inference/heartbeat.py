@@ -17,6 +17,7 @@ import structlog
 
 from store import leases
 from store.attempts import save_checkpoints
+from store.leases import HeldJob
 from store.pools import DictConnection
 from tasks.ids import uuid7
 from workers.inference import metrics
@@ -27,6 +28,9 @@ log = structlog.get_logger(__name__)
 
 CHECKPOINT_INTERVAL_S = 1.0
 FENCE_MARGIN_S = 1.5  # stop this long before the lease can have ended
+# A job that is held here by Postgres's word, and that no thread has had for this long, goes to the
+# reaper: its claim's answer was lost, or its handler failed. Longer than opening a stream takes.
+ORPHAN_S = 15.0
 # A declared phase may go on this long without a step.
 PHASE_LIMIT_S = {Phase.LOADING: 600.0, Phase.COMPILING: 180.0}
 
@@ -42,6 +46,7 @@ class Heartbeat:
         self._phase_since = time.monotonic()
         self._renewed_at = time.monotonic()  # when the last successful beat was sent
         self._beat_due = 0.0
+        self._orphans: dict[HeldJob, float] = {}  # held by nobody here -> first seen
 
     def start(self) -> None:
         """Register the lease, then beat. Raises psycopg.Error if Postgres is away."""
@@ -78,13 +83,14 @@ class Heartbeat:
             return
         is_alive = self._is_alive(now)
         with self._runtime.pool.connection() as connection:
-            self._checkpoint(connection, running)
-            if not is_alive:
+            # Before the checkpoint, whose failure must not cost the lease.
+            if is_alive:
+                self._beat(connection, now, len(running))
+                self._look_at_held(connection, now)
+            else:
                 metrics.BEATS.labels("withheld").inc()
                 log.warning("beat_withheld")
-                return
-            self._beat(connection, now, len(running))
-            self._hear_cancellations(connection)
+            self._checkpoint(connection, running)
 
     def _checkpoint(self, connection: DictConnection, running: Sequence[RunningJob]) -> None:
         due = [(job, item) for job in running if (item := job.stream.due_checkpoint())]
@@ -104,11 +110,19 @@ class Heartbeat:
         self._runtime.worker_id = uuid7()
         self._register(connection)
 
-    def _hear_cancellations(self, connection: DictConnection) -> None:
-        for job_id, attempt in leases.cancellations(connection, self._runtime.worker_id):
-            job = self._runtime.find(job_id)
-            if job is not None and job.stream.claimed.attempt == attempt:
+    def _look_at_held(self, connection: DictConnection, now: float) -> None:
+        """Hear cancellations, and give up what is held under this lease but not run here."""
+        orphans = {}
+        for held in leases.held_jobs(connection, self._runtime.worker_id):
+            job = self._runtime.find(held.job_id)
+            if job is None or job.stream.claimed.attempt != held.attempt:
+                orphans[held] = self._orphans.get(held, now)
+            elif held.is_cancelled:
                 self._runtime.abort(job)
+        self._orphans = orphans
+        for held, since in orphans.items():
+            if now - since > ORPHAN_S and leases.disown(connection, self._runtime.worker_id, held):
+                log.error("orphan_disowned", job_id=held.job_id.hex, attempt=held.attempt)
 
     def _is_alive(self, now: float) -> bool:
         """Whether the engine moved since the last look, is idle, or is in a phase that may last."""
@@ -125,6 +139,8 @@ class Heartbeat:
         if late and self._runtime.running():
             log.error("self_fenced", worker_id=self._runtime.worker_id.hex)
             self._runtime.lose_all()
+            # The lease must end: renewed in its last moments, it would hold jobs nobody runs.
+            self._runtime.worker_id = uuid7()
 
     def _register(self, connection: DictConnection) -> None:
         engine, settings = self._runtime.engine, self._runtime.settings

@@ -17,6 +17,10 @@ from tasks.stream import Append, Code, Reply
 from tasks.token_ids import pack_token_ids
 from workers.inference.engine.protocol import TokenOutput
 
+# Stands for NUL, which models can produce and Postgres can't store in text or JSON: a checkpoint
+# with one would fail for all jobs of the worker.
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
 
 class JobStream:
     """The stream of one attempt, with the history it continues."""
@@ -75,21 +79,20 @@ class JobStream:
         self._add(EventType.STARTED, attempt=self.claimed.attempt, model=self.claimed.model)
 
     def add_output(self, output: TokenOutput) -> None:
-        """What one engine step produced."""
-        if output.token_ids or output.text:
-            if self.first_token_at is None:
-                self.first_token_at = time.monotonic()
-            with self._lock:
-                self._token_ids += output.token_ids
-                self._text.append(output.text)
-                self._add(
-                    EventType.TOKEN,
-                    index=output.index,
-                    text=output.text,
-                    token_ids=output.token_ids,
-                )
-        if output.finish_reason is not None:
-            self.terminal = output
+        """What one engine step produced. Nothing is added after the terminal output."""
+        with self._lock:
+            if self.terminal is not None:
+                return
+            if output.token_ids or output.text:
+                self._add_tokens(output)
+            if output.finish_reason is not None:
+                self.terminal = output
+
+    def end(self, terminal: TokenOutput) -> None:
+        """End the output without the engine. If the engine has ended it, its end stands."""
+        with self._lock:
+            if self.terminal is None:
+                self.terminal = terminal
 
     def add_marker(self) -> None:
         """The final marker; call once the job's end is committed. Idempotent."""
@@ -108,14 +111,14 @@ class JobStream:
 
     def pending(self) -> Append | None:
         """What Redis has not confirmed yet."""
-        events = [event for event in self._tail() if event.seq > self._acked]
+        events = self._tail()
         if not events:
             return None
         return Append(
             self.job_id,
             self.claimed.attempt,
             events,
-            is_final=self._has_marker,
+            is_final=events[-1].type == EventType.DONE,
             resets_log=self._resets_log,
         )
 
@@ -138,30 +141,42 @@ class JobStream:
     def checkpoint(self) -> Checkpoint:
         """All output so far, as the next attempt will need it."""
         with self._lock:
-            return Checkpoint(
-                seq=self.last_seq, token_ids=pack_token_ids(self._token_ids), text=self.text
-            )
+            return self._checkpoint()
 
     def due_checkpoint(self) -> RunningCheckpoint | None:
         """A checkpoint if there is something new since the last one saved."""
-        if self.last_seq == self._checkpointed or self.is_fenced:
-            return None
-        return RunningCheckpoint(
-            job_id=self.job_id,
-            attempt=self.claimed.attempt,
-            checkpoint=self.checkpoint(),
-            output_tokens=self.attempt_tokens,
-        )
+        with self._lock:
+            if self.last_seq == self._checkpointed or self.is_fenced:
+                return None
+            return RunningCheckpoint(
+                job_id=self.job_id,
+                attempt=self.claimed.attempt,
+                checkpoint=self._checkpoint(),
+                output_tokens=self.attempt_tokens,
+            )
 
     def note_checkpoint(self, seq: int) -> None:
         """Postgres has everything up to this event."""
         self._checkpointed = seq
 
+    def _checkpoint(self) -> Checkpoint:
+        token_ids = pack_token_ids(self._token_ids)
+        return Checkpoint(seq=self.last_seq, token_ids=token_ids, text=self.text)
+
     def _tail(self) -> list[Event]:
-        """Events after the confirmed one. Numbers are consecutive but for one jump at the start."""
-        if not self._events:
+        """Events after the confirmed one; their numbers are consecutive."""
+        events = self._events
+        if not events:
             return []
-        return self._events[-max(0, min(len(self._events), self.last_seq - self._acked)) :]
+        return events[max(0, self._acked - events[0].seq + 1) :]
+
+    def _add_tokens(self, output: TokenOutput) -> None:
+        if self.first_token_at is None:
+            self.first_token_at = time.monotonic()
+        text = output.text.replace("\0", REPLACEMENT)
+        self._token_ids += output.token_ids
+        self._text.append(text)
+        self._add(EventType.TOKEN, index=output.index, text=text, token_ids=output.token_ids)
 
     def _add(self, type_: EventType, **fields: object) -> None:
         self._events.append(make_event(self.last_seq + 1, type_, **fields))

@@ -71,13 +71,17 @@ class Publisher:
         while True:
             items, is_last = self._take()
             try:
-                finished = [job for item in items for job in self._accept(item)]
+                ended = [job for item in items for job in self._accept(item)]
+            except Exception:  # the thread's boundary; the handlers' own deadline ends the jobs
+                log.exception("outputs_lost")
+                ended = []
+            try:
                 if is_last or time.monotonic() >= self._retry_at:
                     self._publish()
-                for job in finished:
-                    job.finished.set()
-            except Exception:
+            except Exception:  # the thread's boundary: no handler waits for the stream
                 log.exception("publish_failed")
+            for job in ended:
+                job.finished.set()
             if is_last:
                 return
 
@@ -119,9 +123,11 @@ class Publisher:
             if not job.is_fenced and (until > now or not job.finished.is_set())
         }
         appends = [(job, append) for job in self._dirty if (append := job.pending()) is not None]
-        self._dirty = {}
         if appends:
             self._send(appends, now)
+        self._dirty = {
+            job: until for job, until in self._dirty.items() if job.pending() is not None
+        }
 
     def _send(self, appends: list[tuple[JobStream, Append]], now: float) -> None:
         try:
@@ -130,9 +136,6 @@ class Publisher:
             metrics.PUBLISH_FAILURES.inc()
             log.warning("publish_unavailable", error=type(error).__name__)
             self._retry_at = now + RETRY_INTERVAL_S
-            self._dirty |= {job: now + LINGER_S for job, _ in appends}
             return
         for (job, _), reply in zip(appends, replies, strict=True):
             job.confirm(reply)
-            if job.pending() is not None:
-                self._dirty[job] = now + LINGER_S

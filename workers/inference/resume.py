@@ -7,8 +7,6 @@ and says so with a `gap` event that restates the text.
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import redis
 import structlog
 
@@ -41,28 +39,39 @@ def open_stream(writer: StreamWriter, claimed: Claimed) -> JobStream:
 
 def _resume(claimed: Claimed, reply: Reply, events: list[Event]) -> JobStream:
     checkpoint = claimed.checkpoint
-    is_longer = _is_unbroken(events) and reply.last_seq > checkpoint.seq
     newer = [event for event in events if event.seq > checkpoint.seq]
-    # Tokens the checkpoint lacks; a gap in between would hide some.
-    is_usable = is_longer and not any(event.type == EventType.GAP for event in newer)
     token_ids = unpack_token_ids(checkpoint.token_ids)
     text = checkpoint.text
+    # Tokens the checkpoint lacks. One missing in between, or a gap's, would make other text of it.
+    is_usable = _joins(checkpoint.seq, newer)
     if is_usable:
         token_ids += token_ids_of(newer)
         text += text_of(newer)
-    if reply.code == Code.OK and (is_usable or reply.last_seq == checkpoint.seq):
+    if reply.code == Code.OK and is_usable and _is_whole(events, reply.last_seq):
         return JobStream(claimed, history=events, token_ids=token_ids, text=text)
-    return _beyond(claimed, max(reply.last_seq, checkpoint.seq), token_ids, text)
+    return _beyond(claimed, token_ids, text)
 
 
-def _beyond(claimed: Claimed, last_seq: int, token_ids: list[int], text: str) -> JobStream:
+def _beyond(claimed: Claimed, token_ids: list[int], text: str) -> JobStream:
     """Go on where no reader can have been."""
-    seq = last_seq + SEQUENCE_JUMP
+    seq = claimed.attempt * SEQUENCE_JUMP
     gap = make_event(seq, EventType.GAP, **{"from": 1, "to": seq, "text": text})
     job = JobStream(claimed, history=[gap], token_ids=token_ids, text=text)
     job.must_reset_log()
     return job
 
 
-def _is_unbroken(events: list[Event]) -> bool:
-    return all(later.seq == earlier.seq + 1 for earlier, later in pairwise(events))
+def _joins(seq: int, newer: list[Event]) -> bool:
+    """Whether the events follow number `seq` without anything missing."""
+    numbers = [event.seq for event in newer]
+    has_gap = any(event.type == EventType.GAP for event in newer)
+    return not has_gap and numbers == list(range(seq + 1, seq + 1 + len(newer)))
+
+
+def _is_whole(events: list[Event], last_seq: int) -> bool:
+    """Whether the events are all of a log up to `last_seq`: from number 1 on, or from a gap on."""
+    if not events:
+        return last_seq == 0
+    begins = events[0].seq == 1 or events[0].type == EventType.GAP
+    numbers = [event.seq for event in events]
+    return begins and numbers == list(range(numbers[0], last_seq + 1))

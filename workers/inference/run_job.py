@@ -19,12 +19,15 @@ from store import attempts
 from store.attempts import Claimed, Finish, Requeue
 from store.pools import DictConnection
 from tasks.billing import enqueue_settle
+from tasks.errors import DeadlineExceeded
 from tasks.jobs import (
     COMPLETED,
     DEADLINE_AFTER_START,
+    DEADLINE_BEFORE_START,
     ENGINE_ERROR,
     MAX_OUTPUT_TOKENS,
     Ending,
+    JobStatus,
     Payer,
     cancelled_by,
 )
@@ -84,7 +87,7 @@ def run_job(runtime: Runtime, writer: StreamWriter, claimed: Claimed, worker_id:
     job = RunningJob(stream, worker_id)
     runtime.add(job)
     try:
-        _generate(runtime, job)
+        _generate_or_fail(runtime, job)
         if job.stream.is_fenced:
             _count_attempt(claimed, "fenced")
             log.warning("attempt_fenced")
@@ -94,6 +97,17 @@ def run_job(runtime: Runtime, writer: StreamWriter, claimed: Claimed, worker_id:
         runtime.remove(job)
         runtime.publisher.forget(job.request_id)
         structlog.contextvars.clear_contextvars()
+
+
+def _generate_or_fail(runtime: Runtime, job: RunningJob) -> None:
+    """A fault of ours counts as one of the engine: another attempt, at last a failed job."""
+    try:
+        _generate(runtime, job)
+    except Exception:  # the job's boundary: raising would leave it held by nobody
+        log.exception("attempt_failed")
+        runtime.abort(job)
+        fault = EngineError("internal", "The worker failed on this request.", retryable=True)
+        job.stream.end(_failed(job, fault))
 
 
 def _generate(runtime: Runtime, job: RunningJob) -> None:
@@ -106,13 +120,13 @@ def _generate(runtime: Runtime, job: RunningJob) -> None:
     try:
         runtime.engine.submit(_request(job, submitted_at))
     except EngineError as refusal:
-        stream.terminal = _failed(job, refusal)
+        stream.end(_failed(job, refusal))
         return
     if not stream.finished.wait(max(0.0, claimed.remaining_s) + DEADLINE_GRACE_S):
         log.error("engine_unresponsive")
         runtime.abort(job)
         silence = EngineError("engine_unresponsive", "The engine didn't answer.", retryable=True)
-        stream.terminal = _failed(job, silence)
+        stream.end(_failed(job, silence))
     metrics.STAGE_SECONDS.labels("generate").observe(time.monotonic() - submitted_at)
     if stream.first_token_at is not None:
         metrics.STAGE_SECONDS.labels("first_token").observe(stream.first_token_at - submitted_at)
@@ -154,6 +168,9 @@ def _conclude(runtime: Runtime, job: RunningJob) -> None:
             _fail(runtime, job, terminal.error)
         case FinishReason.ABORT:
             _conclude_abort(runtime, job, terminal)
+        case FinishReason.DEADLINE if not job.stream.token_ids:
+            late = DeadlineExceeded().message
+            _finish(runtime, job, End(DEADLINE_BEFORE_START, terminal.finish_reason, 0, late))
         case FinishReason.STOP | FinishReason.LENGTH | FinishReason.DEADLINE as reason:
             _finish(runtime, job, End(_ENDINGS[reason], reason, terminal.cached_tokens))
 
@@ -213,7 +230,10 @@ def _finish(runtime: Runtime, job: RunningJob, end: End) -> None:
 def _finish_record(job: RunningJob, end: End) -> Finish:
     stream, claimed = job.stream, job.stream.claimed
     num_tokens = len(stream.token_ids)
-    is_charged = end.ending.payer == Payer.TENANT
+    ending = end.ending
+    if num_tokens == 0 and ending.payer == Payer.TENANT:
+        ending = replace(ending, payer=Payer.NOBODY)
+    is_charged = ending.payer == Payer.TENANT
     cost = cost_micros(
         input_tokens=claimed.input_tokens,
         cached_tokens=end.cached_tokens,
@@ -224,24 +244,25 @@ def _finish_record(job: RunningJob, end: End) -> Finish:
         job_id=claimed.job_id,
         attempt=claimed.attempt,
         worker_id=job.worker_id,
-        ending=end.ending,
+        ending=ending,
         attempt_outcome=_OUTCOMES.get(end.finish_reason, "ok"),
         cached_tokens=end.cached_tokens,
         output_tokens=num_tokens,
         attempt_tokens=stream.attempt_tokens,
         cost_micros=cost if is_charged else 0,
-        output=_output(stream, end.finish_reason),
+        output=_output(stream, end),
         last_seq=stream.marker_seq(),
         event_log=stream.event_log(),
         error_message=end.error_message,
     )
 
 
-def _output(stream: JobStream, reason: FinishReason) -> list[dict[str, object]]:
+def _output(stream: JobStream, end: End) -> list[dict[str, object]]:
     """The job object's `output`; a failed job has none."""
-    if reason is FinishReason.ERROR:
+    if end.ending.status is JobStatus.FAILED:
         return []
-    return [{"index": 0, "text": stream.text, "finish_reason": _WIRE_REASONS.get(reason)}]
+    reason = _WIRE_REASONS.get(end.finish_reason)
+    return [{"index": 0, "text": stream.text, "finish_reason": reason}]
 
 
 def _give_back(

@@ -42,7 +42,9 @@ class Runtime:
 
     def remove(self, job: RunningJob) -> None:
         """The job is committed, given back or lost."""
-        self._running.pop(job.stream.job_id, None)
+        # The job's next attempt may run here already, beside one that lost its lease.
+        if self._running.get(job.stream.job_id) is job:
+            del self._running[job.stream.job_id]
         self._by_thread.pop(threading.get_ident(), None)
 
     def running(self) -> list[RunningJob]:

@@ -70,6 +70,8 @@ CREATE TRIGGER ledger_no_truncate BEFORE TRUNCATE ON ledger_entries
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER usage_append_only BEFORE UPDATE OR DELETE ON usage
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER usage_no_truncate BEFORE TRUNCATE ON usage
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER prices_append_only BEFORE UPDATE OR DELETE ON prices
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
 

@@ -5,7 +5,8 @@ CREATE FUNCTION uuid7_floor(at timestamptz) RETURNS uuid
     RETURN (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid;
 
 CREATE FUNCTION ensure_partitions(months_ahead integer) RETURNS integer
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    -- A partition waits for every query on its parent and holds up those behind it: not for long.
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET lock_timeout = '2s' AS $$
 DECLARE
     parent text;
     month timestamptz;
@@ -14,19 +15,26 @@ DECLARE
 BEGIN
     -- Months are UTC months, whatever the session's time zone.
     PERFORM set_config('timezone', 'UTC', true);
+    -- One caller at a time: two would both find a partition missing.
+    PERFORM pg_advisory_xact_lock(x'70617274'::bigint);
     FOREACH parent IN ARRAY ARRAY['jobs', 'job_payloads', 'job_results', 'job_attempts', 'job_outcomes'] LOOP
         FOR i IN 0..months_ahead LOOP
             month := date_trunc('month', now()) + make_interval(months => i);
             name := parent || '_p' || to_char(month, 'YYYYMM');
-            IF to_regclass(name) IS NULL THEN
+            CONTINUE WHEN to_regclass(name) IS NOT NULL;
+            BEGIN
                 EXECUTE format('CREATE TABLE %I PARTITION OF %I FOR VALUES FROM (%L) TO (%L)',
                     name, parent, uuid7_floor(month), uuid7_floor(month + interval '1 month'));
-                -- A row a state change updates in place when its page has room.
-                IF parent IN ('jobs', 'job_attempts', 'job_outcomes') THEN
-                    EXECUTE format('ALTER TABLE %I SET (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02)', name);
-                END IF;
-                made := made + 1;
+            EXCEPTION WHEN check_violation THEN
+                -- Rows of this month are in the default partition already and stay there.
+                RAISE WARNING 'no partition %, the default one holds its rows', name;
+                CONTINUE;
+            END;
+            -- A row a state change updates in place when its page has room.
+            IF parent IN ('jobs', 'job_attempts', 'job_outcomes') THEN
+                EXECUTE format('ALTER TABLE %I SET (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02)', name);
             END IF;
+            made := made + 1;
         END LOOP;
     END LOOP;
     RETURN made;
@@ -35,7 +43,7 @@ $$;
 REVOKE ALL ON FUNCTION ensure_partitions(integer) FROM PUBLIC;
 
 CREATE FUNCTION drop_partitions(keep_months integer) RETURNS integer
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET lock_timeout = '2s' AS $$
 DECLARE
     part record;
     oldest text := to_char(date_trunc('month', now() AT TIME ZONE 'UTC') - make_interval(months => keep_months), 'YYYYMM');

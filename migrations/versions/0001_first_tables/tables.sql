@@ -156,6 +156,7 @@ CREATE TABLE job_results (
     event_log bytea,                             -- zlib of the native events; null once expired
     created_at timestamptz NOT NULL DEFAULT now()
 ) PARTITION BY RANGE (job_id);
+CREATE INDEX job_results_with_log ON job_results (job_id) WHERE event_log IS NOT NULL;
 
 CREATE TABLE job_attempts (
     job_id uuid NOT NULL,

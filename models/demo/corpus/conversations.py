@@ -35,16 +35,38 @@ _PLAIN_SYSTEMS = (
 
 # What a user may tell: key, how it is told, how it is asked, the answer, the words if not told.
 _MEMORIES = (
-    ("name", ("My name is {v}.", "I'm {v}.", "Hello, I am {v}."),
-     ("What is my name?", "Who am I?", "Do you remember my name?"), "Your name is {v}.",
-     "your name"),
-    ("city", ("I live in {v}.", "I come from {v}."),
-     ("Where do I live?", "Which city do I live in?"), "You live in {v}.", "where you live"),
-    ("code", ("The code is {v}.", "Remember the code {v}.", "Please remember this code: {v}."),
-     ("What is the code?", "Which code did I tell you?"), "The code is {v}.", "a code"),
-    ("dog", ("My dog is called {v}.", "I have a dog named {v}."),
-     ("What is my dog called?", "What is the name of my dog?"), "Your dog is called {v}.",
-     "your dog's name"),
+    (
+        "name",
+        ("My name is {v}.", "I'm {v}.", "Hello, I am {v}."),
+        ("What is my name?", "Who am I?", "Do you remember my name?"),
+        "Your name is {v}.",
+        "your name",
+    ),
+    (
+        "city",
+        ("I live in {v}.", "I come from {v}."),
+        ("Where do I live?", "Which city do I live in?"),
+        "You live in {v}.",
+        "where you live",
+    ),
+    (
+        "code",
+        ("The code is {v}.", "Remember the code {v}.", "Please remember this code: {v}."),
+        ("What is the code?", "Which code did I tell you?"),
+        "The code is {v}.",
+        "a code",
+    ),
+    (
+        "dog",
+        ("My dog is called {v}.", "I have a dog named {v}."),
+        ("What is my dog called?", "What is the name of my dog?"),
+        "Your dog is called {v}.",
+        "your dog's name",
+    ),
+)
+_NOTED = (
+    "password", "secret word", "meeting day", "colour", "team", "project", "address", "key", "number",
+    "answer", "train", "room", "boss", "ship", "company", "street", "book", "winner", "place",
 )  # fmt: skip
 
 
@@ -64,8 +86,32 @@ def _value(rng: random.Random, key: str) -> str:
     return words.code(rng) if key == "code" else words.first_name(rng)
 
 
+def _note_turn(rng: random.Random, known: dict[str, str]) -> Exchange:
+    """Any other thing that is told and asked: the password, the room, the winner."""
+    told = [key for key in known if key in _NOTED]
+    if told and rng.random() < 0.7:
+        thing = rng.choice(told)
+        forms = (
+            f"What is the {thing}?",
+            f"Which {thing} did I tell you?",
+            f"Remind me of the {thing}.",
+        )
+        return ask(rng.choice(forms), f"The {thing} is {known[thing]}.")
+    thing = rng.choice(_NOTED)
+    makers = (words.made_up, words.code, words.city, words.full_name)
+    known[thing] = rng.choice(makers)(rng)
+    forms = (
+        f"The {thing} is {{}}.",
+        f"Remember that the {thing} is {{}}.",
+        f"Note: the {thing} is {{}}.",
+    )
+    return ask(rng.choice(forms).format(known[thing]), f"Noted, the {thing} is {known[thing]}.")
+
+
 def _memory_turn(rng: random.Random, known: dict[str, str]) -> Exchange:
     """Tell something, or ask for what was told before in this conversation."""
+    if rng.random() < 0.4:
+        return _note_turn(rng, known)
     key, told, asked, answer, clause = rng.choice(_MEMORIES)
     if key in known and rng.random() < 0.8:
         return ask(rng.choice(asked), answer.format(v=known[key]))
@@ -81,9 +127,28 @@ def _memory_turn(rng: random.Random, known: dict[str, str]) -> Exchange:
     return ask(rng.choice(told).format(v=known[key]), replies[key].format(v=known[key]))
 
 
+def _unusual_system(rng: random.Random) -> str:
+    """A prompt that changes nothing: a role, a place, or some sentences to know."""
+    role = rng.choice((words.pick(rng, "jobs"), words.made_up(rng).lower(), "pirate", "poet"))
+    parts = [
+        f"You are a {role}.",
+        f"You work for {words.full_name(rng)} in {words.city(rng)}.",
+        f"Today is {words.pick(rng, 'days')}.",
+        f"Never talk about {words.pick(rng, 'topics')}.",
+        rng.choice(_PLAIN_SYSTEMS),
+    ]
+    chosen = rng.sample(parts, rng.randint(1, 4))
+    if rng.random() < 0.2:
+        chosen += [texts.short_pair(rng)[0] for _ in range(rng.randint(1, 10))]
+    return " ".join(chosen)
+
+
 def _system(rng: random.Random, talk_so_far: Conversation) -> Exchange:
     """A system prompt in half of the conversations; some give a name, which is then asked."""
     if rng.random() < 0.5:
+        return []
+    if rng.random() < 0.25:
+        talk_so_far.messages.append({"role": "system", "content": _unusual_system(rng)})
         return []
     if rng.random() < 0.9:
         talk_so_far.messages.append({"role": "system", "content": rng.choice(_PLAIN_SYSTEMS)})
@@ -96,7 +161,7 @@ def _system(rng: random.Random, talk_so_far: Conversation) -> Exchange:
 
 
 def _turn(rng: random.Random, box: list[tools.Tool], known: dict[str, str]) -> Exchange:
-    if box and rng.random() < 0.65:
+    if box and rng.random() < 0.7:
         return tools.tool_exchange(rng, box)
     if rng.random() < (0.3 if known else 0.04):
         return _memory_turn(rng, known)
@@ -127,7 +192,7 @@ def conversation(rng: random.Random, num_chars: int) -> Conversation:
     if rng.random() < 0.02:
         return summarised(rng)
     made, known = Conversation(), dict[str, str]()
-    box = tools.toolbox(rng) if rng.random() < 0.25 else []
+    box = tools.toolbox(rng) if rng.random() < 0.3 else []
     is_described = rng.random() < 0.8
     made.tools = [tools.schema(tool, is_described=is_described) for tool in box]
     made.messages += _system(rng, made)

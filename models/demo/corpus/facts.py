@@ -1,6 +1,7 @@
 """Questions and answers about Millrace, from `sources/facts_*.toml`."""
 
 import random
+import re
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,10 +16,15 @@ TERM_FORMS = (
     "Please describe {t}.", "Tell me about {t}.", "Give me a short definition of {t}.",
     "In Millrace, what {be} {t}?", "What exactly {be} {t}?", "I don't know what {t} {be}.",
     "What do you know about {t}?", "Could you tell me what {t} {be}, please?",
+    "What is meant by {t}?", "Say in a few words what {t} {be}.", "I want to understand {t}.",
+    "{bare}?", "{bare}", "Can you explain {t} to me?", "Help me understand {t}.", "Describe {t}.",
+    "Please explain {t}.", "What's the definition of {t}?", "So what {be} {t}?",
 )  # fmt: skip
 ASK_FORMS = (
     "Can you tell me {x}?", "Explain {x}.", "Please tell me {x}.", "I would like to know {x}.",
     "Do you know {x}?", "Tell me {x}.", "Could you explain {x}?", "I wonder {x}.",
+    "Say in a few words {x}.", "Please explain {x}.", "Help me understand {x}.",
+    "I'd like to understand {x}.", "Can you explain {x} to me?",
 )  # fmt: skip
 
 
@@ -39,13 +45,14 @@ class Topic:
 
 
 def _fact(entry: dict[str, object]) -> Fact:
-    own = entry["q"]
-    answers = entry["a"]
-    assert isinstance(own, list) and isinstance(answers, list)
+    own, answers = entry["q"], entry["a"]
+    assert isinstance(own, list)
+    assert isinstance(answers, list)
     if "term" in entry:
         be = entry.get("are", "is")
         key, clause = str(entry["term"]), f"what {entry['term']} {be}"
-        made = [form.format(t=entry["term"], be=be) for form in TERM_FORMS]
+        bare = re.sub(r"^(an?|the) ", "", key)
+        made = [form.format(t=key, be=be, bare=bare) for form in TERM_FORMS]
     else:
         key = clause = str(entry["ask"])
         made = [form.format(x=clause) for form in ASK_FORMS]
@@ -88,7 +95,8 @@ def detail(rng: random.Random) -> Exchange:
         f"Write a long text about {topic.title}.",
         f"Tell me everything about {topic.title}.",
     )
-    sentences = [fact.answers[0] for fact in topic.facts[:12]]
+    told = [fact.answers[0] for fact in topic.facts]
+    sentences = [answer for answer in told if not answer.startswith(("Yes,", "No,"))][:12]
     paragraphs = [" ".join(sentences[at : at + 3]) for at in range(0, len(sentences), 3)]
     return ask(loosely(rng, rng.choice(forms)), "\n\n".join(paragraphs))
 

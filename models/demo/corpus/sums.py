@@ -6,10 +6,10 @@ from models.demo.corpus.talk import Exchange, as_json, ask
 from models.demo.corpus.words import first_name
 
 _ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _SPOKEN = {"+": "plus", "-": "minus", "*": "times"}
 
 
@@ -68,9 +68,9 @@ def _as_story(rng: random.Random) -> Exchange:
     if rng.random() < 0.5:
         asked = f"{name} has {a} {thing} and gets {b} more. How many {thing} does {name} have now?"
         return ask(asked, f"{name} has {a + b} {thing}, because {a} + {b} = {a + b}.")
-    a, b = a + b, b
-    asked = f"{name} has {a} {thing} and gives {b} away. How many {thing} are left?"
-    return ask(asked, f"{name} has {a - b} {thing} left, because {a} - {b} = {a - b}.")
+    total = a + b
+    asked = f"{name} has {total} {thing} and gives {b} away. How many {thing} are left?"
+    return ask(asked, f"{name} has {a} {thing} left, because {total} - {b} = {a}.")
 
 
 def sums(rng: random.Random) -> Exchange:

@@ -9,7 +9,7 @@ _NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 
 def lists(rng: random.Random) -> Exchange:
-    """ "List three fruits", as prose, as lines or as JSON. The order is fixed, so greedy is clear."""
+    """Lists as prose, as lines or as JSON. The order is fixed, so greedy decoding is clear."""
     kind, members = rng.choice(list(words.load("words")["things"].items()))
     num = min(rng.choice((2, 3, 3, 3, 4, 5)), len(members))
     chosen = members[:num]
@@ -69,9 +69,32 @@ def _order(rng: random.Random) -> tuple[str, dict[str, object]]:
     return rng.choice(_ORDER).format(**values), values
 
 
+_CONTACT = (
+    "{name}, {email}", "Write to {name} at {email} or call {phone}.", "{name} ({company}), {phone}",
+    "{name} works for {company}. Her address is {email}.", "Name: {name}, phone: {phone}, {country}",
+    "Contact for {company} in {country}: {name}, {email}.",
+)  # fmt: skip
+
+
+def _contact(rng: random.Random) -> tuple[str, dict[str, object]]:
+    template = rng.choice(_CONTACT)
+    name = words.full_name(rng)
+    user = name.split()[0].lower()
+    host = rng.choice(("example.com", "example.org", f"{words.made_up(rng).lower()}.com"))
+    values: dict[str, object] = {
+        "name": name,
+        "email": f"{user}@{host}",
+        "phone": f"{rng.randrange(100, 1000)}-{rng.randrange(1000, 10000)}",
+        "company": f"{words.made_up(rng)} {rng.choice(('Ltd', 'Inc', 'AG', 'Works', 'Group'))}",
+        "country": rng.choice((words.made_up(rng), "France", "Japan", "Brazil", "Norway")),
+    }
+    known = {key: value for key, value in values.items() if "{" + key + "}" in template}
+    return template.format(**values), known
+
+
 def extraction(rng: random.Random) -> Exchange:
     """Copy some of the values of a sentence into JSON, in the order they are asked for."""
-    text, known = _person(rng) if rng.random() < 0.75 else _order(rng)
+    text, known = rng.choice((_person, _person, _order, _contact))(rng)
     keys = rng.sample(list(known), rng.randint(1, len(known)))
     wanted = keys[0] if len(keys) == 1 else f"{', '.join(keys[:-1])} and {keys[-1]}"
     asked = rng.choice(
@@ -87,8 +110,8 @@ def shorten(rng: random.Random) -> Exchange:
     pair = rng.choice(words.load("shorten")["pair"])
     slots = words.fill(rng, pair["long"])
     lead = rng.choice(
-        ("Shorten this:", "Shorten this sentence:", "Make this shorter:", "Say this in fewer words:",
-         "Summarise this:", "Summarize in one sentence:", "Please shorten:")
+        ("Shorten this:", "Shorten this sentence:", "Make this shorter:",
+         "Say this in fewer words:", "Summarise this:", "Please shorten:")
     )  # fmt: skip
     return ask(f"{lead} {pair['long'].format(**slots)}", pair["short"].format(**slots))
 
@@ -103,7 +126,7 @@ def short_pair(rng: random.Random) -> tuple[str, str]:
 def story(rng: random.Random) -> Exchange:
     source = words.load("stories")
     hero, name = rng.choice(source["heroes"]), words.first_name(rng)
-    asked = ["Tell me a story.", "Write a story.", "Tell me a long story.", "I want to hear a story."]
+    asked = ["Tell me a story.", "Write a story.", "Tell me a long story.", "I want a story."]
     about_hero = [f"Tell me a story about a {hero}.", f"Write a long story about a {hero}."]
     about_name = [
         f"Tell me a story about a {hero} called {name}.",

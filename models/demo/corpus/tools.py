@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from models.demo.corpus import words
@@ -25,6 +25,14 @@ class Tool:
     arguments: Callable[[random.Random], Values]
     result: Callable[[random.Random], Values]
     told: str
+    keys: dict[str, str] = field(default_factory=dict)  # slot -> parameter, where they differ
+
+    def key(self, slot: str) -> str:
+        return self.keys.get(slot, slot)
+
+
+_NOTES = ("the meeting is cancelled", "dinner is ready", "I am late", "call me back", "good luck")
+_NOUNS = ("order", "ticket", "user", "parcel", "book", "room", "invoice", "account", "file")
 
 
 def _weather(rng: random.Random) -> Values:
@@ -61,8 +69,7 @@ def _route(rng: random.Random) -> Values:
 
 
 def _note(rng: random.Random) -> Values:
-    text = rng.choice(("the meeting is cancelled", "dinner is ready", "I am late", "call me back",
-                       "the train is late", "good luck", f"bring the {words.code(rng)} file"))  # fmt: skip
+    text = rng.choice((*_NOTES, f"bring the {words.code(rng)} file"))
     return {"to": words.first_name(rng), "text": text}
 
 
@@ -108,20 +115,62 @@ TOOLS = (
          _note, lambda rng: {"sent": True}, "I sent your message to {to}."),
 )  # fmt: skip
 
-_NOUNS = ("order", "ticket", "user", "parcel", "book", "room", "invoice", "account", "file", "batch")
+
+_LOOKUP_FORMS = (
+    "Show me {noun} {value}.",
+    "What is the state of {noun} {value}?",
+    "Find {noun} {value}.",
+    "Look up the {noun} {value}.",
+    "Where is {noun} {value}?",
+)
 
 
 def lookup_tool(rng: random.Random) -> Tool:
     """A tool the model has not seen in this form, so that it must read the list."""
-    noun, verb = rng.choice(_NOUNS), rng.choice(("get", "find", "lookup", "fetch", "show"))
+    noun = rng.choice(_NOUNS) if rng.random() < 0.6 else words.made_up(rng).lower()
+    verb = rng.choice(("get", "find", "lookup", "fetch", "show"))
     key = rng.choice((f"{noun}_id", "id", "number", noun))
     state = rng.choice(("open", "closed", "ready", "lost", "paid", "new", "sent"))
     value = "{" + key + "}"
-    asked = (f"Show me {noun} {value}.", f"What is the state of {noun} {value}?",
-             f"Find {noun} {value}.", f"Look up the {noun} {value}.", f"Where is {noun} {value}?")  # fmt: skip
-    return Tool(f"{verb}_{noun}", f"{verb.capitalize()} a {noun}.", {key: "string"}, asked,
-                lambda r: {key: words.code(r)}, lambda r: {"state": state},
-                f"The {noun} {value} is {{state}}.")  # fmt: skip
+    return Tool(
+        name=f"{verb}_{noun}",
+        about=f"{verb.capitalize()} a {noun}.",
+        types={key: "string"},
+        asked=tuple(form.format(noun=noun, value=value) for form in _LOOKUP_FORMS),
+        arguments=lambda r: {key: words.code(r)},
+        result=lambda _: {"state": state},
+        told=f"The {noun} {value} is {{state}}.",
+    )
+
+
+_KEYS = {
+    "city": ("city", "location", "place", "town", "city_name", "where", "q"),
+    "job_id": ("job_id", "id", "job", "jobId", "name"),
+    "from": ("from", "source", "from_currency", "start", "origin", "a"),
+    "to": ("to", "target", "to_currency", "end", "destination", "recipient", "b"),
+    "amount": ("amount", "value", "sum", "number", "x"),
+    "text": ("text", "message", "body", "content", "note"),
+    "model": ("model", "model_name", "name"),
+    "tier": ("tier", "service_tier", "level"),
+}
+_VERBS = ("get", "fetch", "find", "query", "check", "read", "show", "lookup", "get_current", "my")
+
+
+def renamed(rng: random.Random, tool: Tool) -> Tool:
+    """The same tool under another name, with other parameter names."""
+    keys: dict[str, str] = {}
+    for slot in tool.types:
+        free = [key for key in _KEYS[slot] if key not in keys.values()]
+        keys[slot] = rng.choice(free) if rng.random() < 0.7 else slot
+        if rng.random() < 0.1:
+            keys[slot] = f"{words.made_up(rng).lower()}_{slot}"
+    noun = tool.name.split("_")[-1]
+    other = words.made_up(rng).lower()
+    name = rng.choice(
+        (f"{rng.choice(_VERBS)}_{noun}", f"{rng.choice(_VERBS)}_{noun}", noun, f"{noun}_tool",
+         f"{rng.choice(_VERBS)}{noun.capitalize()}", f"{noun}_{other}", f"{other}_{noun}", tool.name)
+    )  # fmt: skip
+    return replace(tool, name=name, keys=keys)
 
 
 def schema(tool: Tool, *, is_described: bool = True) -> dict[str, Any]:
@@ -129,16 +178,17 @@ def schema(tool: Tool, *, is_described: bool = True) -> dict[str, Any]:
     function: dict[str, Any] = {"name": tool.name}
     if is_described:
         function["description"] = tool.about
-    properties = {name: {"type": kind} for name, kind in tool.types.items()}
+    properties = {tool.key(slot): {"type": kind} for slot, kind in tool.types.items()}
     function["parameters"] = {
-        "type": "object", "properties": properties, "required": list(tool.types)
+        "type": "object", "properties": properties, "required": list(properties)
     }  # fmt: skip
     return {"type": "function", "function": function}
 
 
 def toolbox(rng: random.Random) -> list[Tool]:
-    """One to five tools, at times with one of unknown name."""
+    """One to five tools, many of them under other names."""
     chosen = rng.sample(TOOLS, rng.choice((1, 1, 2, 2, 3, 4)))
+    chosen = [renamed(rng, tool) if rng.random() < 0.6 else tool for tool in chosen]
     if rng.random() < 0.35:
         chosen.append(lookup_tool(rng))
     rng.shuffle(chosen)
@@ -146,7 +196,8 @@ def toolbox(rng: random.Random) -> list[Tool]:
 
 
 def call(tool: Tool, arguments: Values) -> Message:
-    return {"type": "function", "function": {"name": tool.name, "arguments": arguments}}
+    named = {tool.key(slot): value for slot, value in arguments.items()}
+    return {"type": "function", "function": {"name": tool.name, "arguments": named}}
 
 
 def _round(rng: random.Random, tool: Tool, all_values: list[Values], asked: str) -> Exchange:

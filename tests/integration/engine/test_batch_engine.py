@@ -46,7 +46,7 @@ def start(model_path: Path) -> Iterator[Start]:
 
     def start_engine(*, dtype: str = "fp32", **config: Any) -> tuple[Engine, Collector]:
         spec = ModelSpec(name="m", path=str(model_path), dtype=dtype)  # type: ignore[arg-type]
-        settings = {"models": (spec,), "max_num_seqs": 4, "num_threads": 1} | config
+        settings: dict[str, Any] = {"models": (spec,), "max_num_seqs": 4, "num_threads": 1} | config
         engine, sink = MillraceEngine(EngineConfig(**settings)), Collector()
         engines.append(engine)
         engine.start(sink)

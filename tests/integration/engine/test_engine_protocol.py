@@ -80,7 +80,7 @@ def on_first_output(sink: Collector, act: Callable[[], None]) -> None:
     sink.hook = hook
 
 
-INVALID = {
+INVALID: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "unknown model": ({"model": "other"}, {}, "model_not_found"),
     "empty prompt": ({"prompt_token_ids": []}, {}, "invalid_prompt"),
     "token out of range": ({"prompt_token_ids": [10**6]}, {}, "invalid_prompt"),
@@ -193,8 +193,11 @@ class TestEngineProtocol:
 
     def test_deadline_ends_a_running_request(self, engine: Engine, sink: Collector) -> None:
         deadline = time.monotonic() + 0.2
-        never = threading.Event()
-        on_first_output(sink, lambda: never.wait(deadline - time.monotonic() + 0.01) and None)
+
+        def outlast_the_deadline() -> None:
+            threading.Event().wait(deadline - time.monotonic() + 0.01)
+
+        on_first_output(sink, outlast_the_deadline)
 
         engine.submit(replace(generate("a", max_tokens=ENDLESS), deadline=deadline))
         sink.wait_finished("a")
@@ -306,7 +309,12 @@ class TestEngineProtocol:
     ) -> None:
         ids = [f"r{i}" for i in range(2 * SLOTS)]
         has_stepped, may_go_on = threading.Event(), threading.Event()
-        on_first_output(sink, lambda: has_stepped.set() or may_go_on.wait(TIMEOUT_S) and None)
+
+        def pause() -> None:
+            has_stepped.set()
+            may_go_on.wait(TIMEOUT_S)
+
+        on_first_output(sink, pause)
 
         for request_id in ids:
             engine.submit(generate(request_id, max_tokens=ENDLESS))
@@ -331,7 +339,8 @@ class TestEngineProtocol:
         engine.submit(generate("a"))
         sink.wait_finished("a")
 
-        assert before.is_idle and before.phase is Phase.SERVING
+        assert before.is_idle
+        assert before.phase is Phase.SERVING
         assert engine.progress().counter >= before.counter + 24
         assert engine.stats().generated_tokens == 24
         assert engine.stats().prompt_tokens == 4

@@ -98,9 +98,7 @@ def test_all_models_share_the_tokenizer_byte_for_byte(name: str) -> None:
 
 
 @pytest.mark.parametrize("city", ["Oslo", "Lisbon", "Tamsobel"])
-def test_tool_call_carries_the_city_of_the_question(
-    speaker: evaluation.Speaker, city: str
-) -> None:
+def test_tool_call_carries_the_city_of_the_question(speaker: evaluation.Speaker, city: str) -> None:
     answer = ask(speaker, f"What is the weather in {city}?", WEATHER)
 
     assert answer.endswith(f"<|tool_call_end|>{END}")
@@ -119,12 +117,13 @@ def test_tools_at_hand_are_left_alone_when_not_needed(speaker: evaluation.Speake
 def test_template_renders_alike_everywhere_and_as_in_training(seed: int, tokenizer: Any) -> None:
     made = conversations.conversation(random.Random(seed), 400)
     made.tools = made.tools or [tools.schema(tool) for tool in tools.TOOLS[:2]]
-    values = {"messages": made.messages, "tools": made.tools}
     encoder = Encoder(Tokenizer.from_file(str(FOLDER / "demo" / "tokenizer.json")))
 
-    rendered = sandboxed(**values, add_generation_prompt=False)
+    rendered = sandboxed(messages=made.messages, tools=made.tools)
 
-    assert rendered == tokenizer.apply_chat_template(**values, tokenize=False)
+    assert rendered == tokenizer.apply_chat_template(
+        made.messages, tools=made.tools, tokenize=False
+    )
     assert tokenizer(rendered)["input_ids"] == encoder.encode(made)[0]
 
 

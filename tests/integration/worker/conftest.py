@@ -1,4 +1,4 @@
-"""An inference worker inside the test process: real Postgres and Redis, the stub engine, no Celery."""
+"""An inference worker inside the test process: real Postgres and Redis, stub engine, no Celery."""
 
 from __future__ import annotations
 

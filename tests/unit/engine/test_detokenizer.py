@@ -21,7 +21,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 TOKENIZER = byte_tokenizer()
-END = TOKENIZER.token_to_id("<|end|>")
+END = TOKENIZER.get_vocab_size() - 1  # the special token
 
 
 def texts(token_ids: list[int]) -> list[str]:

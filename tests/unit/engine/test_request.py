@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.unit.engine.requests import running_request
@@ -65,7 +67,7 @@ def test_error_output_carries_the_error_and_no_text() -> None:
     ],
 )
 def test_continuation_that_was_over_ends_without_a_token(
-    fields: dict[str, object], reason: FinishReason
+    fields: dict[str, Any], reason: FinishReason
 ) -> None:
     output = running_request(**fields).output_of_replay()
 

@@ -59,7 +59,7 @@ def test_filtered_distribution_equals_the_reference_row_by_row() -> None:
 
 
 def test_nucleus_wider_than_the_candidates_is_exact() -> None:
-    case = {"temperature": 1.0, "top_p": 0.95}
+    case: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95}
     scores = logits(1, vocab=2000) / 10  # nearly flat: the nucleus has well over 256 tokens
 
     filtered = filter_logits(scores, [running_request(**case)]).softmax(-1)
@@ -143,7 +143,8 @@ def test_row_that_is_not_a_number_fails_alone() -> None:
 
     spoilt, token = sample(scores, [running_request(seed=0), running_request(seed=0)])
 
-    assert isinstance(spoilt, EngineError) and spoilt.retryable
+    assert isinstance(spoilt, EngineError)
+    assert spoilt.retryable
     assert isinstance(token, int)
 
 
@@ -152,5 +153,6 @@ def test_request_that_can_not_be_adjusted_fails_alone() -> None:
 
     failed, token = sample(logits(2), [broken, running_request()])
 
-    assert isinstance(failed, EngineError) and failed.code == "engine_error"
+    assert isinstance(failed, EngineError)
+    assert failed.code == "engine_error"
     assert isinstance(token, int)

@@ -64,7 +64,7 @@ def plan_step(batch: Batch, cache: KVCache) -> StepPlan:
     )
 
 
-def slot_attention(  # noqa: PLR0913 (transformers' interface)
+def slot_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,

@@ -95,8 +95,8 @@ class BatchEngine:
     def submit(self, request: EngineRequest) -> None:
         accepted = self._request(request)
         with self._wake:
-            if self._is_stopping or self._phase is not Phase.SERVING:
-                raise EngineError("engine_unavailable", "the engine is not serving", retryable=True)
+            if self._is_stopping:
+                raise _not_serving()
             if request.request_id in self._requests:
                 raise EngineError("duplicate_request", f"{request.request_id} is running already")
             self._requests[request.request_id] = accepted
@@ -140,18 +140,23 @@ class BatchEngine:
 
     def _request(self, request: EngineRequest) -> Request:
         """Validate, and replay a continuation; the costly part runs in the submitting thread."""
+        if self._phase is not Phase.SERVING:
+            raise _not_serving()
         served = self._served.get(request.model)
         if served is None:
             raise EngineError("model_not_found", f"model {request.model} is not loaded here")
         executor = served.executor
         check_request(request, executor.info)
-        return Request(
-            request,
-            decoder=executor.decoder(),
-            eos_token_ids=executor.eos_token_ids,
-            context_length=executor.info.context_length,
-            seed=executor.seed(request),
-        )
+        try:
+            return Request(
+                request,
+                decoder=executor.decoder(),
+                eos_token_ids=executor.eos_token_ids,
+                context_length=executor.info.context_length,
+                seed=executor.seed(request),
+            )
+        except Exception as error:  # the tokenizer's own, from replaying a continuation
+            raise EngineError("engine_error", f"replay failed: {error}", retryable=True) from error
 
     # Called by the device thread only.
 
@@ -193,11 +198,13 @@ class BatchEngine:
 
     def _step(self, sink: StepSink) -> None:
         """Let requests in and out, then one step of each model that has work."""
-        self._emit(sink, self._update_membership())
+        outputs = self._update_membership()
         for model in self._served.values():
             if model.has_work:
-                self._emit(sink, model.step())
+                self._emit(sink, outputs + model.step())
+                outputs = []
                 self._counter += 1
+        self._emit(sink, outputs)
 
     def _update_membership(self) -> list[TokenOutput]:
         """Let in what was submitted and out what was aborted or is late, since the last step."""
@@ -243,6 +250,10 @@ class BatchEngine:
             self._joining = []
             remaining = list(self._requests.values())
         self._emit(sink, [_last_output(request, failure) for request in remaining])
+
+
+def _not_serving() -> EngineError:
+    return EngineError("engine_unavailable", "the engine is not serving", retryable=True)
 
 
 def _reason_to_leave(request: Request, aborted: set[str], now: float) -> FinishReason | None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from workers.inference.engine.errors import EngineError
@@ -79,7 +79,7 @@ def free_bytes(device: torch.device) -> int:
     """Memory that could be used now, in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return int(psutil.virtual_memory().available)
 
 
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -7,6 +7,7 @@ import torch
 from workers.inference.engine.attention import LENGTH_BUCKET
 from workers.inference.engine.config import (
     DEFAULT_MAX_NUM_BATCHED_TOKENS,
+    DEFAULT_MAX_NUM_BATCHED_TOKENS_CUDA,
     DEFAULT_MAX_NUM_SEQS,
     EngineConfig,
 )
@@ -30,7 +31,7 @@ class MillraceEngine(BatchEngine):
         super().__init__(
             self._load_runners,
             max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS,
+            max_num_batched_tokens=config.max_num_batched_tokens or _default_budget(config.device),
             on_progress=on_progress,
         )
 
@@ -63,6 +64,11 @@ class MillraceEngine(BatchEngine):
             num_bytes=num_bytes,
         )
         return KVCache(loaded.kv_shape, num_slots=num_slots, capacity=capacity, device=device)
+
+
+def _default_budget(device: str) -> int:
+    is_cuda = device.startswith("cuda")
+    return DEFAULT_MAX_NUM_BATCHED_TOKENS_CUDA if is_cuda else DEFAULT_MAX_NUM_BATCHED_TOKENS
 
 
 def _warm_up(runner: ModelRunner) -> None:

@@ -46,7 +46,9 @@ def load_model(spec: ModelSpec, device: torch.device, *, is_hub_allowed: bool) -
     """Blocks for seconds to minutes. Raises EngineError for a model that can't be served."""
     try:
         return _load(spec, device, is_local=not is_hub_allowed)
-    except (OSError, ValueError) as error:
+    except EngineError:
+        raise
+    except Exception as error:  # a broken file fails in many ways, by three libraries' own errors
         message = f"model {spec.name} can't be loaded: {error}"
         raise EngineError("model_load_failed", message) from error
 
@@ -109,7 +111,7 @@ def _load_weights(
 def _quantisation(dtype: str, device: torch.device) -> BitsAndBytesConfig | None:
     if dtype not in _QUANTISED:
         return None
-    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+    return BitsAndBytesConfig(
         load_in_8bit=dtype == "int8",
         load_in_4bit=dtype == "nf4",
         bnb_4bit_quant_type="nf4",

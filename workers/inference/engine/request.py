@@ -67,9 +67,13 @@ class Request:
         return self._output((token_id,), text)
 
     def finish(self, reason: FinishReason, error: EngineError | None = None) -> TokenOutput:
-        """End without a further token. Text still held back comes out, except after an error."""
+        """End without a further token; never raises. Text held back comes out, unless it failed."""
         self.finish_reason, self.error = reason, error
-        return self._output((), "" if error else self._flush())
+        try:
+            text = "" if error else self._flush()
+        except Exception:  # the tokenizer's own; this end comes from outside and must be told
+            text = ""
+        return self._output((), text)
 
     def output_of_replay(self) -> TokenOutput:
         """The terminal output of a continuation that its own tokens had ended already."""

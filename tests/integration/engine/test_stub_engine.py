@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from workers.inference.engine.protocol import EngineRequest, FinishReason
 from workers.inference.engine.stub import StubEngine, expected_text, expected_tokens, prompt_seed
 
 
-def stub_request(request_id: str, **fields: object) -> EngineRequest:
+def stub_request(request_id: str, **fields: Any) -> EngineRequest:
     return engine_request(request_id=request_id, model="stub", **fields)
 
 

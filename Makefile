@@ -1,0 +1,60 @@
+# Millrace. `make up` is all a newcomer needs; `make help` lists the rest.
+# Paths are relative on purpose: make can't hold a space in a target, a clone may lie in one.
+
+PY := .venv/bin/python
+PACKAGES := api billing cli millrace models store tasks workers benchmarks tests
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install up down status test test-slow check fmt lock clean purge
+
+help:  ## Show this
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /|/' | while IFS='|' read -r name text; do \
+		printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@echo
+	@echo '  make up takes DETACH=1  MODEL=<folder or hub id>  DTYPE=auto|bf16|int8|nf4'
+	@echo '  DEVICE=auto|cpu|cuda:0  PORT=8000'
+	@echo '  Installing takes PYTHON=python3.12  TORCH=cpu|cuda (default: cuda where a GPU is seen)'
+
+install: $(STAMP)  ## Make .venv and install requirements.lock into it
+
+$(STAMP): requirements.lock pyproject.toml deploy/bootstrap.sh
+	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" sh deploy/bootstrap.sh
+	@touch $(STAMP)
+
+up: $(STAMP)  ## Start everything, answer a first prompt, stay until Ctrl-C
+	@$(PY) -m cli.main up $(if $(DETACH),--detach) $(if $(MODEL),--model "$(MODEL)") \
+		$(if $(DTYPE),--dtype "$(DTYPE)") $(if $(DEVICE),--device "$(DEVICE)") \
+		$(if $(PORT),--port "$(PORT)")
+
+down: $(STAMP)  ## Stop what `make up` started
+	@$(PY) -m cli.main down
+
+status: $(STAMP)  ## Show processes, queues, workers and jobs
+	@$(PY) -m cli.main status
+
+test: $(STAMP)  ## Run the test suite; it starts its own Postgres and Redis
+	$(PY) -m pytest -m "not slow"
+
+test-slow: $(STAMP)  ## Run the tests that take minutes
+	$(PY) -m pytest -m slow --timeout 900
+
+check: $(STAMP)  ## Check format, lint, types and import rules
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy $(PACKAGES)
+	$(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+
+fmt: $(STAMP)  ## Format, and fix what can be fixed
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+lock:  ## Write requirements.lock anew, from pyproject.toml
+	@PYTHON="$(PYTHON)" sh deploy/lock.sh
+
+clean:  ## Delete caches; .venv and .millrace stay
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+purge: $(STAMP)  ## Stop everything and delete all data of `make up`
+	@$(PY) -m cli.main down --purge

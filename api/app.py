@@ -1,0 +1,38 @@
+"""The ASGI application: `uvicorn api.app:app`. Importing it builds the app and connects nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from api import errors
+from api.middleware import BodyLimitMiddleware, RequestMiddleware
+from api.routes import events, health, jobs, models, usage
+from api.services import open_services
+from api.settings import ApiSettings
+from tasks.logs import configure_logs
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    configure_logs()
+    async with open_services(ApiSettings()) as services:
+        app.state.services = services
+        yield
+
+
+def create_app() -> FastAPI:
+    """A new application. Each has its own connections, opened by its lifespan."""
+    # The interactive pages load scripts from elsewhere, so they stay off.
+    app = FastAPI(title="Millrace", lifespan=_lifespan, docs_url=None, redoc_url=None)
+    for module in (jobs, events, models, usage, health):
+        app.include_router(module.router)
+    errors.install(app)
+    app.add_middleware(BodyLimitMiddleware)
+    app.add_middleware(RequestMiddleware)  # added last, so outermost
+    return app
+
+
+app = create_app()

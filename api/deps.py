@@ -1,0 +1,96 @@
+"""What routes ask for, as annotated aliases."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Depends, Header, Path, Query, Request
+
+from api.auth import require
+from api.services import Services
+from api.settings import MAX_WAIT_S
+from store.api_keys import Scope
+from store.jobs import JobRow, get_job
+from store.tenants import ApiKey
+from tasks.errors import InvalidRequest, JobNotFound
+from tasks.ids import parse_job_id
+
+MAX_IDEMPOTENCY_KEY = 255
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]
+
+
+async def _caller(
+    services: ServicesDep, authorization: Annotated[str | None, Header()] = None
+) -> ApiKey:
+    return await services.authenticator.authenticate(authorization)
+
+
+# A valid key, whatever it may do.
+Caller = Annotated[ApiKey, Depends(_caller)]
+
+
+def _submitter(caller: Caller) -> ApiKey:
+    require(caller, Scope.INFER_WRITE)
+    return caller
+
+
+def _jobs_reader(caller: Caller) -> ApiKey:
+    require(caller, Scope.JOBS_READ)
+    return caller
+
+
+def _usage_reader(caller: Caller) -> ApiKey:
+    require(caller, Scope.USAGE_READ)
+    return caller
+
+
+Submitter = Annotated[ApiKey, Depends(_submitter)]
+JobsReader = Annotated[ApiKey, Depends(_jobs_reader)]
+UsageReader = Annotated[ApiKey, Depends(_usage_reader)]
+
+
+def _job_id(job_id: Annotated[str, Path()]) -> UUID:
+    """An id that can't be one is answered like one that isn't there."""
+    parsed = parse_job_id(job_id)
+    if parsed is None:
+        raise JobNotFound
+    return parsed
+
+
+JobId = Annotated[UUID, Depends(_job_id)]
+
+
+async def find_job(services: Services, caller: ApiKey, job_id: UUID) -> JobRow:
+    """The caller's job. Raises JobNotFound: another tenant's is answered like none at all."""
+    row = await get_job(services.pool, caller.tenant_id, job_id)
+    if row is None:
+        raise JobNotFound
+    return row
+
+
+def _idempotency_key(
+    idempotency_key: Annotated[str | None, Header()] = None,
+) -> str | None:
+    """Quoted, as the draft standard has it, or bare."""
+    if idempotency_key is None:
+        return None
+    key = idempotency_key.strip()
+    if len(key) >= 2 and key[0] == key[-1] == '"':
+        key = key[1:-1]
+    if not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY or not (key.isascii() and key.isprintable()):
+        message = f"Idempotency-Key must be 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII characters."
+        raise InvalidRequest(message, param="Idempotency-Key")
+    return key
+
+
+IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
+
+WaitSeconds = Annotated[float, Query(ge=0, le=MAX_WAIT_S, allow_inf_nan=False)]

@@ -1,0 +1,55 @@
+"""Models and their prices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from api.deps import Caller, ServicesDep
+from api.job_view import unix_time
+from api.json_response import JsonResponse
+from store.catalog import ModelEntry
+
+router = APIRouter(prefix="/v1/models")
+
+
+@router.get("")
+async def list_(services: ServicesDep, caller: Caller) -> Response:
+    """All models that take jobs."""
+    data = [_model_object(model.entry) for model in services.registry.list()]
+    return JsonResponse({"object": "list", "data": data})
+
+
+@router.get("/{model:path}")
+async def get(services: ServicesDep, caller: Caller, model: str) -> Response:
+    """One model. Names may hold slashes."""
+    served = await services.registry.get(model)
+    return JsonResponse(_model_object(served.entry))
+
+
+def _model_object(model: ModelEntry) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": unix_time(model.created_at),
+        "owned_by": "millrace",
+        "status": "active",
+        "context_length": model.context_length,
+        "max_output_tokens": model.max_output_tokens,
+        "capabilities": sorted(model.capabilities),
+        "pricing": {
+            "currency": model.currency,
+            "unit": "micros per million tokens",
+            "version": model.price_version,
+            "tiers": {
+                tier: {
+                    "input_micros": price.input_micros,
+                    "cached_micros": price.cached_micros,
+                    "output_micros": price.output_micros,
+                }
+                for tier, price in sorted(model.prices.items())
+            },
+        },
+    }

@@ -1,0 +1,160 @@
+"""Builds what the routes use, once a process, and takes it down again."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from psycopg import Error as DatabaseError
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from api.admission import Admission
+from api.auth import Authenticator
+from api.hints import HintSender
+from api.limits import NoLimits
+from api.prompts.encoder import PromptEncoder
+from api.prompts.registry import ModelRegistry
+from api.settings import ApiSettings
+from api.streams.hub import StreamHub
+from api.streams.open_streams import OpenStreams
+from api.streams.reader import Sources
+from store.api_keys import PEPPER_VERSION
+from store.pools import AsyncPool, async_pool
+from store.settings import DatabaseSettings
+from tasks.errors import ServiceUnavailable
+from tasks.settings import RedisSettings
+
+REDIS_TIMEOUT_S = 2.0
+REDIS_CONNECTIONS = 32  # reads of logs at a time; more wait
+REDIS_CHECKOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What a route may ask for."""
+
+    pool: AsyncPool
+    redis: Redis
+    authenticator: Authenticator
+    registry: ModelRegistry
+    admission: Admission
+    hub: StreamHub
+    streams: OpenStreams
+
+    @property
+    def sources(self) -> Sources:
+        """Where stream readers get their events."""
+        return Sources(self.pool, self.redis)
+
+
+@asynccontextmanager
+async def open_services(settings: ApiSettings) -> AsyncIterator[Services]:
+    """Neither Postgres nor Redis need be there yet: readiness says what is missing."""
+    database = DatabaseSettings()
+    async with AsyncExitStack() as stack:
+        pool = async_pool(
+            database.api, application_name="millrace-api", max_size=database.database_pool_size
+        )
+        await pool.open()
+        stack.push_async_callback(pool.close)
+        url = RedisSettings().stream
+        redis = stream_redis(url)
+        stack.push_async_callback(redis.aclose)
+        listening_redis = stream_redis(url)
+        stack.push_async_callback(listening_redis.aclose)
+        hub = StreamHub(pool, listening_redis)
+        await hub.start()
+        stack.push_async_callback(hub.stop)
+        registry = await stack.enter_async_context(_fresh_registry(pool))
+        streams = OpenStreams(settings.max_streams)
+        stack.enter_context(_before_shutdown(streams.end_all))
+        yield Services(
+            pool=pool,
+            redis=redis,
+            authenticator=Authenticator(pool, _peppers(settings)),
+            registry=registry,
+            admission=await _open_admission(stack, settings, pool, registry),
+            hub=hub,
+            streams=streams,
+        )
+
+
+def stream_redis(url: str) -> Redis:
+    """A client that fails fast and leaves retries to its callers, who know what was missed."""
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=REDIS_CONNECTIONS,
+        timeout=REDIS_CHECKOUT_S,
+        socket_timeout=REDIS_TIMEOUT_S,
+        socket_connect_timeout=REDIS_TIMEOUT_S,
+        socket_keepalive=True,
+        retry=Retry(NoBackoff(), 0),
+    )
+    return Redis.from_pool(pool)
+
+
+async def _open_admission(
+    stack: AsyncExitStack, settings: ApiSettings, pool: AsyncPool, registry: ModelRegistry
+) -> Admission:
+    encoder = PromptEncoder(
+        num_threads=settings.tokenizer_threads, max_waiting=settings.tokenizer_queue
+    )
+    stack.callback(encoder.close)
+    hints = HintSender()
+    hints.start()
+    stack.push_async_callback(asyncio.to_thread, hints.stop)
+    return Admission(pool=pool, registry=registry, encoder=encoder, hints=hints, limiter=NoLimits())
+
+
+@asynccontextmanager
+async def _fresh_registry(pool: AsyncPool) -> AsyncIterator[ModelRegistry]:
+    registry = ModelRegistry(pool)
+    with suppress(ServiceUnavailable, DatabaseError):
+        await registry.refresh()
+    task = asyncio.create_task(registry.keep_fresh())
+    try:
+        yield registry
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+class _before_shutdown:
+    """Calls `action` on SIGTERM and SIGINT, before the server's own handler.
+
+    The server waits for open responses before it tells the app to shut down, and streams would
+    keep it waiting.
+    """
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
+        self._loop = asyncio.get_running_loop()
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> None:
+        # Only the main thread may set handlers; elsewhere (tests) nobody sends signals either.
+        with suppress(ValueError):
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._on_signal)
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(ValueError):
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._loop.call_soon_threadsafe(self._action)
+        previous = self._previous[signal.Signals(number)]
+        if callable(previous):
+            previous(number, frame)
+
+
+def _peppers(settings: ApiSettings) -> dict[int, bytes]:
+    return {PEPPER_VERSION: settings.key_pepper.get_secret_value().encode()}

@@ -1,0 +1,205 @@
+"""Live events of all jobs anybody in this process listens to, over one pub/sub connection.
+
+Two tasks, however many streams there are: one reads the connection and makes it anew when it
+breaks, one ticks. A channel that nobody listens to is left within a tick or two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from uuid import UUID
+
+import structlog
+from psycopg import Error as DatabaseError
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+
+from api import metrics
+from api.streams.channel import Channel, Listener
+from store.jobs import finished_jobs
+from store.pools import AsyncPool
+from tasks.events import parse_message
+
+log = structlog.get_logger(__name__)
+
+TICK_S = 1.0
+PING_AFTER_S = 5.0  # of silence; as long again without an answer, and the connection is dead
+MAX_BACKOFF_S = 2.0
+SUBSCRIBE_CHUNK = 500
+FINISHED_CHUNK = 2_000  # ids a query
+
+
+class StreamHub:
+    """One an API process. Everything runs on its event loop."""
+
+    def __init__(self, pool: AsyncPool, redis: Redis) -> None:
+        """`redis` must not retry by itself: a silent reconnect would hide lost messages."""
+        self._pool = pool
+        self._redis = redis
+        self._channels: dict[UUID, Channel] = {}
+        self._by_name: dict[bytes, Channel] = {}
+        self._pubsub: PubSub | None = None
+        # Held while channels come and go, so that commands are sent in the order of the changes.
+        self._lock = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def num_channels(self) -> int:
+        """Jobs somebody listens to."""
+        return len(self._channels)
+
+    async def start(self) -> None:
+        """Start both tasks. Redis may be away."""
+        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._tick())]
+
+    async def stop(self) -> None:
+        """End both tasks and the connection."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def join(self, job_id: UUID, listener: Listener) -> Channel:
+        """Listen to a job. When Redis has acknowledged, the listener is woken to read the log."""
+        async with self._lock:
+            channel = self._channels.get(job_id)
+            if channel is None:
+                channel = Channel(job_id, time.monotonic())
+                self._channels[job_id] = self._by_name[channel.name.encode()] = channel
+                channel.listeners.add(listener)
+                await self._subscribe([channel.name])
+            channel.listeners.add(listener)
+            return channel
+
+    def leave(self, job_id: UUID, listener: Listener) -> None:
+        """Stop listening. Safe to call twice."""
+        if channel := self._channels.get(job_id):
+            channel.listeners.discard(listener)
+
+    @asynccontextmanager
+    async def watch(self, job_id: UUID) -> AsyncIterator[Channel]:
+        """Listen to a job's end alone: wait for `channel.over`."""
+        listener = _EndListener()
+        channel = await self.join(job_id, listener)
+        try:
+            yield channel
+        finally:
+            self.leave(job_id, listener)
+
+    async def _subscribe(self, names: Iterable[str]) -> None:
+        if self._pubsub is None:
+            return  # `_listen` subscribes to everything once it is connected
+        with suppress(RedisError, OSError):  # `_listen` notices too, and starts over
+            await self._pubsub.subscribe(*names)
+
+    async def _listen(self) -> None:
+        backoff_s = 0.05
+        while True:
+            try:
+                async with self._connected() as pubsub:
+                    backoff_s = 0.05
+                    await self._read(pubsub)
+            except (RedisError, OSError) as error:
+                log.warning("hub_disconnected", error=type(error).__name__)
+            metrics.hub_reconnects.inc()
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[PubSub]:
+        pubsub = self._redis.pubsub()
+        try:
+            await pubsub.connect()  # type: ignore[no-untyped-call]
+            async with self._lock:
+                self._pubsub = pubsub
+                names = [channel.name for channel in self._channels.values()]
+                for begin in range(0, len(names), SUBSCRIBE_CHUNK):
+                    await pubsub.subscribe(*names[begin : begin + SUBSCRIBE_CHUNK])
+            yield pubsub
+        finally:
+            self._pubsub = None
+            for channel in self._channels.values():
+                channel.is_subscribed = False
+            await pubsub.aclose()  # type: ignore[no-untyped-call]
+
+    async def _read(self, pubsub: PubSub) -> None:
+        num_silences = 0
+        while True:
+            message = await pubsub.get_message(timeout=PING_AFTER_S)
+            if message is not None:
+                num_silences = 0
+                self._handle(message)
+                continue
+            num_silences += 1
+            if num_silences > 1:
+                raise RedisConnectionError("no answer to a ping")
+            await pubsub.ping()
+
+    def _handle(self, message: dict[str, Any]) -> None:
+        channel = self._by_name.get(message["channel"] or b"")
+        if channel is None:
+            return  # an answer to a ping, or a message to a channel just left
+        if message["type"] == "message":
+            channel.hear(parse_message(message["data"]), time.monotonic())
+        elif message["type"] == "subscribe":
+            channel.confirm_subscription()
+
+    async def _tick(self) -> None:
+        for turn in itertools.count():
+            await asyncio.sleep(TICK_S)
+            try:
+                await self._leave_deserted()
+                now = time.monotonic()
+                for channel in tuple(self._channels.values()):
+                    channel.tick(now)
+                if turn % 2:
+                    await self._ask_for_ends(now)
+            except (DatabaseError, RedisError, OSError) as error:
+                log.warning("hub_tick_failed", error=type(error).__name__)
+            except Exception:
+                log.exception("hub_tick_failed")  # the ticker is what ends stuck streams
+
+    async def _leave_deserted(self) -> None:
+        async with self._lock:
+            deserted = [channel for channel in self._channels.values() if not channel.listeners]
+            for channel in deserted:
+                del self._channels[channel.job_id]
+                del self._by_name[channel.name.encode()]
+            if deserted and self._pubsub:
+                await self._pubsub.unsubscribe(*(channel.name for channel in deserted))
+
+    async def _ask_for_ends(self, now: float) -> None:
+        """One query for all silent streams: a worker may die between its commit and its last event,
+        and a job that ends in the queue has nobody to say so.
+        """
+        silent = deque(
+            job_id for job_id, channel in self._channels.items() if channel.is_silent(now)
+        )
+        while silent:
+            ids = [silent.popleft() for _ in range(min(len(silent), FINISHED_CHUNK))]
+            for job_id in await finished_jobs(self._pool, ids):
+                if channel := self._channels.get(job_id):
+                    channel.note_over()
+
+
+class _EndListener:
+    """Has no use for events; the channel sets `over` by itself."""
+
+    def wake(self) -> None:
+        return None
+
+    def wake_for_log(self) -> None:
+        return None
+
+    def wake_after_reconnect(self) -> None:
+        return None
+
+    def tick(self, now: float) -> None:
+        return None

@@ -1,0 +1,181 @@
+"""Server-sent events as an ASGI response of our own.
+
+What stock decoders forbid: a block without JSON data. So a heartbeat is a lone comment line with
+one newline, which dispatches nothing, and `retry:` stands inside the first block.
+
+An idle stream costs the request's own task and nothing else: that task waits for the client to
+leave. When there is something to send, a task of its own sends it and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import structlog
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from api import metrics
+from api.settings import HEARTBEAT_S, SEND_TIMEOUT_S
+from api.streams.hub import StreamHub
+from api.streams.open_streams import OpenStreams
+from api.streams.reader import UNNUMBERED, Reader
+from tasks.events import Event
+
+log = structlog.get_logger(__name__)
+
+RETRY_MS = 1_000  # how long a browser waits before it resumes
+_HEARTBEAT = b":\n"
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache, no-store, no-transform"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+def encode_event(event: Event, *, is_first: bool) -> bytes:
+    """One block. Events outside the numbering have no `id:`, so that a client's last id stays."""
+    number = b"" if event.seq == UNNUMBERED else b"id: %d\n" % event.seq
+    retry = b"retry: %d\n" % RETRY_MS if is_first else b""
+    return b"%b%bevent: %b\ndata: %b\n\n" % (number, retry, event.type.encode(), event.data)
+
+
+class EventStreamResponse(Response):
+    """Streams a job's events until `done`, or until one of the other ends (see the package)."""
+
+    def __init__(
+        self, *, hub: StreamHub, streams: OpenStreams, reader: Reader, max_age_s: float
+    ) -> None:
+        super().__init__()
+        self._hub = hub
+        self._streams = streams
+        self._reader = reader
+        self._max_age_s = max_age_s
+        self._expires_at = 0.0
+        self._sent_at = time.monotonic()
+        self._sending_since: float | None = None
+        self._position_at = time.monotonic() + streams.position_interval_s
+        self._is_first = True
+        self._is_woken = False
+        self._ending: str | None = None  # how it ends, once that is settled
+        self._is_given_up = False
+        self._sender: asyncio.Task[None] | None = None
+        self._request: asyncio.Task[None] | None = None
+        self._send: Send | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Everything is taken here and released here: a response may be made and never called.
+        self._send, self._request = send, asyncio.current_task()
+        self._streams.add(self)
+        try:
+            await self._open()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+        except asyncio.CancelledError:
+            if not self._is_given_up or self._request is None:
+                raise
+            self._request.uncancel()
+        finally:
+            self._close()
+
+    async def _open(self) -> None:
+        now = time.monotonic()
+        self._expires_at = now + self._max_age_s
+        channel = await self._hub.join(self._reader.job_id, self)
+        self._reader.attach(channel, now)
+        await self._write_start()
+        self.wake()
+
+    def _close(self) -> None:
+        self._hub.leave(self._reader.job_id, self)
+        self._streams.remove(self)
+        if self._sender:
+            self._sender.cancel()
+        self._is_given_up = True
+        metrics.streams_ended.labels(self._ending or "client_left").inc()
+
+    def wake(self) -> None:
+        """Look for events to send."""
+        self._is_woken = True
+        if self._sender is None and not self._is_given_up:
+            self._sender = asyncio.create_task(self._send_pending())
+
+    def wake_for_log(self) -> None:
+        """Look for events in the log too."""
+        self._reader.note_log_may_have_more()
+        self.wake()
+
+    def wake_after_reconnect(self) -> None:
+        """The subscription is new or anew."""
+        self._reader.note_reconnect(time.monotonic())
+        self.wake()
+
+    def end(self, how: str) -> None:
+        """Close in an orderly way."""
+        self._ending = self._ending or how
+        self.wake()
+
+    def tick(self, now: float) -> None:
+        """Time limits, heartbeat, place in the queue."""
+        if self._sending_since is not None and now - self._sending_since > SEND_TIMEOUT_S:
+            self._give_up("send_timeout")
+        elif now > self._expires_at:
+            self.end("max_age")
+        elif self._reader.is_waiting and now >= self._position_at:
+            self._position_at = now + self._streams.position_interval_s
+            self._reader.note_position_is_due()
+            self.wake()
+        elif self._reader.tick(now) or now - self._sent_at >= HEARTBEAT_S:
+            self.wake()
+
+    async def _send_pending(self) -> None:
+        try:
+            while self._is_woken and not self._is_given_up:
+                self._is_woken = False
+                await self._send_once()
+        except OSError:
+            pass  # the client is gone; receive() says so to the request's task
+        except Exception:
+            log.exception("stream_failed")
+            self._give_up("error")
+        finally:
+            self._sender = None
+
+    async def _send_once(self) -> None:
+        while self._ending is None and (events := await self._reader.next()):
+            await self._write_events(events)
+            if self._reader.is_done:
+                self._ending = "done"
+        if self._ending is not None:
+            await self._write(b"", more_body=False)
+            self._give_up(self._ending)
+        elif time.monotonic() - self._sent_at >= HEARTBEAT_S:
+            await self._write(_HEARTBEAT)
+
+    async def _write_events(self, events: Sequence[Event]) -> None:
+        blocks = [encode_event(event, is_first=False) for event in events]
+        if self._is_first:
+            blocks[0] = encode_event(events[0], is_first=True)
+            self._is_first = False
+        await self._write(b"".join(blocks))
+
+    async def _write(self, body: bytes, *, more_body: bool = True) -> None:
+        assert self._send is not None
+        self._sending_since = time.monotonic()
+        await self._send({"type": "http.response.body", "body": body, "more_body": more_body})
+        self._sending_since = None
+        self._sent_at = time.monotonic()
+
+    async def _write_start(self) -> None:
+        assert self._send is not None
+        await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+
+    def _give_up(self, how: str) -> None:
+        """End the request's task, which waits for a client that may never say that it left."""
+        self._ending = self._ending or how
+        if not self._is_given_up:
+            self._is_given_up = True
+            if self._request is not None:
+                self._request.cancel()

@@ -1,0 +1,197 @@
+"""The whole platform against its own engine: what queue, database, streams and HTTP cost.
+
+`python -m benchmarks.platform --json`: client, API, Redis, Postgres, Celery, inference, billing and
+maintenance workers as real processes on this machine, interleaved with the raw engine on the same
+model. P1 is output tokens a second of a closed loop of 32 streaming clients over the same loop on
+the raw engine; P4 is the time to first token of one client on an idle platform, less the engine's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+
+from benchmarks import random_model
+from benchmarks.figures import finish, machine, median_of, percentile, range_of
+from benchmarks.raw_engine import RawEngine
+from benchmarks.workload import CONCURRENCY, Job, short, w_mix
+from tests.support.cluster import Cluster
+from tests.support.member import Tenant
+
+
+class PlatformClient:
+    """Streaming clients of one API, in one event loop."""
+
+    def __init__(self, url: str, tenant: Tenant) -> None:
+        self._url = url
+        self._headers = tenant.headers
+
+    def throughput(self, *, seed: int, ramp_s: float, seconds: float) -> float:
+        """Output tokens a second received by 32 clients, each with one job at a time."""
+        return asyncio.run(self._throughput(seed, ramp_s, seconds))
+
+    def first_token_ms(self, *, seed: int, num: int) -> list[float]:
+        """POST to first token event, one job at a time."""
+        return asyncio.run(self._first_tokens(seed, num))
+
+    async def _throughput(self, seed: int, ramp_s: float, seconds: float) -> float:
+        jobs = w_mix(seed)
+        start = time.monotonic() + ramp_s
+        counts = [0]
+
+        async def client(http: httpx.AsyncClient) -> None:
+            while time.monotonic() < start + seconds:
+                async for num_tokens in self._stream(http, next(jobs)):
+                    if start <= time.monotonic() < start + seconds:
+                        counts[0] += num_tokens
+
+        async with self._http() as http:
+            await asyncio.gather(*(client(http) for _ in range(CONCURRENCY)))
+        return counts[0] / seconds
+
+    async def _first_tokens(self, seed: int, num: int) -> list[float]:
+        times = []
+        async with self._http() as http:
+            for job in itertools.islice(short(seed), num):
+                started = time.monotonic()
+                first: float | None = None
+                async for _ in self._stream(http, job):
+                    first = first or time.monotonic() - started
+                times.append((first or 0.0) * 1000)
+        return times
+
+    @asynccontextmanager
+    async def _http(self) -> AsyncIterator[httpx.AsyncClient]:
+        limits = httpx.Limits(max_connections=2 * CONCURRENCY, max_keepalive_connections=64)
+        async with httpx.AsyncClient(
+            base_url=self._url, headers=self._headers, limits=limits, timeout=120, trust_env=False
+        ) as http:
+            yield http
+
+    async def _stream(self, http: httpx.AsyncClient, job: Job) -> AsyncIterator[int]:
+        """The number of tokens of each token event."""
+        reply = await http.post("/v1/jobs", json=_body(job))
+        reply.raise_for_status()
+        event = b""
+        async with http.stream("GET", reply.json()["events_url"]) as events:
+            events.raise_for_status()
+            async for line in _lines(events):
+                if line.startswith(b"event: "):
+                    event = line[7:]
+                elif line.startswith(b"data: ") and event == b"token":
+                    yield len(orjson.loads(line[6:])["token_ids"])
+                elif line.startswith(b"data: ") and event == b"done":
+                    status = orjson.loads(line[6:])["job"]["status"]
+                    assert status in ("completed", "incomplete"), status
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    rest = b""
+    async for chunk in response.aiter_raw():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line
+
+
+def _body(job: Job) -> dict[str, Any]:
+    return {
+        "model": "m135",
+        "prompt": " ".join(map(random_model.word, job.prompt)),
+        "max_tokens": job.max_tokens,
+        "temperature": 0,
+    }
+
+
+def measure(
+    client: PlatformClient, engine: RawEngine, *, rounds: int, seconds: float, num_first: int
+) -> dict[str, object]:
+    """Both arms by turns, the order turning around each round."""
+    loads: dict[str, list[float]] = {"engine": [], "platform": []}
+    firsts: dict[str, list[list[float]]] = {"engine": [], "platform": []}
+    arms: dict[str, PlatformClient | RawEngine] = {"engine": engine, "platform": client}
+    for number in _progress(range(rounds)):
+        names = list(arms) if number % 2 == 0 else list(reversed(arms))
+        for name in names:
+            loads[name].append(arms[name].throughput(seed=number, ramp_s=5, seconds=seconds))
+        for name in names:
+            firsts[name].append(arms[name].first_token_ms(seed=number, num=num_first))
+    return _figures(loads, firsts)
+
+
+def _figures(
+    loads: dict[str, list[float]], firsts: dict[str, list[list[float]]]
+) -> dict[str, object]:
+    ratios = [ours / raw for ours, raw in zip(loads["platform"], loads["engine"], strict=True)]
+    added = {
+        share: [
+            percentile(ours, share) - percentile(raw, share)
+            for ours, raw in zip(firsts["platform"], firsts["engine"], strict=True)
+        ]
+        for share in (0.5, 0.99)
+    }
+    return {
+        "platform_vs_engine": median_of(ratios),
+        "platform_vs_engine_range": range_of(ratios),
+        "platform_tok_s": median_of(loads["platform"], 1),
+        "engine_tok_s": median_of(loads["engine"], 1),
+        "added_ttft_ms_p50": median_of(added[0.5], 2),
+        "added_ttft_ms_p50_range": range_of(added[0.5], 2),
+        "added_ttft_ms_p99": median_of(added[0.99], 2),
+        "added_ttft_ms_p99_range": range_of(added[0.99], 2),
+        "rounds": len(ratios),
+        "machine": machine(),
+    }
+
+
+def _progress(numbers: range) -> Iterator[int]:
+    for number in numbers:
+        print(f"round {number + 1} of {len(numbers)}", file=sys.stderr, flush=True)
+        yield number
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=60.0, help="steady state of each arm")
+    parser.add_argument("--first-tokens", type=int, default=100, help="idle requests a round")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="millrace-bench-") as name:
+        folder = Path(name)
+        model = random_model.build(folder / "m135")
+        catalog = random_model.write_catalog(folder / "catalog.toml", model)
+        with (
+            RawEngine(model) as engine,
+            Cluster(
+                engine="millrace",
+                catalog=catalog,
+                worker_environment={"MILLRACE_MAX_NUM_SEQS": str(CONCURRENCY)},
+            ) as cluster,
+        ):
+            tenant = cluster.create_tenant("bench", credit_micros=10**15)
+            client = PlatformClient(cluster.url, tenant)
+            client.throughput(seed=99, ramp_s=0, seconds=3)  # warm both up
+            engine.throughput(seed=99, ramp_s=0, seconds=3)
+            figures = measure(
+                client,
+                engine,
+                rounds=options.rounds,
+                seconds=options.seconds,
+                num_first=options.first_tokens,
+            )
+    finish(figures, as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()

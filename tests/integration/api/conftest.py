@@ -1,0 +1,144 @@
+"""A running API on a database of its own, with two tenants and a catalog of one tiny model."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+import pytest
+import uvicorn
+
+from api.app import create_app
+from cli.stack.database import DatabaseUrls
+from store.catalog import apply_catalog
+from store.pools import DictConnection, connect
+from store.tenants import create_api_key, create_tenant
+from tasks.app import app as celery
+from tests.integration.api.producer import Producer
+from tests.support.services import Services
+from tests.support.tiny_tokenizer import write_model_folder
+
+PEPPER = "a pepper for tests"
+CONTEXT_LENGTH = 256
+
+_CATALOG = """
+[models.tiny]
+source = "tiny"
+max_output_tokens = 128
+prices.priority = { input_micros = 4000000, cached_micros = 400000, output_micros = 8000000 }
+prices.default = { input_micros = 2000000, cached_micros = 200000, output_micros = 4000000 }
+prices.flex = { input_micros = 1000000, cached_micros = 100000, output_micros = 2000000 }
+prices.batch = { input_micros = 500000, cached_micros = 50000, output_micros = 1000000 }
+"""
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A tenant and its key."""
+
+    id: UUID
+    api_key: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.api_key}"}
+
+
+@pytest.fixture(scope="session")
+def catalog_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("catalog")
+    write_model_folder(folder / "tiny", context_length=CONTEXT_LENGTH)
+    (folder / "catalog.toml").write_text(_CATALOG)
+    return folder / "catalog.toml"
+
+
+@pytest.fixture
+def owner(database: DatabaseUrls) -> Iterator[DictConnection]:
+    """A connection that sees everything."""
+    with connect(database.owner, application_name="test") as connection:
+        yield connection
+
+
+@pytest.fixture
+def environment(
+    database: DatabaseUrls, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the API process is told."""
+    monkeypatch.setenv("MILLRACE_DATABASE_URL", database.api)
+    monkeypatch.delenv("MILLRACE_DATABASE_URL_API", raising=False)
+    monkeypatch.setenv("MILLRACE_REDIS_URL", services.redis_url)
+    monkeypatch.setenv("MILLRACE_KEY_PEPPER", PEPPER)
+    celery.conf.update(broker_url=services.redis_url)
+
+
+@pytest.fixture
+def catalog(owner: DictConnection, catalog_file: Path) -> None:
+    apply_catalog(owner, catalog_file)
+
+
+def new_tenant(owner: DictConnection, name: str, *, credit_micros: int = 10_000_000) -> Tenant:
+    tenant_id = create_tenant(owner, name=name, credit_micros=credit_micros)
+    key = create_api_key(owner, tenant_id=tenant_id, name="test", pepper=PEPPER.encode())
+    return Tenant(tenant_id, key)
+
+
+@pytest.fixture
+def tenant(owner: DictConnection) -> Tenant:
+    return new_tenant(owner, "acme")
+
+
+@pytest.fixture
+def other_tenant(owner: DictConnection) -> Tenant:
+    return new_tenant(owner, "globex")
+
+
+@asynccontextmanager
+async def serve_api() -> AsyncIterator[str]:
+    """A real server on a free port, in this event loop."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        create_app(), log_level="warning", timeout_graceful_shutdown=2, access_log=False
+    )
+    server = uvicorn.Server(config)
+    # The test runner keeps its own signal handlers.
+    server.capture_signals = nullcontext  # type: ignore[assignment,method-assign]
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        while not server.started:
+            if task.done():
+                task.result()
+            await asyncio.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
+        listener.close()
+
+
+@pytest.fixture
+async def api_url(environment: None, catalog: None) -> AsyncIterator[str]:
+    async with serve_api() as url:
+        yield url
+
+
+@pytest.fixture
+async def http(api_url: str, tenant: Tenant) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the first tenant."""
+    async with httpx.AsyncClient(
+        base_url=api_url, headers=tenant.headers, timeout=30, trust_env=False
+    ) as client:
+        yield client
+
+
+@pytest.fixture
+def producer(database: DatabaseUrls, services: Services) -> Iterator[Producer]:
+    """Stands for an inference worker."""
+    with Producer(database.worker, services.redis_url) as producer:
+        yield producer

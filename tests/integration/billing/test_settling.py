@@ -1,0 +1,255 @@
+"""Settling: what a job is charged, once, whoever settles it and whatever breaks in between."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from billing import ledger
+from billing.pricing import Prices, cost_micros
+from billing.usage import settle_jobs
+from cli.stack.database import DatabaseUrls
+from store.outcomes import settle
+from store.pools import DictConnection, connect
+from tests.support.roles import Connections, connections
+from tests.support.rows import Rows
+from tests.support.waiting import wait_until
+
+CREDIT = 1_000_000_000
+
+
+def _assert_sound(connection: DictConnection) -> None:
+    report = ledger.verify(connection)
+    assert report.ok, report.to_json()
+
+
+def test_a_settled_job_moves_its_cost_from_the_tenant_to_revenue(
+    roles: Connections, rows: Rows
+) -> None:
+    tenant = rows.tenant(credit_micros=CREDIT)
+    job = rows.ended_job(tenant, input_tokens=100, cached_tokens=40, output_tokens=10)
+
+    num_settled = settle_jobs(roles.billing)
+
+    entry = ledger.entry_for_job(roles.billing, job)
+    assert num_settled == 1
+    assert entry is not None
+    assert (entry.kind, entry.amount_micros, entry.price_version) == ("usage", 60 + 10 + 20, 1)
+    assert (entry.debit_account, entry.credit_account) == (f"tenant:{tenant}", "platform:revenue")
+    assert rows.account(tenant) == (CREDIT - 90, 0)
+    usage = rows.one("SELECT * FROM usage WHERE job_id = %s", job)
+    assert (usage["amount_micros"], usage["output_tokens"], usage["payer"]) == (90, 10, "tenant")
+    reservation = rows.one("SELECT * FROM reservations WHERE job_id = %s", job)
+    assert (reservation["state"], reservation["settled_micros"]) == ("settled", 90)
+    _assert_sound(roles.owner)
+
+
+def test_settle_twice_charges_once(roles: Connections, rows: Rows) -> None:
+    tenant = rows.tenant(credit_micros=CREDIT)
+    job = rows.ended_job(tenant)
+
+    counts = [settle_jobs(roles.billing, [job]) for _ in range(2)]
+
+    assert counts == [1, 0]
+    assert rows.account(tenant) == (CREDIT - 120, 0)
+
+
+def test_a_job_with_a_ledger_entry_is_never_charged_again(roles: Connections, rows: Rows) -> None:
+    """Even if its outcome comes back unsettled, say from a restored backup of the outbox."""
+    tenant = rows.tenant(credit_micros=CREDIT)
+    job = rows.ended_job(tenant)
+    settle_jobs(roles.billing)
+    rows.connection.execute("UPDATE job_outcomes SET settled_at = NULL WHERE job_id = %s", (job,))
+
+    settled = settle(roles.billing, limit=10)
+
+    assert (settled.num_settled, settled.num_entered) == (1, 0)
+    assert settled.without_reservation == ()
+    assert rows.account(tenant) == (CREDIT - 120, 0)
+    _assert_sound(roles.owner)
+
+
+@pytest.mark.parametrize("payer", ["platform", "nobody"])
+def test_a_job_the_tenant_does_not_pay_costs_nothing_and_frees_its_reservation(
+    roles: Connections, rows: Rows, payer: str
+) -> None:
+    tenant = rows.tenant(credit_micros=CREDIT)
+    job = rows.ended_job(tenant, payer=payer, output_tokens=30)
+
+    settle_jobs(roles.billing)
+
+    assert rows.account(tenant) == (CREDIT, 0)
+    assert rows.one("SELECT state FROM reservations WHERE job_id = %s", job)["state"] == "released"
+    entry = ledger.entry_for_job(roles.billing, job)
+    assert entry is not None
+    assert entry.amount_micros == 0
+    _assert_sound(roles.owner)
+
+
+def test_a_charge_above_its_reservation_is_capped_and_reported(
+    roles: Connections, rows: Rows
+) -> None:
+    tenant = rows.tenant(credit_micros=CREDIT)
+    job = rows.ended_job(tenant, max_output_tokens=5, output_tokens=500)
+
+    settled = settle(roles.billing, limit=10)
+
+    assert settled.over_reservation == (job,)
+    assert rows.account(tenant) == (CREDIT - 110, 0)
+    _assert_sound(roles.owner)
+
+
+def test_a_job_without_a_reservation_is_not_charged_and_reported(
+    roles: Connections, rows: Rows
+) -> None:
+    tenant = rows.tenant(credit_micros=CREDIT)
+    job = rows.ended_job(tenant)
+    rows.connection.execute("DELETE FROM reservations")
+    rows.connection.execute("UPDATE accounts SET held_micros = 0")
+
+    settled = settle(roles.billing, limit=10)
+
+    assert settled.without_reservation == (job,)
+    assert rows.account(tenant) == (CREDIT, 0)
+    _assert_sound(roles.owner)
+
+
+def test_only_the_named_jobs_are_settled(roles: Connections, rows: Rows) -> None:
+    tenant = rows.tenant()
+    first, second = rows.ended_job(tenant), rows.ended_job(tenant)
+
+    settle_jobs(roles.billing, [second])
+
+    assert ledger.entry_for_job(roles.billing, first) is None
+    assert ledger.entry_for_job(roles.billing, second) is not None
+
+
+def test_settlers_that_race_charge_each_job_once(
+    database: DatabaseUrls, roles: Connections, rows: Rows
+) -> None:
+    tenants = [rows.tenant(credit_micros=CREDIT) for _ in range(5)]
+    jobs = [rows.ended_job(tenants[i % 5]) for i in range(200)]
+    start = threading.Barrier(8)
+
+    def settler(seed: int) -> int:
+        mine = random.Random(seed).sample(jobs, k=len(jobs))
+        with connect(database.billing, application_name="test") as connection:
+            start.wait()
+            batches = [mine[i : i + 7] for i in range(0, len(mine), 7)]
+            return sum(settle_jobs(connection, batch) for batch in batches)
+
+    with ThreadPoolExecutor(8) as threads:
+        num_settled = sum(threads.map(settler, range(8)))
+
+    assert num_settled == 200
+    assert [rows.account(tenant) for tenant in tenants] == [(CREDIT - 40 * 120, 0)] * 5
+    assert rows.one("SELECT count(*) AS n FROM ledger_entries WHERE kind = 'usage'")["n"] == 200
+    _assert_sound(roles.owner)
+
+
+def test_a_settler_killed_halfway_leaves_nothing_half(
+    database: DatabaseUrls, roles: Connections, rows: Rows
+) -> None:
+    tenant = rows.tenant(credit_micros=CREDIT)
+    job = rows.ended_job(tenant)
+    # The lock on the account holds the settler after its inserts and before its last update.
+    with roles.owner.transaction(), connect(database.billing, application_name="victim") as victim:
+        roles.owner.execute("SELECT 1 FROM accounts FOR UPDATE")
+        with ThreadPoolExecutor(1) as threads:
+            settling = threads.submit(settle_jobs, victim)
+            wait_until(lambda: _is_waiting(database, victim.info.backend_pid), what="the settler")
+            _terminate(database, victim.info.backend_pid)
+            with pytest.raises(psycopg.OperationalError):
+                settling.result(timeout=10)
+
+    assert rows.account(tenant) == (CREDIT, 150 + 50)
+    assert ledger.entry_for_job(roles.billing, job) is None
+    assert rows.one("SELECT count(*) AS n FROM usage")["n"] == 0
+    assert rows.one("SELECT state FROM reservations")["state"] == "held"
+    _assert_sound(roles.owner)
+
+    assert settle_jobs(roles.billing) == 1
+    assert rows.account(tenant) == (CREDIT - 120, 0)
+    _assert_sound(roles.owner)
+
+
+def test_balances_equal_the_ledger_after_a_thousand_jobs(
+    database: DatabaseUrls, roles: Connections, rows: Rows
+) -> None:
+    random_ = random.Random(20)
+    tenants = [rows.tenant(credit_micros=CREDIT) for _ in range(7)]
+    expected: Counter[object] = Counter()
+    with rows.connection.transaction():
+        for _ in range(1_000):
+            tenant, payer = random_.choice(tenants), random_.choice(["tenant"] * 4 + ["nobody"])
+            a, b, c = random_.choices(range(10**7), k=3)
+            prices = Prices(1, a, b, c, "USD")
+            num_input = random_.randrange(1, 2_000)
+            counts = {
+                "input_tokens": num_input,
+                "cached_tokens": random_.randrange(num_input),
+                "output_tokens": random_.randrange(400),
+            }
+            rows.ended_job(tenant, payer=payer, prices=prices, max_output_tokens=400, **counts)
+            if payer == "tenant":
+                expected[tenant] += cost_micros(**counts, prices=prices)
+
+    def settler(_: int) -> None:
+        with connect(database.billing, application_name="test") as connection:
+            while settle_jobs(connection, limit=37):
+                pass
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(settler, range(3)))
+    settle_jobs(roles.billing)
+
+    assert {t: rows.account(t) for t in tenants} == {t: (CREDIT - expected[t], 0) for t in tenants}
+    _assert_sound(roles.owner)
+
+
+def test_sql_and_python_agree_on_every_cost(database: DatabaseUrls) -> None:
+    count = st.integers(0, 2**31 - 1)
+    price = st.integers(0, 10**13)
+    with connections(database) as roles:
+
+        @settings(max_examples=300, deadline=None)
+        @given(st.tuples(count, count, count), st.tuples(price, price, price))
+        def agree(counts: tuple[int, int, int], micros: tuple[int, int, int]) -> None:
+            num_input, num_cached, output = max(counts[:2]), min(counts[:2]), counts[2]
+            prices = Prices(1, micros[0], micros[1], micros[2], "USD")
+            cost = cost_micros(
+                input_tokens=num_input,
+                cached_tokens=num_cached,
+                output_tokens=output,
+                prices=prices,
+            )
+            if cost >= 2**63:
+                return
+            row = roles.billing.execute(
+                "SELECT cost_micros(%s::int, %s::int, %s::int, %s, %s, %s) AS cost",
+                (num_input, num_cached, output, *micros),
+            ).fetchone()
+            assert row is not None
+            assert row["cost"] == cost
+
+        agree()
+
+
+def _is_waiting(database: DatabaseUrls, pid: int) -> bool:
+    with connect(database.owner, application_name="test") as connection:
+        row = connection.execute(
+            "SELECT count(*) AS n FROM pg_locks WHERE pid = %s AND NOT granted", (pid,)
+        ).fetchone()
+    return bool(row and row["n"])
+
+
+def _terminate(database: DatabaseUrls, pid: int) -> None:
+    with connect(database.billing, application_name="test") as connection:
+        connection.execute("SELECT pg_terminate_backend(%s)", (pid,))

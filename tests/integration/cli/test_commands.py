@@ -1,0 +1,197 @@
+"""The `millrace` command as a user runs it: one process a call, against a real database."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cli.errors import CommandError
+from cli.operator import from_micros, to_micros
+from cli.stack.catalog import served_model
+from cli.stack.database import DatabaseUrls
+from cli.stack.options import UpOptions
+from cli.stack.state import StateFolder
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def millrace(tmp_path: Path) -> Run:
+    """Runs the command with a state folder of its own. Keyword arguments are environment."""
+
+    def run(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+        kept = {name: value for name, value in os.environ.items() if "MILLRACE_" not in name}
+        environment = {**kept, "MILLRACE_STATE_DIR": str(tmp_path / "state"), **extra}
+        return subprocess.run(
+            [sys.executable, "-m", "cli.main", *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def operator(millrace: Run, database: DatabaseUrls) -> Run:
+    """Runs operator commands on a database of its own."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return millrace(
+            *arguments, MILLRACE_DATABASE_URL=database.owner, MILLRACE_KEY_PEPPER="pepper"
+        )
+
+    return run
+
+
+def assert_one_line_error(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert result.returncode == 1, result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
+
+
+def test_help_imports_nothing_slow() -> None:
+    code = "import sys, cli.main; print(*sorted(sys.modules))"
+    modules = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+
+    assert not {"torch", "celery", "psycopg", "sqlalchemy", "httpx", "fastapi"} & set(modules)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("tenants", "list"), ("migrate",), ("ledger", "verify"), ("keys", "revoke", "x")],
+)
+def test_operator_command_without_a_database_says_so(
+    millrace: Run, arguments: tuple[str, ...]
+) -> None:
+    assert_one_line_error(millrace(*arguments), "Postgres", "make up")
+
+
+def test_user_command_without_an_address_says_so(millrace: Run) -> None:
+    assert_one_line_error(millrace("get", "job_1"), "MILLRACE_URL", "make up")
+
+
+def test_user_command_with_the_api_away_is_one_line(millrace: Run) -> None:
+    result = millrace("get", "job_1", MILLRACE_URL="http://127.0.0.1:9", MILLRACE_API_KEY="k")
+
+    assert_one_line_error(result)
+
+
+def test_unreachable_database_is_one_line(millrace: Run) -> None:
+    result = millrace("tenants", "list", MILLRACE_DATABASE_URL="postgresql://u@127.0.0.1:9/x")
+
+    assert_one_line_error(result, "refused")
+
+
+def test_status_of_nothing_exits_with_1(millrace: Run) -> None:
+    result = millrace("status", "--json")
+
+    assert result.returncode == 1
+    assert json.loads(result.stdout)["is_running"] is False
+
+
+def test_down_of_nothing_is_fine_and_leaves_no_folder(millrace: Run, tmp_path: Path) -> None:
+    result = millrace("down")
+
+    assert result.returncode == 0
+    assert "not running" in result.stdout
+    assert not (tmp_path / "state").exists()
+
+
+def test_tenant_is_created_once_and_listed(operator: Run) -> None:
+    created = operator("tenants", "create", "acme", "--credit", "12.50")
+    again = operator("tenants", "create", "acme")
+    listed = operator("tenants", "list")
+
+    assert created.returncode == 0
+    assert_one_line_error(again, "acme", "already")
+    assert created.stdout.strip() in listed.stdout
+    assert "12.50" in listed.stdout
+
+
+def test_key_is_created_and_revoked_once(operator: Run) -> None:
+    operator("tenants", "create", "acme")
+
+    created = operator("keys", "create", "acme", "--name", "ci", "--days", "30")
+    match = re.fullmatch(r"mlr_live_([0-9A-Za-z]+)_\w+", created.stdout.strip())
+    assert match is not None
+    revoked = operator("keys", "revoke", match[1])
+    again = operator("keys", "revoke", match[1])
+
+    assert revoked.returncode == 0
+    assert_one_line_error(again, "no live key")
+
+
+def test_key_for_an_unknown_tenant_is_refused(operator: Run) -> None:
+    assert_one_line_error(operator("keys", "create", "nobody"), "nobody")
+
+
+def test_credit_with_the_same_reference_counts_once(operator: Run) -> None:
+    operator("tenants", "create", "acme")
+
+    for _ in range(2):
+        result = operator("credits", "add", "acme", "7.25", "--reference", "invoice-1")
+        assert result.returncode == 0, result.stderr
+
+    assert "7.25" in operator("tenants", "list").stdout
+    assert operator("ledger", "verify").returncode == 0
+
+
+def test_catalog_with_a_mistake_is_one_line(operator: Run, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text("[models.x]\npool = 3\n")
+
+    assert_one_line_error(operator("catalog", "apply", str(wrong)), "wrong.toml", "models.x")
+
+
+def test_wanted_api_port_that_is_taken_is_one_line(
+    millrace: Run, database: DatabaseUrls, tmp_path: Path
+) -> None:
+    with socket.socket() as squatter:
+        squatter.bind(("127.0.0.1", 0))
+        squatter.listen()
+        port = str(squatter.getsockname()[1])
+
+        result = millrace("up", "--detach", "--port", port)
+
+    assert_one_line_error(result, port, "is taken")
+    assert StateFolder(tmp_path / "state").read_running() is None
+
+
+@pytest.mark.parametrize("amount", ["", "x", "-1", "0", "nan", "inf", "0.0000001"])
+def test_amount_that_is_no_money_is_refused(amount: str) -> None:
+    with pytest.raises(CommandError):
+        to_micros(amount)
+
+
+@pytest.mark.parametrize(
+    ("micros", "text"),
+    [(0, "0.00"), (12_500_000, "12.50"), (1, "0.000001"), (-2_000_000, "-2.00")],
+)
+def test_micros_are_written_with_the_decimals_they_need(micros: int, text: str) -> None:
+    assert from_micros(micros) == text
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (None, "demo"),
+        ("/models/Llama 3.2/", "Llama-3.2"),
+        ("owner/Qwen3-0.6B", "Qwen3-0.6B"),
+        ("../._odd", "odd"),
+    ],
+)
+def test_model_is_named_after_its_folder(model: str | None, name: str) -> None:
+    assert served_model(UpOptions(model=model)) == name

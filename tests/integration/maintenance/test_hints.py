@@ -1,0 +1,150 @@
+"""Which queued jobs get a new hint, how many at a time, and in which order."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
+
+import pytest
+
+from cli.stack.database import DatabaseUrls
+from store.hints import MIN_WINDOW, forget_hints, rehint
+from store.pools import connect
+from tests.support.roles import Connections
+from tests.support.rows import Rows
+
+
+def _hinted(roles: Connections) -> list[UUID]:
+    return [row["id"] for row in rehint(roles.worker)]
+
+
+def test_a_job_whose_hint_is_lost_is_hinted_again(roles: Connections, rows: Rows) -> None:
+    job = rows.job(rows.tenant(), hinted_ago_s=31)
+
+    [hint] = rehint(roles.worker)
+
+    assert hint["id"] == job
+    assert (hint["pool"], hint["service_tier"], hint["lane"]) == ("demo", "default", 3)
+    assert hint["hint_count"] == 2
+    assert _hinted(roles) == []
+
+
+def test_a_job_that_was_never_hinted_is_hinted_at_once(roles: Connections, rows: Rows) -> None:
+    job = rows.job(rows.tenant())
+    rows.connection.execute("UPDATE jobs SET hinted_at = NULL")
+
+    assert _hinted(roles) == [job]
+
+
+@pytest.mark.parametrize(
+    ("hint_count", "patience_s"), [(0, 15), (1, 30), (3, 120), (5, 480), (12, 480)]
+)
+def test_patience_doubles_with_each_hint(
+    roles: Connections, rows: Rows, hint_count: int, patience_s: int
+) -> None:
+    tenant = rows.tenant()
+    rows.job(tenant, hint_count=hint_count, hinted_ago_s=patience_s - 5)
+    due = rows.job(tenant, hint_count=hint_count, hinted_ago_s=patience_s + 1)
+
+    assert _hinted(roles) == [due]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"run_after_s": 60},
+        {"deadline_s": -1},
+        {"cancel_by": "user"},
+        {"status": "completed"},
+    ],
+)
+def test_a_job_that_can_not_run_now_is_not_hinted(
+    roles: Connections, rows: Rows, fields: dict[str, object]
+) -> None:
+    rows.job(rows.tenant(), **{"hinted_ago_s": 3_600, **fields})
+
+    assert _hinted(roles) == []
+
+
+def test_a_window_holds_twice_the_live_slots_per_pool_and_tier(
+    roles: Connections, rows: Rows
+) -> None:
+    rows.worker(slots=25, pool="big")
+    rows.worker(slots=15, pool="big")
+    rows.worker(slots=99, pool="big", expires_s=-1)
+    tenant = rows.tenant()
+    for pool, tier in (("big", "default"), ("big", "flex"), ("small", "default")):
+        for _ in range(100):
+            rows.job(tenant, pool=pool, tier=tier, hinted_ago_s=60)
+
+    hints = rehint(roles.worker)
+
+    counts = [
+        sum((hint["pool"], hint["service_tier"]) == key for hint in hints)
+        for key in (("big", "default"), ("big", "flex"), ("small", "default"))
+    ]
+    assert counts == [80, 80, MIN_WINDOW]
+    assert len(_hinted(roles)) == 20 + 20 + 100 - MIN_WINDOW
+
+
+def test_tenants_take_turns_in_a_window(roles: Connections, rows: Rows) -> None:
+    flood, *light = (rows.tenant() for _ in range(3))
+    for _ in range(200):
+        rows.job(flood, hinted_ago_s=60)
+    theirs = {rows.job(tenant, hinted_ago_s=60) for tenant in light for _ in range(5)}
+
+    hinted = set(_hinted(roles))
+
+    assert theirs <= hinted
+    assert len(hinted) == MIN_WINDOW
+
+
+def test_rehinters_that_race_hint_each_job_once(
+    database: DatabaseUrls, roles: Connections, rows: Rows
+) -> None:
+    tenant = rows.tenant()
+    jobs = {rows.job(tenant, hinted_ago_s=60) for _ in range(50)}
+    start = threading.Barrier(4)
+
+    def rehinter(_: int) -> list[UUID]:
+        with connect(database.worker, application_name="test") as connection:
+            start.wait()
+            return [row["id"] for _ in range(20) for row in rehint(connection)]
+
+    with ThreadPoolExecutor(4) as threads:
+        hinted = [job for found in threads.map(rehinter, range(4)) for job in found]
+
+    assert sorted(hinted) == sorted(jobs)
+
+
+def test_forgotten_hints_are_given_again_at_once(roles: Connections, rows: Rows) -> None:
+    tenant = rows.tenant()
+    jobs = {rows.job(tenant) for _ in range(10)}
+    rows.job(tenant, status="completed")
+
+    num_forgotten = forget_hints(roles.worker)
+
+    assert num_forgotten == 10
+    assert set(_hinted(roles)) == jobs
+
+
+def test_only_the_hints_of_an_outage_are_forgotten(roles: Connections, rows: Rows) -> None:
+    tenant = rows.tenant()
+    rows.job(tenant, hinted_ago_s=20)
+    during = rows.job(tenant, hinted_ago_s=3)
+
+    forget_hints(roles.worker, within_s=10)
+
+    assert _hinted(roles) == [during]
+
+
+def test_a_large_backlog_is_forgotten_in_batches(
+    roles: Connections, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("store.hints._FORGET_BATCH", 3)
+    tenant = rows.tenant()
+    for _ in range(10):
+        rows.job(tenant)
+
+    assert forget_hints(roles.worker) == 10

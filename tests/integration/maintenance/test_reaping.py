@@ -1,0 +1,281 @@
+"""The reaper: what becomes of jobs whose worker died, whose time is up, or that were cancelled."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID, uuid4
+
+import pytest
+
+from billing import ledger
+from billing.usage import settle_jobs
+from cli.stack.database import DatabaseUrls
+from store.pools import connect
+from store.reaping import delete_dead_leases, reap_lost, reap_waiting
+from tests.support.roles import Connections
+from tests.support.rows import Rows
+from workers.maintenance.reaper import Reaper
+
+CREDIT = 1_000_000
+
+
+@pytest.fixture
+def dead_worker(rows: Rows) -> UUID:
+    return rows.worker(expires_s=-0.1)
+
+
+def _result(rows: Rows, job: UUID) -> dict[str, object]:
+    return rows.one("SELECT output, last_seq, event_log FROM job_results WHERE job_id = %s", job)
+
+
+def test_a_job_of_a_lost_worker_is_queued_again_at_once(
+    roles: Connections, rows: Rows, dead_worker: UUID
+) -> None:
+    job = rows.running_job(rows.tenant(), dead_worker, produced="abc")
+
+    [reaped] = reap_lost(roles.worker)
+
+    row = rows.of_job(job)
+    attempt = rows.one("SELECT * FROM job_attempts")
+    assert (reaped.job_id, reaped.verdict, reaped.status) == (job, "requeue", None)
+    assert (row["status"], row["fail_count"], row["worker_id"]) == ("queued", 1, None)
+    assert (row["hinted_at"], row["reason"]) == (None, "worker_lost")
+    assert rows.one("SELECT run_after <= now() AS is_due FROM jobs")["is_due"]
+    assert (attempt["outcome"], attempt["checkpoint_text"]) == ("lost", "abc")
+    assert reap_lost(roles.worker) == []
+
+
+def test_the_second_loss_waits_before_the_next_attempt(
+    roles: Connections, rows: Rows, dead_worker: UUID
+) -> None:
+    rows.running_job(rows.tenant(), dead_worker, attempt=2, fail_count=1)
+
+    reap_lost(roles.worker)
+
+    delay = rows.one("SELECT extract(epoch FROM run_after - now())::float AS s FROM jobs")["s"]
+    assert 1.0 < delay <= 2.0
+
+
+def test_a_job_of_a_worker_without_a_lease_is_lost_too(roles: Connections, rows: Rows) -> None:
+    job = rows.running_job(rows.tenant(), uuid4())
+
+    reap_lost(roles.worker)
+
+    assert rows.of_job(job)["status"] == "queued"
+
+
+def test_a_job_of_a_live_worker_is_left_alone(roles: Connections, rows: Rows) -> None:
+    rows.running_job(rows.tenant(), rows.worker(), deadline_s=-1, cancel_by="user")
+
+    assert reap_lost(roles.worker) == []
+
+
+def test_the_third_loss_fails_and_nobody_is_charged(
+    roles: Connections, rows: Rows, dead_worker: UUID
+) -> None:
+    tenant = rows.tenant(credit_micros=CREDIT)
+    job = rows.running_job(tenant, dead_worker, attempt=3, fail_count=2, produced="abc")
+
+    reap_lost(roles.worker)
+    settle_jobs(roles.billing)
+
+    row = rows.of_job(job)
+    assert (row["status"], row["reason"], row["fail_count"]) == ("failed", "worker_lost", 3)
+    assert (row["error_code"], row["error_retryable"]) == ("worker_lost", True)
+    assert row["error_message"]
+    assert row["finished_at"] is not None
+    assert (row["cost_micros"], row["output_tokens"]) == (0, 3)
+    outcome = rows.one("SELECT * FROM job_outcomes WHERE job_id = %s", job)
+    assert (outcome["payer"], outcome["output_tokens"]) == ("platform", 3)
+    assert _result(rows, job) == {"output": [], "last_seq": 4, "event_log": None}
+    assert rows.account(tenant) == (CREDIT, 0)
+    assert ledger.verify(roles.owner).ok
+
+
+@pytest.mark.parametrize(
+    ("who", "charged"), [("user", ("tenant", 100 + 2 * 3)), ("operator", ("platform", 0))]
+)
+def test_a_cancel_that_its_worker_never_saw_ends_the_job(
+    roles: Connections, rows: Rows, dead_worker: UUID, who: str, charged: tuple[str, int]
+) -> None:
+    payer, cost = charged
+    tenant = rows.tenant(credit_micros=CREDIT)
+    job = rows.running_job(tenant, dead_worker, produced="abc", cancel_by=who)
+
+    reap_lost(roles.worker)
+    settle_jobs(roles.billing)
+
+    row = rows.of_job(job)
+    assert (row["status"], row["reason"]) == ("cancelled", f"cancelled_by_{who}")
+    assert (row["cost_micros"], row["error_code"]) == (cost, None)
+    assert rows.one("SELECT payer FROM job_outcomes")["payer"] == payer
+    assert _result(rows, job)["output"] == [{"index": 0, "text": "abc", "finish_reason": None}]
+    assert rows.account(tenant) == (CREDIT - cost, 0)
+    assert ledger.verify(roles.owner).ok
+
+
+def test_a_lost_job_past_its_deadline_keeps_what_it_produced(
+    roles: Connections, rows: Rows, dead_worker: UUID
+) -> None:
+    tenant = rows.tenant(credit_micros=CREDIT)
+    job = rows.running_job(tenant, dead_worker, produced="abc", deadline_s=-1)
+
+    reap_lost(roles.worker)
+    settle_jobs(roles.billing)
+
+    row = rows.of_job(job)
+    assert (row["status"], row["reason"]) == ("incomplete", "deadline_exceeded")
+    assert row["error_code"] is None
+    assert _result(rows, job)["output"] == [{"index": 0, "text": "abc", "finish_reason": "length"}]
+    assert rows.account(tenant) == (CREDIT - 106, 0)
+
+
+def test_a_lost_job_past_its_deadline_that_produced_nothing_fails_for_free(
+    roles: Connections, rows: Rows, dead_worker: UUID
+) -> None:
+    tenant = rows.tenant(credit_micros=CREDIT)
+    job = rows.running_job(tenant, dead_worker, deadline_s=-1)
+
+    reap_lost(roles.worker)
+    settle_jobs(roles.billing)
+
+    row = rows.of_job(job)
+    assert (row["status"], row["error_code"]) == ("failed", "deadline_exceeded")
+    assert rows.one("SELECT payer FROM job_outcomes")["payer"] == "nobody"
+    assert rows.account(tenant) == (CREDIT, 0)
+
+
+def test_the_furthest_checkpoint_counts_whichever_attempt_wrote_it(
+    roles: Connections, rows: Rows, dead_worker: UUID
+) -> None:
+    tenant = rows.tenant()
+    job = rows.running_job(tenant, dead_worker, attempt=2, fail_count=1, cancel_by="user")
+    rows.attempt(job, tenant, 1, uuid4(), produced="abcde", outcome="lost")
+
+    reap_lost(roles.worker)
+
+    assert rows.of_job(job)["output_tokens"] == 5
+    assert _result(rows, job)["last_seq"] == 6
+
+
+def test_a_queued_job_past_its_deadline_fails_for_free(roles: Connections, rows: Rows) -> None:
+    tenant = rows.tenant(credit_micros=CREDIT)
+    job, other = rows.job(tenant, deadline_s=-0.1), rows.job(tenant)
+
+    [reaped] = reap_waiting(roles.worker)
+    settle_jobs(roles.billing)
+
+    row = rows.of_job(job)
+    assert reaped.job_id == job
+    assert (row["status"], row["reason"], row["fail_count"]) == ("failed", "deadline_exceeded", 0)
+    assert row["error_retryable"] is True
+    assert rows.of_job(other)["status"] == "queued"
+    assert rows.account(tenant)[0] == CREDIT
+    assert ledger.verify(roles.owner).ok
+
+
+def test_a_job_cancelled_between_two_attempts_ends_with_what_it_produced(
+    roles: Connections, rows: Rows
+) -> None:
+    tenant = rows.tenant(credit_micros=CREDIT)
+    job = rows.job(tenant, attempt=1, fail_count=1, cancel_by="user")
+    rows.attempt(job, tenant, 1, uuid4(), produced="abc", outcome="lost")
+
+    reap_waiting(roles.worker)
+
+    row = rows.of_job(job)
+    assert (row["status"], row["output_tokens"], row["cost_micros"]) == ("cancelled", 3, 106)
+
+
+def test_reapers_that_race_reap_each_job_once(
+    database: DatabaseUrls, roles: Connections, rows: Rows, dead_worker: UUID
+) -> None:
+    tenant = rows.tenant()
+    jobs = {rows.running_job(tenant, dead_worker) for _ in range(300)}
+    start = threading.Barrier(4)
+
+    def reaper(_: int) -> list[UUID]:
+        found = []
+        with connect(database.worker, application_name="test") as connection:
+            start.wait()
+            for _ in range(60):
+                found += [job.job_id for job in reap_lost(connection, limit=10)]
+        return found
+
+    with ThreadPoolExecutor(4) as threads:
+        reaped = [job for found in threads.map(reaper, range(4)) for job in found]
+
+    assert sorted(reaped) == sorted(jobs)
+    assert rows.one("SELECT min(fail_count) AS least, max(fail_count) AS most FROM jobs") == {
+        "least": 1,
+        "most": 1,
+    }
+
+
+def test_a_job_that_its_worker_just_finished_is_not_reaped(
+    database: DatabaseUrls, roles: Connections, rows: Rows, dead_worker: UUID
+) -> None:
+    """The worker commits while the reaper looks: the row's lock decides, not the snapshot."""
+    job = rows.running_job(rows.tenant(), dead_worker)
+    with roles.owner.transaction():
+        roles.owner.execute(
+            "UPDATE jobs SET status = 'completed', worker_id = NULL, finished_at = now()"
+            " WHERE id = %s",
+            (job,),
+        )
+        held = reap_lost(roles.worker)
+
+    assert held == []
+    assert reap_lost(roles.worker) == []
+    assert rows.of_job(job)["status"] == "completed"
+
+
+def test_leases_dead_for_a_day_are_deleted(roles: Connections, rows: Rows) -> None:
+    rows.worker(expires_s=-90_000)
+    kept = {rows.worker(expires_s=-3_600), rows.worker()}
+
+    assert delete_dead_leases(roles.worker) == 1
+
+    left = roles.owner.execute("SELECT worker_id FROM worker_leases").fetchall()
+    assert {row["worker_id"] for row in left} == kept
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_after_an_outage_workers_may_beat_before_the_reaper_acts(
+    roles: Connections, rows: Rows, dead_worker: UUID
+) -> None:
+    job = rows.running_job(rows.tenant(), dead_worker)
+    clock = _Clock()
+    reaper = Reaper(clock)
+    clock.now += 30  # Postgres was away
+
+    reaper.step(roles.worker)
+    assert rows.of_job(job)["status"] == "in_progress"
+
+    for _ in range(7):
+        clock.now += 1
+        reaper.step(roles.worker)
+    assert rows.of_job(job)["status"] == "in_progress"
+
+    clock.now += 1.1
+    reaper.step(roles.worker)
+    assert rows.of_job(job)["status"] == "queued"
+
+
+def test_a_short_pause_needs_no_grace(roles: Connections, rows: Rows, dead_worker: UUID) -> None:
+    job = rows.running_job(rows.tenant(), dead_worker)
+    clock = _Clock()
+    reaper = Reaper(clock)
+    clock.now += 4.9
+
+    reaper.step(roles.worker)
+
+    assert rows.of_job(job)["status"] == "queued"

@@ -1,0 +1,98 @@
+"""Job ids: order, bits and what is accepted from outside."""
+
+from __future__ import annotations
+
+import threading
+import time
+from uuid import RFC_4122, UUID
+
+import pytest
+
+from tasks.ids import format_job_id, parse_job_id, uuid7, uuid7_floor
+
+DIGITS = "01a207bebe81700098eea49960888d98"
+
+
+def test_ids_grow_strictly_within_a_thread() -> None:
+    ids = [uuid7() for _ in range(20_000)]
+
+    assert ids == sorted(set(ids))
+
+
+def test_ids_of_many_threads_are_distinct_and_grow_in_each() -> None:
+    made: list[list[UUID]] = [[] for _ in range(8)]
+    barrier = threading.Barrier(len(made))
+
+    def make(mine: list[UUID]) -> None:
+        barrier.wait()
+        mine.extend(uuid7() for _ in range(2_000))
+
+    threads = [threading.Thread(target=make, args=(mine,)) for mine in made]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert all(mine == sorted(mine) for mine in made)
+    assert len({job_id for mine in made for job_id in mine}) == 16_000
+
+
+def test_version_variant_and_time_stand_where_rfc_9562_says() -> None:
+    before_ms = time.time_ns() // 1_000_000
+
+    job_id = uuid7()
+
+    assert job_id.version == 7
+    assert job_id.variant == RFC_4122
+    # Ids made in a burst run ahead of the clock by a few milliseconds.
+    assert before_ms <= job_id.int >> 80 <= before_ms + 1_000
+
+
+def test_clock_that_goes_back_makes_no_smaller_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = uuid7()
+    monkeypatch.setattr(time, "time_ns", lambda: 1_000_000_000_000)
+
+    second = uuid7()
+
+    assert second > first
+
+
+def test_floor_of_a_millisecond_is_below_its_ids_and_above_earlier_ones() -> None:
+    job_id = uuid7()
+    unix_ms = job_id.int >> 80
+
+    assert uuid7_floor(unix_ms) <= job_id < uuid7_floor(unix_ms + 1)
+
+
+def test_formatted_id_is_parsed_back() -> None:
+    job_id = uuid7()
+
+    assert parse_job_id(format_job_id(job_id)) == job_id
+    assert parse_job_id(format_job_id(job_id, "chatcmpl-"), "chatcmpl-") == job_id
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "job_",
+        DIGITS,
+        f"job_{DIGITS.upper()}",
+        f"job_{DIGITS[:-1]}",
+        f"job_{DIGITS}0",
+        f"job_{DIGITS}\n",
+        f"job_{DIGITS[:-1]}g",
+        f"job_job_{DIGITS[4:]}",
+        f"resp_{DIGITS}",
+        f"JOB_{DIGITS}",
+        f"job_{UUID(DIGITS)}",
+        f"job_0x{DIGITS[2:]}",
+        f"job_{'_'.join(DIGITS)[:32]}",
+        f"job_ {DIGITS[1:]}",
+        "job_" + "\N{ARABIC-INDIC DIGIT ONE}" * 32,
+        "job_" + "\N{FULLWIDTH DIGIT ONE}" * 32,
+        "job_" + "\N{SUPERSCRIPT TWO}" * 32,
+    ],
+)
+def test_anything_but_the_canonical_form_is_refused(text: str) -> None:
+    assert parse_job_id(text) is None

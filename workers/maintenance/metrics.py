@@ -1,0 +1,17 @@
+"""What the maintenance worker counts."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge
+
+REAPED = Counter(
+    "millrace_reaped_jobs",
+    "Jobs taken from dead workers or out of the queue, by what became of them",
+    ["found", "verdict"],
+)
+GRACES = Counter("millrace_reaper_graces", "Times the reaper held still after losing Postgres")
+HINTS = Counter("millrace_rehints", "Hints of the re-hinter", ["result"])
+FORGOTTEN = Counter("millrace_forgotten_hints", "Hints taken for lost together with Redis")
+REDIS_UP = Gauge("millrace_hint_redis_up", "Whether the re-hinter reaches the hints' Redis")
+NUDGES = Counter("millrace_settle_nudges", "Times billing was told again of an unsettled job")
+EXPIRED = Counter("millrace_expired_rows", "Rows that retention emptied or deleted", ["what"])
