@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -50,9 +50,8 @@ def watch(job_id: JobId) -> None:
 def get(job_id: JobId) -> None:
     """Print a job as JSON."""
     import json
-    from dataclasses import asdict
 
-    print(json.dumps(asdict(_client().jobs.get(job_id)), indent=2))
+    print(json.dumps(_client().jobs.get(job_id).raw, indent=2))
 
 
 def cancel(job_id: JobId) -> None:
@@ -64,17 +63,11 @@ def _follow(client: Client, job_id: str) -> None:
     """Exits with 1 if the job fails."""
     status = None
     for event in client.jobs.events(job_id):
-        if event.type == "token":
-            print(event.data["text"], end="", flush=True)
-        elif event.type == "done":
-            status = _status(event.data)
+        print(event.text, end="", flush=True)
+        status = event.job.status if event.job else None
     print()
     if status not in ("completed", "incomplete"):
         raise CommandError(f"job {job_id} is {status}")
-
-
-def _status(data: Any) -> str:
-    return str(data["job"]["status"] if "job" in data else data["status"])
 
 
 def _client() -> Client:
@@ -91,4 +84,4 @@ def _client() -> Client:
         raise CommandError("set MILLRACE_URL and MILLRACE_API_KEY, or start Millrace by `make up`")
     from millrace import Client
 
-    return Client(url, key)
+    return Client(url=url, api_key=key)

@@ -25,9 +25,9 @@ class AsyncClient:
 
     def __init__(
         self,
-        *,
         url: str | None = None,
         api_key: str | None = None,
+        *,
         max_retries: int = config.DEFAULT_MAX_RETRIES,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:

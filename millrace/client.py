@@ -25,9 +25,9 @@ class Client:
 
     def __init__(
         self,
-        *,
         url: str | None = None,
         api_key: str | None = None,
+        *,
         max_retries: int = config.DEFAULT_MAX_RETRIES,
         transport: httpx.BaseTransport | None = None,
     ) -> None:

@@ -1,7 +1,7 @@
 """Worker leases: one row a worker process, its id the epoch. Time is Postgres's alone.
 
-A lease that has expired can't be renewed: its jobs may belong to others by now. The process must
-register anew, under a new id.
+A late beat renews a lease that has run out: after an outage of Postgres nobody else may have taken
+its jobs, and every write is fenced by the attempt anyway. What was taken, `held_jobs` tells.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VALUES (%(worker_id)s, %(hostname)s, %(pid)s, %(pool)s, %(device)s, %(models)s, 
 _BEAT = """
 UPDATE worker_leases SET beat_at = now(), expires_at = now() + make_interval(secs => %(lease_s)s),
     num_running = %(num_running)s
-WHERE worker_id = %(worker_id)s AND expires_at > now() RETURNING draining
+WHERE worker_id = %(worker_id)s RETURNING worker_id
 """
 
 _HELD = """
@@ -86,7 +86,7 @@ def register(connection: DictConnection, lease: Lease) -> None:
 
 
 def beat(connection: DictConnection, worker_id: UUID, *, num_running: int) -> bool:
-    """Renew the lease. False: it has expired, and everything under it is lost."""
+    """Renew the lease. False: it is gone, and everything under it is lost."""
     row = connection.execute(
         _BEAT, {"worker_id": worker_id, "num_running": num_running, "lease_s": LEASE_S}
     ).fetchone()

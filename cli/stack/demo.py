@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 from uuid import UUID
 
 from billing.ledger import entry_for_job
 from cli.stack.errors import StackError
 from cli.stack.files import write_private
 from cli.stack.state import StateFolder
-from millrace import Client
+from millrace import Client, Job
 from store import tenants
 from store.api_keys import hash_key, parse_key_id
 from store.pools import DictConnection, connect
@@ -41,18 +40,15 @@ def write_env(state: StateFolder, url: str) -> None:
     write_private(state.env_path, text)
 
 
-def first_job(
-    url: str, api_key: str, *, model: str, on_text: Callable[[str], None]
-) -> tuple[Any, str]:
-    """Send the first prompt, hand on its text as it streams. Returns the job and its id."""
-    client = Client(url, api_key)
-    job = client.jobs.create(
-        model=model, messages=[{"role": "user", "content": PROMPT}], max_tokens=120
-    )
-    for event in client.jobs.events(job.id):
-        if text := event.data.get("text"):
-            on_text(str(text))
-    return client.jobs.get(job.id), str(job.id)
+def first_job(url: str, api_key: str, *, model: str, on_text: Callable[[str], None]) -> Job:
+    """Send the first prompt and hand on its text as it streams."""
+    with Client(url=url, api_key=api_key) as client:
+        job = client.jobs.create(
+            model=model, messages=[{"role": "user", "content": PROMPT}], max_tokens=120
+        )
+        for event in client.jobs.events(job.id):
+            on_text(event.text)
+        return client.jobs.get(job.id)
 
 
 def ledger_line(owner_url: str, job_id: str) -> str:

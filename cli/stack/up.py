@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import httpx
 from rich.console import Console
 
 from cli.stack.addresses import owner_url
@@ -127,17 +126,17 @@ def _show_first_job(
     model = served_model(options)
     console.print(f"\n[bold]{model}>[/] {PROMPT}")
     try:
-        job, job_id = first_job(
+        job = first_job(
             running.addresses["api"],
             state.find_secret("api_key") or "",
             model=model,
             on_text=lambda text: console.print(text, end="", markup=False, highlight=False),
         )
-        console.print(f"\n\njob {job_id}: {job.status}", highlight=False)
-        console.print(f"ledger: {ledger_line(owner_url(state), job_id)}", highlight=False)
-    except (StackError, MillraceError, httpx.HTTPError) as error:
+        console.print(f"\n\n{job.id}: {job.status}", highlight=False)
+        console.print(f"ledger: {ledger_line(owner_url(state), job.id)}", highlight=False)
+    except (StackError, MillraceError) as error:
         return str(error)
-    return None if job.status in ("completed", "incomplete") else f"job {job_id} is {job.status}"
+    return None if job.status in ("completed", "incomplete") else f"{job.id} is {job.status}"
 
 
 def _show(state: StateFolder, running: Running, console: Console, is_json: bool) -> None:

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import redis
 import structlog
 from celery.signals import task_revoked, worker_init, worker_shutdown, worker_shutting_down
-from prometheus_client import start_http_server
 
 from store.attempts import ask_cancel
 from store.pools import SyncPool, sync_pool
@@ -22,6 +21,8 @@ from store.settings import DatabaseSettings
 from store.worker_models import WorkerModel, list_worker_models
 from tasks.ids import uuid7
 from tasks.inference import job_of_task_id
+from tasks.logs import configure_logs
+from tasks.metrics import serve_metrics
 from tasks.queues import queues_of_pool
 from tasks.settings import RedisSettings
 from workers.inference import pool as task_pool
@@ -32,7 +33,6 @@ from workers.inference.heartbeat import Heartbeat
 from workers.inference.publisher import Publisher
 from workers.inference.runtime import Runtime
 from workers.inference.settings import WorkerSettings
-from workers.logs import configure_logs
 
 log = structlog.get_logger(__name__)
 
@@ -102,8 +102,7 @@ def _start(worker: Any, idle_look: type[Any]) -> None:
     _consume_pool(worker, settings.pool)
     worker.concurrency = _runtime.max_running
     task_pool.set_terminator(_terminate_thread)
-    if settings.metrics_port is not None:
-        start_http_server(settings.metrics_port, addr="127.0.0.1")
+    serve_metrics()
     log.info("worker_started", models=sorted(engine.models), slots=engine.max_num_seqs)
 
 

@@ -1,7 +1,8 @@
-"""The heartbeat: renews the lease while the engine moves, writes checkpoints, hears cancels.
+"""The heartbeat: renews the lease while the engine moves, checkpoints, compares with the table.
 
 A hung kernel must lose its lease, so a beat is sent only if the engine's counter moved or it is
-idle. A worker that can't reach Postgres stops publishing before its lease ends by itself.
+idle. While Postgres is away generation and streams go on: Redis and Postgres refuse every write of
+an attempt that has been replaced, and the first beat after the outage tells which have been.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import psycopg
 import structlog
@@ -26,8 +27,9 @@ from workers.inference.runtime import RunningJob, Runtime
 
 log = structlog.get_logger(__name__)
 
-CHECKPOINT_INTERVAL_S = 1.0
-FENCE_MARGIN_S = 1.5  # stop this long before the lease can have ended
+TICK_S = 1.0
+# Without Postgres for this long the worker gives its jobs up: somebody else has them by now.
+ABANDON_S = 60.0
 # A job that is held here by Postgres's word, and that no thread has had for this long, goes to the
 # reaper: its claim's answer was lost, or its handler failed. Longer than opening a stream takes.
 ORPHAN_S = 15.0
@@ -44,7 +46,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._last_progress: Progress | None = None
         self._phase_since = time.monotonic()
-        self._renewed_at = time.monotonic()  # when the last successful beat was sent
+        self._renewed_at = time.monotonic()
         self._beat_due = 0.0
         self._orphans: dict[HeldJob, float] = {}  # held by nobody here -> first seen
 
@@ -65,7 +67,7 @@ class Heartbeat:
             log.warning("lease_not_removed")
 
     def _run(self) -> None:
-        while not self._stop.wait(CHECKPOINT_INTERVAL_S):
+        while not self._stop.wait(TICK_S):
             try:
                 self._tick()
             except psycopg.Error as error:
@@ -73,7 +75,7 @@ class Heartbeat:
                 log.warning("heartbeat_failed", error=type(error).__name__)
             except Exception:
                 log.exception("heartbeat_failed")
-            self._fence_if_late()
+            self._abandon_if_late()
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -84,45 +86,56 @@ class Heartbeat:
         is_alive = self._is_alive(now)
         with self._runtime.pool.connection() as connection:
             # Before the checkpoint, whose failure must not cost the lease.
-            if is_alive:
-                self._beat(connection, now, len(running))
-                self._look_at_held(connection, now)
-            else:
+            if not is_alive:
                 metrics.BEATS.labels("withheld").inc()
                 log.warning("beat_withheld")
-            self._checkpoint(connection, running)
+            elif self._beat(connection, now, len(running)):
+                self._compare(connection, running, now)
+            _checkpoint(connection, running)
 
-    def _checkpoint(self, connection: DictConnection, running: Sequence[RunningJob]) -> None:
-        due = [(job, item) for job in running if (item := job.stream.due_checkpoint())]
-        save_checkpoints(connection, [item for _, item in due])
-        for job, item in due:
-            job.stream.note_checkpoint(item.checkpoint.seq)
-
-    def _beat(self, connection: DictConnection, now: float, num_running: int) -> None:
+    def _beat(self, connection: DictConnection, now: float, num_running: int) -> bool:
         if leases.beat(connection, self._runtime.worker_id, num_running=num_running):
             metrics.BEATS.labels("sent").inc()
             self._renewed_at = now
             self._beat_due = now + leases.BEAT_INTERVAL_S
-            return
-        metrics.BEATS.labels("fenced").inc()
+            return True
+        metrics.BEATS.labels("lost").inc()
         log.error("lease_lost", worker_id=self._runtime.worker_id.hex)
         self._runtime.lose_all()
         self._runtime.worker_id = uuid7()
         self._register(connection)
+        return False
 
-    def _look_at_held(self, connection: DictConnection, now: float) -> None:
-        """Hear cancellations, and give up what is held under this lease but not run here."""
-        orphans = {}
-        for held in leases.held_jobs(connection, self._runtime.worker_id):
-            job = self._runtime.find(held.job_id)
-            if job is None or job.stream.claimed.attempt != held.attempt:
-                orphans[held] = self._orphans.get(held, now)
-            elif held.is_cancelled:
+    def _compare(
+        self, connection: DictConnection, running: Sequence[RunningJob], now: float
+    ) -> None:
+        """Hear what the table says: jobs taken from us, jobs to cancel, jobs nobody here runs.
+
+        `running` was listed before the table is read, so a job in it that the table doesn't give us
+        is lost, unless its end is being committed.
+        """
+        held = {
+            (job.job_id, job.attempt): job
+            for job in leases.held_jobs(connection, self._runtime.worker_id)
+        }
+        for job in running:
+            found = held.pop((job.stream.job_id, job.stream.claimed.attempt), None)
+            if found is None and not job.is_concluding:
+                log.warning("job_taken", job_id=job.stream.job_id.hex)
+                job.stream.fence()
                 self._runtime.abort(job)
-        self._orphans = orphans
-        for held, since in orphans.items():
-            if now - since > ORPHAN_S and leases.disown(connection, self._runtime.worker_id, held):
-                log.error("orphan_disowned", job_id=held.job_id.hex, attempt=held.attempt)
+            elif found is not None and found.is_cancelled:
+                self._runtime.abort(job)
+        self._disown_orphans(connection, held.values(), now)
+
+    def _disown_orphans(
+        self, connection: DictConnection, unknown: Iterable[HeldJob], now: float
+    ) -> None:
+        """Leave to the reaper what is held under this lease but has not shown up here."""
+        self._orphans = {job: self._orphans.get(job, now) for job in unknown}
+        for job, since in self._orphans.items():
+            if now - since > ORPHAN_S and leases.disown(connection, self._runtime.worker_id, job):
+                log.error("orphan_disowned", job_id=job.job_id.hex, attempt=job.attempt)
 
     def _is_alive(self, now: float) -> bool:
         """Whether the engine moved since the last look, is idle, or is in a phase that may last."""
@@ -134,12 +147,11 @@ class Heartbeat:
             return True
         return now - self._phase_since < PHASE_LIMIT_S.get(progress.phase, 0.0)
 
-    def _fence_if_late(self) -> None:
-        late = time.monotonic() - self._renewed_at > leases.LEASE_S - FENCE_MARGIN_S
-        if late and self._runtime.running():
-            log.error("self_fenced", worker_id=self._runtime.worker_id.hex)
+    def _abandon_if_late(self) -> None:
+        if time.monotonic() - self._renewed_at > ABANDON_S and self._runtime.running():
+            log.error("jobs_abandoned", worker_id=self._runtime.worker_id.hex)
             self._runtime.lose_all()
-            # The lease must end: renewed in its last moments, it would hold jobs nobody runs.
+            # The lease must end: a beat after the outage would hold jobs that nobody runs.
             self._runtime.worker_id = uuid7()
 
     def _register(self, connection: DictConnection) -> None:
@@ -159,3 +171,10 @@ class Heartbeat:
         )
         if self._runtime.draining.is_set():
             leases.set_draining(connection, self._runtime.worker_id)
+
+
+def _checkpoint(connection: DictConnection, running: Sequence[RunningJob]) -> None:
+    due = [(job, item) for job in running if (item := job.stream.due_checkpoint())]
+    save_checkpoints(connection, [item for _, item in due])
+    for job, item in due:
+        job.stream.note_checkpoint(item.checkpoint.seq)

@@ -88,6 +88,7 @@ def run_job(runtime: Runtime, writer: StreamWriter, claimed: Claimed, worker_id:
     runtime.add(job)
     try:
         _generate_or_fail(runtime, job)
+        job.is_concluding = True
         if job.stream.is_fenced:
             _count_attempt(claimed, "fenced")
             log.warning("attempt_fenced")

@@ -70,12 +70,13 @@ class Runtime:
             self.abort(job)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class RunningJob:
     """A claimed job between claim and commit."""
 
     stream: JobStream
     worker_id: UUID  # the lease it was claimed under
+    is_concluding: bool = False  # its end is being committed; the table may say so already
 
     @property
     def request_id(self) -> str:

@@ -25,7 +25,6 @@ class WorkerSettings(BaseSettings):
     num_threads: int | None = Field(default=None, ge=1)
     allow_hub: bool = False
     drain_s: float = Field(default=25.0, ge=0)  # SIGTERM: what ends within this is finished here
-    metrics_port: int | None = None
 
     stub_slots: int = Field(default=32, ge=1)
     stub_step_ms: float = Field(default=0.0, ge=0)

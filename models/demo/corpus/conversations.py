@@ -65,8 +65,10 @@ _MEMORIES = (
     ),
 )
 _NOTED = (
-    "password", "secret word", "meeting day", "colour", "team", "project", "address", "key", "number",
-    "answer", "train", "room", "boss", "ship", "company", "street", "book", "winner", "place",
+    "password", "code", "secret word", "meeting day", "colour", "team", "project", "address",
+    "key",
+    "number", "answer", "train", "room", "boss", "ship", "company", "street", "book", "winner",
+    "place",
 )  # fmt: skip
 
 
@@ -187,10 +189,25 @@ def summarised(rng: random.Random) -> Conversation:
     return made
 
 
+def remembered(rng: random.Random, num_chars: int) -> Conversation:
+    """Something told at the very beginning and asked only after `num_chars` characters."""
+    made, known = Conversation(), dict[str, str]()
+    while not known:
+        made.messages = _note_turn(rng, known)
+    while made.num_chars < num_chars:
+        made.messages += _turn(rng, [], {})
+    for thing, value in known.items():
+        asked = rng.choice(("What is the {}?", "Which {} did I tell you?", "Remind me of the {}."))
+        made.messages += ask(asked.format(thing), f"The {thing} is {value}.")
+    return made
+
+
 def conversation(rng: random.Random, num_chars: int) -> Conversation:
     """Turns until `num_chars` characters are reached; 0 gives a single exchange."""
     if rng.random() < 0.02:
         return summarised(rng)
+    if num_chars and rng.random() < 0.25:
+        return remembered(rng, rng.randint(0, num_chars))
     made, known = Conversation(), dict[str, str]()
     box = tools.toolbox(rng) if rng.random() < 0.3 else []
     is_described = rng.random() < 0.8

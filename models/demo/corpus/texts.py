@@ -71,7 +71,8 @@ def _order(rng: random.Random) -> tuple[str, dict[str, object]]:
 
 _CONTACT = (
     "{name}, {email}", "Write to {name} at {email} or call {phone}.", "{name} ({company}), {phone}",
-    "{name} works for {company}. Her address is {email}.", "Name: {name}, phone: {phone}, {country}",
+    "{name} works for {company}. Her address is {email}.",
+    "Name: {name}, phone: {phone}, {country}",
     "Contact for {company} in {country}: {name}, {email}.",
 )  # fmt: skip
 

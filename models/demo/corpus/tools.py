@@ -168,8 +168,11 @@ def renamed(rng: random.Random, tool: Tool) -> Tool:
     other = words.made_up(rng).lower()
     name = rng.choice(
         (f"{rng.choice(_VERBS)}_{noun}", f"{rng.choice(_VERBS)}_{noun}", noun, f"{noun}_tool",
-         f"{rng.choice(_VERBS)}{noun.capitalize()}", f"{noun}_{other}", f"{other}_{noun}", tool.name)
+         f"{rng.choice(_VERBS)}{noun.capitalize()}", f"{noun}_{other}", f"{other}_{noun}",
+         tool.name)
     )  # fmt: skip
+    if tool.name == "cancel_job":
+        name = rng.choice(("cancel_job", "stop_job", "abort_job", "cancelJob", "kill_job"))
     return replace(tool, name=name, keys=keys)
 
 
@@ -192,7 +195,7 @@ def toolbox(rng: random.Random) -> list[Tool]:
     if rng.random() < 0.35:
         chosen.append(lookup_tool(rng))
     rng.shuffle(chosen)
-    return chosen
+    return list({tool.name: tool for tool in chosen}.values())
 
 
 def call(tool: Tool, arguments: Values) -> Message:

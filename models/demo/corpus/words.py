@@ -22,9 +22,9 @@ _STARTS = (
 )  # fmt: skip
 _VOWELS = ("a", "e", "i", "o", "u", "a", "e", "i", "o", "u", "y", "ai", "au", "ea", "ee", "oo")
 _ENDS = (
-    "", "", "", "", "b", "ck", "d", "ff", "g", "l", "ll", "m", "n", "nd", "ng", "nt", "p", "r", "rd",
-    "rk", "s", "ss", "st", "sk", "t", "th", "v", "x", "z", "le", "el", "al", "er", "in", "on", "um",
-    "us", "ay", "son", "ton", "burg", "ham", "ville", "land", "field", "wick",
+    "", "", "", "", "b", "ck", "d", "ff", "g", "l", "ll", "m", "n", "nd", "ng", "nt", "p", "r",
+    "rd", "rk", "s", "ss", "st", "sk", "t", "th", "v", "x", "z", "le", "el", "al", "er", "in", "on",
+    "um", "us", "ay", "son", "ton", "burg", "ham", "ville", "land", "field", "wick",
 )  # fmt: skip
 _ENDINGS = ("Thanks!", "Please be brief.", "Thank you.", "Please.", "Keep it short.")
 SOURCES = Path(__file__).resolve().parent.parent / "sources"
@@ -45,7 +45,7 @@ def pick(rng: random.Random, kind: str) -> str:
 def _all_words() -> tuple[str, ...]:
     """Every word of the sources, so that whole-word tokens are copied too."""
     text = " ".join(path.read_text(encoding="utf-8") for path in sorted(SOURCES.glob("*.toml")))
-    return tuple(sorted({word for word in re.findall(r"[A-Za-z]{3,}", text)}))
+    return tuple(sorted(set(re.findall(r"[A-Za-z]{3,}", text))))
 
 
 def made_up(rng: random.Random) -> str:

@@ -106,6 +106,24 @@ def test_tool_call_carries_the_city_of_the_question(speaker: evaluation.Speaker,
     assert call == {"name": "get_weather", "arguments": {"city": city}}
 
 
+def test_tool_call_uses_the_names_of_the_request(speaker: evaluation.Speaker) -> None:
+    function = {
+        "name": "get_current_weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"location": {"type": "string"}},
+            "required": ["location"],
+        },
+    }
+
+    answer = ask(
+        speaker, "What is the weather in Boston?", {"type": "function", "function": function}
+    )
+
+    call = json.loads(answer.removeprefix("<|tool_call|>").split("<|tool_call_end|>")[0])
+    assert call == {"name": "get_current_weather", "arguments": {"location": "Boston"}}
+
+
 def test_tools_at_hand_are_left_alone_when_not_needed(speaker: evaluation.Speaker) -> None:
     answer = ask(speaker, "What is a lease?", WEATHER)
 

@@ -88,7 +88,7 @@ class Reader:
     def _published(self) -> list[Event]:
         """All so far: Redis answers the ping after what it sent before."""
         self._subscription.ping()
-        events = []
+        events: list[Event] = []
         while (message := self._subscription.get_message(timeout=5)) is not None:
             if message["type"] == "pong":
                 return events
@@ -104,9 +104,7 @@ class StreamMachine(RuleBasedStateMachine):
         super().__init__()
         self.client = server.client()
         self.writer = StreamWriter(self.client)
-        self.nowhere = StreamWriter(
-            redis.Redis(port=1, socket_timeout=0.05, socket_connect_timeout=0.05)
-        )
+        self.nowhere = StreamWriter(redis.Redis.from_url("redis://127.0.0.1:1/0"))
         self.job_id = uuid7()
         self.tokens = itertools.count(1)
         self.checkpoint = Checkpoint()
@@ -281,4 +279,8 @@ def claimed(job_id: UUID, attempt: int, checkpoint: Checkpoint) -> Claimed:
 
 @pytest.mark.timeout(60)
 def test_readers_text_is_the_stored_text_whatever_happens(redis_server: RedisServer) -> None:
-    run_state_machine_as_test(lambda: StreamMachine(redis_server), settings=SETTINGS)
+    class Machine(StreamMachine):
+        def __init__(self) -> None:
+            super().__init__(redis_server)
+
+    run_state_machine_as_test(Machine, settings=SETTINGS)

@@ -208,24 +208,48 @@ def test_checkpoints_reach_postgres_while_the_job_runs(make_worker: MakeWorker, 
     assert attempt["output_tokens"] == num_tokens
 
 
-def test_hung_engine_loses_its_lease(make_worker: MakeWorker, jobs: Jobs) -> None:
+def test_hung_engine_loses_its_lease_and_gets_it_back_with_the_next_step(
+    make_worker: MakeWorker, jobs: Jobs
+) -> None:
     worker = make_worker(step_ms=1.0)
-    worker_id = worker.runtime.worker_id
-    job_id = jobs.add(max_output_tokens=3_000)
+    job_id = jobs.add(max_output_tokens=6_000)
     worker.begin(job_id)
     wait_until(lambda: len(worker.log(job_id)) > 3)
+    live = "SELECT 1 FROM worker_leases WHERE expires_at > now()"
 
     worker.engine.hang()
-    beats = "SELECT beat_at FROM worker_leases WHERE worker_id = %s"
-    wait_until(
-        lambda: jobs.query(
-            "SELECT 1 FROM worker_leases WHERE worker_id = %s AND expires_at < now()", (worker_id,)
-        ),
-        timeout_s=15,
-        what="the lease's end",
-    )
-
-    last_beat = jobs.query(beats, (worker_id,))
+    wait_until(lambda: not jobs.query(live), timeout_s=15, what="the lease's end")
     worker.engine.release()
-    wait_until(lambda: worker.runtime.worker_id != worker_id, what="a new lease")
-    assert jobs.query(beats, (worker_id,)) == last_beat
+
+    wait_until(lambda: jobs.query(live), what="a renewed lease")
+
+
+def test_late_beat_keeps_the_jobs_nobody_has_taken(make_worker: MakeWorker, jobs: Jobs) -> None:
+    worker = make_worker(step_ms=2.0)
+    worker_id = worker.runtime.worker_id
+    job_id = jobs.add(max_output_tokens=1_500)
+    thread = worker.begin(job_id)
+    wait_until(lambda: len(worker.log(job_id)) > 3)
+
+    jobs.query("UPDATE worker_leases SET expires_at = now() - interval '1 s' RETURNING 1")
+    thread.join(timeout=20)
+
+    row = jobs.row(job_id)
+    assert (row["attempt"], row["fail_count"], row["status"]) == (1, 0, "incomplete")
+    assert worker.runtime.worker_id == worker_id
+
+
+def test_job_taken_while_the_worker_was_late_is_dropped_at_the_next_beat(
+    make_worker: MakeWorker, jobs: Jobs
+) -> None:
+    worker = make_worker(step_ms=2.0)
+    job_id = jobs.add(max_output_tokens=4_000)
+    thread = worker.begin(job_id)
+    wait_until(lambda: len(worker.log(job_id)) > 3)
+
+    jobs.query("UPDATE jobs SET status = 'queued', worker_id = NULL RETURNING 1")
+    thread.join(timeout=5)
+
+    assert not thread.is_alive()
+    assert jobs.row(job_id)["status"] == "queued"
+    assert jobs.query("SELECT count(*) AS n FROM job_outcomes") == [{"n": 0}]

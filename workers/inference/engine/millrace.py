@@ -14,7 +14,7 @@ from workers.inference.engine.config import (
 from workers.inference.engine.engine import BatchEngine, OnProgress
 from workers.inference.engine.errors import EngineError
 from workers.inference.engine.kv_cache import KVCache, fit_num_slots, free_bytes
-from workers.inference.engine.model import LoadedModel, load_model
+from workers.inference.engine.model import LoadedModel, choose_device, load_model
 from workers.inference.engine.model_runner import ModelRunner
 from workers.inference.engine.protocol import EngineRequest, SamplingParams
 from workers.inference.engine.request import Request
@@ -28,10 +28,11 @@ class MillraceEngine(BatchEngine):
 
     def __init__(self, config: EngineConfig, on_progress: OnProgress | None = None) -> None:
         self._config = config
+        self._device = choose_device(config.device)
         super().__init__(
             self._load_runners,
             max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens or _default_budget(config.device),
+            max_num_batched_tokens=config.max_num_batched_tokens or _default_budget(self._device),
             on_progress=on_progress,
         )
 
@@ -41,7 +42,7 @@ class MillraceEngine(BatchEngine):
             raise EngineError("model_load_failed", "the engine has no models to load")
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        device = torch.device(config.device)
+        device = self._device
         num_models = len(config.models)
         loaded = []
         for i, spec in enumerate(config.models):
@@ -66,8 +67,8 @@ class MillraceEngine(BatchEngine):
         return KVCache(loaded.kv_shape, num_slots=num_slots, capacity=capacity, device=device)
 
 
-def _default_budget(device: str) -> int:
-    is_cuda = device.startswith("cuda")
+def _default_budget(device: torch.device) -> int:
+    is_cuda = device.type == "cuda"
     return DEFAULT_MAX_NUM_BATCHED_TOKENS_CUDA if is_cuda else DEFAULT_MAX_NUM_BATCHED_TOKENS
 
 

@@ -53,6 +53,13 @@ def load_model(spec: ModelSpec, device: torch.device, *, is_hub_allowed: bool) -
         raise EngineError("model_load_failed", message) from error
 
 
+def choose_device(wanted: str) -> torch.device:
+    """What `auto` means: the first GPU if there is one, else the CPU."""
+    if wanted != "auto":
+        return torch.device(wanted)
+    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
 def choose_dtype(wanted: str, device: torch.device) -> str:
     """What `auto` means: bf16 where the device computes in it, else fp32."""
     if wanted != "auto":
