@@ -15,15 +15,14 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import orjson
 
 from benchmarks import random_model
 from benchmarks.figures import finish, machine, median_of, percentile, range_of
+from benchmarks.http_client import Connection
 from benchmarks.raw_engine import RawEngine
 from benchmarks.workload import CONCURRENCY, Job, short, w_mix
 from tests.support.cluster import Cluster
@@ -50,58 +49,40 @@ class PlatformClient:
         start = time.monotonic() + ramp_s
         counts = [0]
 
-        async def client(http: httpx.AsyncClient) -> None:
-            while time.monotonic() < start + seconds:
-                async for num_tokens in self._stream(http, next(jobs)):
-                    if start <= time.monotonic() < start + seconds:
-                        counts[0] += num_tokens
+        async def client() -> None:
+            async with self._connection() as connection:
+                while time.monotonic() < start + seconds:
+                    async for num_tokens in _stream(connection, next(jobs)):
+                        if start <= time.monotonic() < start + seconds:
+                            counts[0] += num_tokens
 
-        async with self._http() as http:
-            await asyncio.gather(*(client(http) for _ in range(CONCURRENCY)))
+        await asyncio.gather(*(client() for _ in range(CONCURRENCY)))
         return counts[0] / seconds
 
     async def _first_tokens(self, seed: int, num: int) -> list[float]:
         times = []
-        async with self._http() as http:
+        async with self._connection() as connection:
             for job in itertools.islice(short(seed), num):
                 started = time.monotonic()
                 first: float | None = None
-                async for _ in self._stream(http, job):
+                async for _ in _stream(connection, job):
                     first = first or time.monotonic() - started
                 times.append((first or 0.0) * 1000)
         return times
 
-    @asynccontextmanager
-    async def _http(self) -> AsyncIterator[httpx.AsyncClient]:
-        limits = httpx.Limits(max_connections=2 * CONCURRENCY, max_keepalive_connections=64)
-        async with httpx.AsyncClient(
-            base_url=self._url, headers=self._headers, limits=limits, timeout=120, trust_env=False
-        ) as http:
-            yield http
-
-    async def _stream(self, http: httpx.AsyncClient, job: Job) -> AsyncIterator[int]:
-        """The number of tokens of each token event."""
-        reply = await http.post("/v1/jobs", json=_body(job))
-        reply.raise_for_status()
-        event = b""
-        async with http.stream("GET", reply.json()["events_url"]) as events:
-            events.raise_for_status()
-            async for line in _lines(events):
-                if line.startswith(b"event: "):
-                    event = line[7:]
-                elif line.startswith(b"data: ") and event == b"token":
-                    yield len(orjson.loads(line[6:])["token_ids"])
-                elif line.startswith(b"data: ") and event == b"done":
-                    status = orjson.loads(line[6:])["job"]["status"]
-                    assert status in ("completed", "incomplete"), status
+    def _connection(self) -> Connection:
+        return Connection(self._url, self._headers)
 
 
-async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
-    rest = b""
-    async for chunk in response.aiter_raw():
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line
+async def _stream(connection: Connection, job: Job) -> AsyncIterator[int]:
+    """Submit a job and follow it: the number of tokens of each token event."""
+    reply = await connection.post("/v1/jobs", _body(job))
+    async for name, data in connection.events(reply["events_url"]):
+        if name == b"token":
+            yield len(orjson.loads(data)["token_ids"])
+        elif name == b"done":
+            status = orjson.loads(data)["job"]["status"]
+            assert status in ("completed", "incomplete"), status
 
 
 def _body(job: Job) -> dict[str, Any]:

@@ -61,10 +61,18 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """The job that stands for the request; `is_new` is False for a repeated idempotency key."""
+    """The job that stands for the request.
+
+    `row` is the new job as store.jobs would read it; None for a repeated idempotency key.
+    """
 
     job_id: UUID
-    is_new: bool
+    row: dict[str, Any] | None = None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether this request made the job."""
+        return self.row is not None
 
 
 # Locks are taken in the order idempotency key, account, job; no other transaction holds a job while
@@ -95,7 +103,7 @@ WITH key AS (
         now() + make_interval(secs => %(deadline_s)s), now(), 1, %(input_tokens)s,
         %(max_output_tokens)s, %(price_version)s, %(input_price)s, %(cached_price)s,
         %(output_price)s, %(currency)s, %(metadata)s, %(request_hash)s, %(idempotency_key)s
-    FROM account RETURNING 1
+    FROM account RETURNING *
 ), payload AS (
     INSERT INTO job_payloads (job_id, tenant_id, request, prompt_token_ids, sampling)
     SELECT %(id)s, %(tenant_id)s, %(request)s, %(prompt_token_ids)s, %(sampling)s FROM account
@@ -103,9 +111,10 @@ WITH key AS (
     INSERT INTO reservations (job_id, tenant_id, amount_micros)
     SELECT %(id)s, %(tenant_id)s, %(reserve)s FROM account
 )
-SELECT EXISTS (SELECT FROM fresh) AS is_fresh, CASE
+SELECT job.*, NULL AS output, NULL AS last_seq, EXISTS (SELECT FROM fresh) AS is_fresh, CASE
     WHEN EXISTS (SELECT FROM fresh) AND NOT EXISTS (SELECT FROM job) THEN refuse_admission()
 END AS refused
+FROM (VALUES (1)) AS one LEFT JOIN job ON true
 """
 
 _FIRST_USE = """
@@ -134,7 +143,7 @@ async def admit(pool: AsyncPool, job: NewJob) -> Admitted:
         raise
     assert row is not None
     if row["is_fresh"]:
-        return Admitted(job.id, is_new=True)
+        return Admitted(job.id, row)
     return await _first_use(pool, job)
 
 
@@ -146,7 +155,7 @@ async def _first_use(pool: AsyncPool, job: NewJob) -> Admitted:
         return await admit(pool, job)
     if row["request_hash"] != job.request_hash:
         raise IdempotencyKeyReused(param="Idempotency-Key")
-    return Admitted(row["job_id"], is_new=False)
+    return Admitted(row["job_id"])
 
 
 def _parameters(job: NewJob) -> dict[str, Any]:

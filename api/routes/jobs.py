@@ -60,11 +60,14 @@ async def create(
     admitted = await services.admission.submit(
         Submission(key=caller, request=parsed, body=body, idempotency_key=idempotency_key)
     )
-    row = await _wait(services, caller, admitted.job_id, wait_s)
+    if admitted.row is not None and not wait_s:
+        view: dict[str, object] = job_object(admitted.row)
+    else:
+        view = await _view(services, caller, await _wait(services, caller, admitted.job_id, wait_s))
     headers = {"Location": f"/v1/jobs/{format_job_id(admitted.job_id)}"}
     if not admitted.is_new:
         headers["Idempotency-Replayed"] = "true"
-    return JsonResponse(await _view(services, caller, row), 202, headers)
+    return JsonResponse(view, 202, headers)
 
 
 @router.get("")
@@ -111,6 +114,8 @@ async def cancel(services: ServicesDep, caller: Submitter, job_id: JobId) -> Res
         raise JobNotFound
     if result.worker_id is not None:
         await _tell_worker(services, result.worker_id, job_id)
+    if is_terminal(result.row):
+        services.hub.note_over(job_id)
     return JsonResponse(await _view(services, caller, result.row))
 
 

@@ -83,6 +83,11 @@ class StreamHub:
         if channel := self._channels.get(job_id):
             channel.listeners.discard(listener)
 
+    def note_over(self, job_id: UUID) -> None:
+        """This process has ended the job itself: its listeners needn't wait to be told."""
+        if channel := self._channels.get(job_id):
+            channel.note_over()
+
     @asynccontextmanager
     async def watch(self, job_id: UUID) -> AsyncIterator[Channel]:
         """Listen to a job's end alone: wait for `channel.over`."""
@@ -185,8 +190,7 @@ class StreamHub:
         while silent:
             ids = [silent.popleft() for _ in range(min(len(silent), FINISHED_CHUNK))]
             for job_id in await finished_jobs(self._pool, ids):
-                if channel := self._channels.get(job_id):
-                    channel.note_over()
+                self.note_over(job_id)
 
 
 class _EndListener:

@@ -7,6 +7,7 @@ take jobs without an engine, so a failure raises SystemExit.
 
 from __future__ import annotations
 
+import sys
 import threading
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +38,9 @@ from workers.inference.settings import WorkerSettings
 log = structlog.get_logger(__name__)
 
 STREAM_TIMEOUT_S = 1.0  # one call to Redis; a stall longer than this counts as an outage
+# The engine's thread computes in Python between two steps; a thread with a fresh ticket, or a token
+# to publish, must not wait the default 5 ms for its turn.
+SWITCH_INTERVAL_S = 0.0005
 APPLICATION_NAME = "millrace-inference"
 
 
@@ -79,6 +83,7 @@ def connect_signals(idle_look: type[Any]) -> None:
 
 def _start(worker: Any, idle_look: type[Any]) -> None:
     global _runtime  # noqa: PLW0603
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     settings = WorkerSettings()
     configure_logs()
     pool = sync_pool(

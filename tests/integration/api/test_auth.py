@@ -59,19 +59,20 @@ async def test_expired_key_is_refused(api_url: str, owner: DictConnection, tenan
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "scope"),
+    ("request_line", "scope"),
     [
-        ("POST", "/v1/jobs", "jobs:read"),
-        ("POST", f"/v1/jobs/job_{'0' * 32}/cancel", "jobs:read"),
-        ("GET", "/v1/jobs", "infer:write"),
-        ("GET", f"/v1/jobs/job_{'0' * 32}", "infer:write"),
-        ("GET", f"/v1/jobs/job_{'0' * 32}/events", "usage:read"),
-        ("GET", "/v1/usage", "jobs:read"),
+        ("POST /v1/jobs", "jobs:read"),
+        (f"POST /v1/jobs/job_{'0' * 32}/cancel", "jobs:read"),
+        ("GET /v1/jobs", "infer:write"),
+        (f"GET /v1/jobs/job_{'0' * 32}", "infer:write"),
+        (f"GET /v1/jobs/job_{'0' * 32}/events", "usage:read"),
+        ("GET /v1/usage", "jobs:read"),
     ],
 )
 async def test_key_without_the_scope_is_refused(
-    api_url: str, owner: DictConnection, tenant: Tenant, method: str, path: str, scope: str
+    api_url: str, owner: DictConnection, tenant: Tenant, request_line: str, scope: str
 ) -> None:
+    method, path = request_line.split()
     key = create_api_key(
         owner, tenant_id=tenant.id, name="x", pepper=PEPPER.encode(), scopes=[scope]
     )

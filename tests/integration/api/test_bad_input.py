@@ -132,9 +132,7 @@ async def test_10_mb_in_chunks_without_a_length_is_refused(
 
 
 async def test_compressed_body_is_refused(http: httpx.AsyncClient) -> None:
-    answer = await http.post(
-        "/v1/jobs", content=b"\x1f\x8b", headers={"Content-Encoding": "gzip"}
-    )
+    answer = await http.post("/v1/jobs", content=b"\x1f\x8b", headers={"Content-Encoding": "gzip"})
 
     assert answer.status_code == 400
     _assert_error(answer, "invalid_request")
@@ -217,9 +215,7 @@ async def test_another_tenants_job_is_answered_like_none(
     assert (await http.get(f"/v1/jobs/{job_id}")).json()["status"] == "queued"
 
 
-async def test_without_credit_nothing_is_enqueued(
-    api_url: str, owner: DictConnection
-) -> None:
+async def test_without_credit_nothing_is_enqueued(api_url: str, owner: DictConnection) -> None:
     poor = new_tenant(owner, "poor", credit_micros=1)
 
     async with httpx.AsyncClient(base_url=api_url, headers=poor.headers) as client:
@@ -244,7 +240,8 @@ def _assert_error(answer: httpx.Response, code: str, *, param: str | None = None
 
 def _assert_nothing_happened(owner: DictConnection) -> None:
     row = owner.execute(
-        "SELECT (SELECT count(*) FROM jobs) AS jobs, (SELECT count(*) FROM job_payloads) AS payloads,"
+        "SELECT (SELECT count(*) FROM jobs) AS jobs,"
+        " (SELECT count(*) FROM job_payloads) AS payloads,"
         " (SELECT count(*) FROM reservations) AS reservations,"
         " (SELECT count(*) FROM idempotency_keys) AS keys,"
         " (SELECT coalesce(sum(held_micros), 0) FROM accounts) AS held"

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import re
+
+from store.api_keys import KEY_LENGTH, generate, hash_key, parse_key_id
+
+
+def test_key_has_the_documented_form_and_names_its_id() -> None:
+    key = generate()
+
+    assert re.fullmatch(r"mlr_live_[0-9A-Za-z]{12}_[0-9A-Za-z]{49}", key.text)
+    assert len(key.text) == KEY_LENGTH
+    assert parse_key_id(key.text) == key.key_id
+    assert key.text.endswith(key.last4)
+
+
+def test_any_changed_character_breaks_the_checksum() -> None:
+    text = generate().text
+
+    for index in range(len("mlr_live_"), len(text)):
+        other = "0" if text[index] != "0" else "1"
+        assert parse_key_id(text[:index] + other + text[index + 1 :]) is None
+
+
+def test_noise_is_no_key() -> None:
+    for text in ("", "x", "mlr_live_", "mlr_live_" + "0" * 62, "é" * KEY_LENGTH):
+        assert parse_key_id(text) is None
+
+
+def test_hash_depends_on_key_and_pepper() -> None:
+    one, two = generate().text, generate().text
+
+    assert len({hash_key(b"a", one), hash_key(b"b", one), hash_key(b"a", two)}) == 3
+    assert len(hash_key(b"a", one)) == 32
