@@ -61,7 +61,7 @@ class ModelEntry:
 
 
 def apply_catalog(connection: DictConnection, paths: Path | Iterable[Path]) -> CatalogSummary:
-    """Make the database say what the files say. Idempotent. Raises CatalogError, then nothing changed.
+    """Make the database say what the files say. Idempotent. On a CatalogError nothing has changed.
 
     Of several files, later ones win. Models in none of them retire.
     """

@@ -27,7 +27,7 @@ async def events(
     last_event_id: Annotated[str | None, Header()] = None,
     starting_after: Annotated[int | None, Query(ge=0, le=MAX_SEQ)] = None,
 ) -> Response:
-    """Everything after an event, then live, until `done`. Browsers resume by the header; it wins."""
+    """Everything after an event, then live, until `done`. A browser resumes by the header."""
     cursor = _parse_event_id(last_event_id) if last_event_id else starting_after or 0
     row = await find_job(services, caller, job_id)
     services.streams.check_room()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import socket
 
 import psutil
 
+_FIRST_UNPRIVILEGED = 1024
 # Below the range that outgoing connections get their ports from: a server that restarts finds its
 # port free.
 _RANGE = range(20_000, 32_000)
@@ -37,7 +39,16 @@ def next_free(first: int) -> int:
     return next((port for port in range(first, first + 100) if is_free(port)), choose())
 
 
-def holder(port: int) -> str:
+def refusal(port: int) -> str | None:
+    """Why nobody can listen on this port now, for people; None if it is free."""
+    if is_free(port):
+        return None
+    if port < _FIRST_UNPRIVILEGED and os.geteuid() != 0:
+        return "is for root only"
+    return f"is taken{_holder(port)}"
+
+
+def _holder(port: int) -> str:
     """` by NAME (pid N)` if the system lets us see who listens there, else nothing."""
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):

@@ -44,6 +44,7 @@ class PostgresHome:
 
 def find_home(state_dir: Path) -> PostgresHome:
     """The home of this state folder's Postgres; makes the folder on first use."""
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     inside = state_dir / "postgres"
     if os.geteuid() != 0:
         inside.mkdir(mode=0o700, exist_ok=True)

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import psycopg
 from celery import Celery
+from kombu.exceptions import OperationalError
 
 from cli.stack.child import Child, tail
 from cli.stack.errors import StackError
@@ -59,7 +60,7 @@ def has_lease(platform: Platform, pid: int) -> bool:
 
 def nodes(redis_url: str, node: str | None = None) -> set[str]:
     """The Celery workers that answer, of all or of one."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, OperationalError):
         replies = _control(redis_url).control.ping(
             destination=[node] if node else None, timeout=_PING_TIMEOUT_S, limit=1 if node else None
         )

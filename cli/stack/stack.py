@@ -9,14 +9,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import psycopg
-
 from cli.stack import ports, processes
 from cli.stack.catalog import catalog_files
 from cli.stack.child import Child
 from cli.stack.database import DatabaseUrls, new_passwords, prepare
 from cli.stack.demo import ensure_demo_tenant
 from cli.stack.errors import StackError
+from cli.stack.external import check_postgres, check_redis
 from cli.stack.options import Report, Step, UpOptions
 from cli.stack.postgres import EmbeddedPostgres
 from cli.stack.processes import Platform, ProcessSpec, Readiness
@@ -71,6 +70,7 @@ class Stack:
 
     def _start_postgres(self) -> str:
         if url := os.environ.get("MILLRACE_DATABASE_URL"):
+            check_postgres(url)
             self._report(Step.DONE, "Postgres: yours, by MILLRACE_DATABASE_URL")
             return url
         self._report(Step.BEGIN, "starting Postgres")
@@ -80,6 +80,7 @@ class Stack:
 
     def _start_redis(self) -> str:
         if url := os.environ.get("MILLRACE_REDIS_URL"):
+            check_redis(url)
             self._report(Step.DONE, "Redis: yours, by MILLRACE_REDIS_URL")
             return url
         self._report(Step.BEGIN, "starting Redis")
@@ -133,11 +134,6 @@ class Stack:
             with connect(platform.database.owner, application_name="millrace-up") as connection:
                 apply_catalog(connection, catalog_files(self._state, self._options))
                 ensure_demo_tenant(connection, self._state)
-        except psycopg.OperationalError as error:
-            line = " ".join(str(error).split())
-            raise StackError(
-                f"Postgres can't be used, check MILLRACE_DATABASE_URL: {line}"
-            ) from None
         except CatalogError as error:
             raise StackError(f"the catalog can't be loaded: {error}") from None
         self._report(Step.DONE, "database migrated, catalog loaded, demo tenant and key at hand")
@@ -184,11 +180,8 @@ class Stack:
 
     def _check_port(self) -> None:
         port = self._options.port
-        if port is not None and not ports.is_free(port):
-            raise StackError(
-                f"port {port} is taken{ports.holder(port)}: stop that, "
-                "or leave PORT out and the next free port is taken"
-            )
+        if port is not None and (reason := ports.refusal(port)):
+            raise StackError(f"port {port} {reason}: leave PORT out and Millrace finds one")
 
 
 def _ignore(child: Child) -> None:

@@ -13,6 +13,7 @@ import pytest
 @pytest.fixture
 def state_dir() -> Iterator[Path]:
     """Not tmp_path: its parents are closed to the unprivileged user that Postgres runs as."""
-    folder = Path(tempfile.mkdtemp(prefix="millrace-state-"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    parent = Path(tempfile.mkdtemp(prefix="millrace-state-"))
+    parent.chmod(0o755)
+    yield parent / "state"
+    shutil.rmtree(parent, ignore_errors=True)

@@ -156,9 +156,7 @@ def test_catalog_with_a_mistake_is_one_line(operator: Run, tmp_path: Path) -> No
     assert_one_line_error(operator("catalog", "apply", str(wrong)), "wrong.toml", "models.x")
 
 
-def test_wanted_api_port_that_is_taken_is_one_line(
-    millrace: Run, database: DatabaseUrls, tmp_path: Path
-) -> None:
+def test_wanted_api_port_that_is_taken_is_one_line(millrace: Run, tmp_path: Path) -> None:
     with socket.socket() as squatter:
         squatter.bind(("127.0.0.1", 0))
         squatter.listen()
@@ -168,6 +166,22 @@ def test_wanted_api_port_that_is_taken_is_one_line(
 
     assert_one_line_error(result, port, "is taken")
     assert StateFolder(tmp_path / "state").read_running() is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "url"),
+    [
+        ("MILLRACE_DATABASE_URL", "postgresql://u@127.0.0.1:9/x"),
+        ("MILLRACE_REDIS_URL", "redis://127.0.0.1:9/0"),
+        ("MILLRACE_REDIS_URL", "not a url"),
+    ],
+)
+def test_up_with_an_external_service_away_is_one_line(
+    millrace: Run, database: DatabaseUrls, variable: str, url: str
+) -> None:
+    urls = {"MILLRACE_DATABASE_URL": database.owner, variable: url}
+
+    assert_one_line_error(millrace("up", "--detach", **urls), variable)
 
 
 @pytest.mark.parametrize("amount", ["", "x", "-1", "0", "nan", "inf", "0.0000001"])

@@ -114,6 +114,7 @@ def test_remembered_port_that_is_taken_is_replaced(state_dir: Path) -> None:
     with running(state_dir) as first:
         port = first.port
     with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         squatter.bind(("127.0.0.1", port))
         squatter.listen()
 
@@ -182,7 +183,7 @@ class TestAsRoot:
 
     def test_closed_parent_folder_stays_closed(self, state_dir: Path) -> None:
         closed = state_dir / "home"
-        closed.mkdir(mode=0o700)
+        closed.mkdir(mode=0o700, parents=True)
         inner = closed / "clone" / ".millrace"
         inner.mkdir(parents=True)
         try:
@@ -198,7 +199,7 @@ class TestAsRoot:
 
     def test_copied_state_folder_gets_a_home_of_its_own(self, state_dir: Path) -> None:
         closed = state_dir / "home"
-        closed.mkdir(mode=0o700)
+        closed.mkdir(mode=0o700, parents=True)
         first, second = closed / "first", closed / "second"
         first.mkdir()
         home = find_home(first)

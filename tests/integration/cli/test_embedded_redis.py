@@ -91,6 +91,7 @@ def test_remembered_port_that_is_taken_is_replaced(state_dir: Path, program: Pat
     with running(state_dir, program) as first:
         port = first.port
     with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         squatter.bind(("127.0.0.1", port))
         squatter.listen()
 
