@@ -10,7 +10,6 @@ import json
 import queue
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -139,12 +138,7 @@ def _serve(model: Path) -> None:
 
 
 def _questions() -> Iterator[dict[str, Any]]:
-    inbox: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(
-        target=lambda: [inbox.put(line) for line in sys.stdin] + [inbox.put("")], daemon=True
-    ).start()
-    while line := inbox.get():
-        yield json.loads(line)
+    yield from map(json.loads, sys.stdin)
 
 
 def _answer(answer: dict[str, Any]) -> None:

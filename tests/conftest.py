@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: real Postgres and Redis, started once a session, a database a test."""
+"""Fixtures of all tests: real Postgres and Redis, started once a session, a database a test."""
 
 from __future__ import annotations
 

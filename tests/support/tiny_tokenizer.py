@@ -45,7 +45,7 @@ def write_model_folder(folder: Path, *, context_length: int = 256) -> Path:
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|begin|>",
-        "eos_token": {"content": "<|end|>"},
+        "eos_token": {"__type": "AddedToken", "content": "<|end|>"},
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "config.json").write_text(json.dumps({"max_position_embeddings": context_length}))

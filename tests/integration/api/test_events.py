@@ -393,7 +393,7 @@ async def _drop_and_resume(http: httpx.AsyncClient, job_id: str, seed: int) -> S
 
 async def _until(is_true: Callable[[], object]) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        while not is_true():  # noqa: ASYNC110 (what is waited for has no event)
+        while not is_true():
             await asyncio.sleep(0.01)
 
 

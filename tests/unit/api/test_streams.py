@@ -96,7 +96,8 @@ class TestHistory:
         assert [(event.type, event.seq) for event in events] == [("gap", 6), ("done", 7)]
 
     def test_job_without_output_just_ends(self) -> None:
-        for output in (None, []):
+        outputs: list[list[dict[str, object]] | None] = [None, []]
+        for output in outputs:
             events = remaining_events(2, event_log=None, output=output, last_seq=0)
             assert [(event.type, event.seq) for event in events] == [("done", 3)]
 

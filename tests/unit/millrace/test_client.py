@@ -134,7 +134,7 @@ def test_events_resume_after_the_last_one_and_skip_repeats() -> None:
 
     def handler(request: httpx.Request) -> httpx.Response:
         asked.append(request.headers.get("last-event-id"))
-        return httpx.Response(200, content=bodies[len(asked) - 1])
+        return httpx.Response(200, stream=httpx.ByteStream(bodies[len(asked) - 1]))
 
     with _client(handler) as client:
         events = list(client.jobs.events("job_1"))
