@@ -12,6 +12,7 @@ import httpx
 import psycopg
 from celery import Celery
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from cli.stack.child import Child, tail
 from cli.stack.errors import StackError
@@ -60,7 +61,7 @@ def has_lease(platform: Platform, pid: int) -> bool:
 
 def nodes(redis_url: str, node: str | None = None) -> set[str]:
     """The Celery workers that answer, of all or of one."""
-    with contextlib.suppress(OSError, OperationalError):
+    with contextlib.suppress(OSError, OperationalError, RedisError):
         replies = _control(redis_url).control.ping(
             destination=[node] if node else None, timeout=_PING_TIMEOUT_S, limit=1 if node else None
         )
