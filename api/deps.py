@@ -1,4 +1,4 @@
-"""What routes ask for, as annotated aliases."""
+"""What routes ask for, as annotated aliases. All coroutines: FastAPI sends others to a thread."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks.ids import parse_job_id
 MAX_IDEMPOTENCY_KEY = 255
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
@@ -37,17 +37,17 @@ async def _caller(
 Caller = Annotated[ApiKey, Depends(_caller)]
 
 
-def _submitter(caller: Caller) -> ApiKey:
+async def _submitter(caller: Caller) -> ApiKey:
     require(caller, Scope.INFER_WRITE)
     return caller
 
 
-def _jobs_reader(caller: Caller) -> ApiKey:
+async def _jobs_reader(caller: Caller) -> ApiKey:
     require(caller, Scope.JOBS_READ)
     return caller
 
 
-def _usage_reader(caller: Caller) -> ApiKey:
+async def _usage_reader(caller: Caller) -> ApiKey:
     require(caller, Scope.USAGE_READ)
     return caller
 
@@ -57,7 +57,7 @@ JobsReader = Annotated[ApiKey, Depends(_jobs_reader)]
 UsageReader = Annotated[ApiKey, Depends(_usage_reader)]
 
 
-def _job_id(job_id: Annotated[str, Path()]) -> UUID:
+async def _job_id(job_id: Annotated[str, Path()]) -> UUID:
     """An id that can't be one is answered like one that isn't there."""
     parsed = parse_job_id(job_id)
     if parsed is None:
@@ -76,7 +76,7 @@ async def find_job(services: Services, caller: ApiKey, job_id: UUID) -> JobRow:
     return row
 
 
-def _idempotency_key(
+async def _idempotency_key(
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> str | None:
     """Quoted, as the draft standard has it, or bare."""

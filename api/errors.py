@@ -44,6 +44,9 @@ STATUS: Mapping[type[ServiceError], tuple[int, str]] = {
     errors.InternalError: (500, _SERVER),
 }
 
+# What a load balancer reads as "send nothing here".
+UNAVAILABLE = STATUS[errors.ServiceUnavailable][0]
+
 # Statuses that Starlette itself answers, with the code to show.
 _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
 _HTTP_MESSAGES = {404: "Unknown request URL.", 405: "This URL doesn't take that method."}

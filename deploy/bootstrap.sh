@@ -95,7 +95,9 @@ echo "Installing requirements.lock (a few minutes the first time)"
 install_torch
 $VENV_PYTHON -m pip install --disable-pip-version-check -r requirements.lock \
     || fail "the packages could not be installed, see above; 'make install' tries again"
-$VENV_PYTHON -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation \
-    --editable . || fail "Millrace itself could not be installed, see above"
+# "compat" puts this folder on the path as it is; the default would need a list of packages.
+$VENV_PYTHON -m pip install --disable-pip-version-check -qq --no-deps --no-build-isolation \
+    --config-settings editable_mode=compat --editable . \
+    || fail "Millrace itself could not be installed, see above"
 install_redis
 echo "Installed."

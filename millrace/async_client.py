@@ -95,7 +95,7 @@ class AsyncClient:
                 await response.aread()
                 outcome.after_answer(0, response)  # raises what no retry helps against
                 return
-            async for data in response.aiter_raw():
+            async for data in response.aiter_bytes():
                 for event in session.feed(data):
                     yield event
                 if session.is_done:

@@ -94,7 +94,7 @@ class Client:
                 response.read()
                 outcome.after_answer(0, response)  # raises what no retry helps against
                 return
-            for data in response.iter_raw():
+            for data in response.iter_bytes():
                 yield from session.feed(data)
                 if session.is_done:
                     return

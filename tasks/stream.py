@@ -58,6 +58,11 @@ class Append:
     is_final: bool = False
     resets_log: bool = False
 
+    @property
+    def begins_log(self) -> bool:
+        """Whether it may make a log where there is none, so that no older owner is known there."""
+        return self.resets_log or self.events[0].seq == 1
+
     def arguments(self) -> tuple[Any, ...]:
         """Keys and arguments of append.lua."""
         ttl = keys.STREAM_FINAL_TTL_MS if self.is_final else keys.STREAM_RUNNING_TTL_MS

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from api import metrics
 from api.deps import ServicesDep
+from api.errors import UNAVAILABLE
 from api.json_response import JsonResponse
 from store.leases import has_live_worker
 
@@ -41,7 +42,7 @@ async def ready(services: ServicesDep) -> Response:
     }
     is_ready = all(answer == "ok" for answer in checks.values())
     body = {"status": "ready" if is_ready else "not_ready", "checks": checks}
-    return JsonResponse(body, 200 if is_ready else 503)
+    return JsonResponse(body, 200 if is_ready else UNAVAILABLE)
 
 
 @router.get("/metrics")

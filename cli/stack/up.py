@@ -149,7 +149,7 @@ def _show(state: StateFolder, running: Running, console: Console, is_json: bool)
     secrets = state.path / "secrets.json"
     lines = [
         "",
-        f"API      {url}   (docs: {url}/docs)",
+        f"API      {url}   (schema: {url}/openapi.json)",
         f"Flower   {running.addresses['flower']}   (user {FLOWER_USER}, password in {secrets})",
         f"key      {key}   (source {state.env_path} sets MILLRACE_URL, MILLRACE_API_KEY)",
         "",

@@ -36,6 +36,11 @@ def new_chat_model(name: str, seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config_of(name))
 
 
+def load_chat_model(folder: Path) -> LlamaForCausalLM:
+    """In float32, to be trained on."""
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
 def new_encoder(name: str, seed: int) -> LlamaModel:
     torch.manual_seed(seed)
     return LlamaModel(config_of(name))

@@ -10,6 +10,7 @@ any machine. `--eval-only` prints the figures of models that are already in the 
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", help="steps of the three, as in 5000,3000,900")
     parser.add_argument("--shards", type=int, help="shards of 262,144 tokens (40; GPU 1600)")
     parser.add_argument("--batch-tokens", type=int, help="tokens in a batch (8192; GPU 65536)")
+    parser.add_argument(
+        "--continue-from",
+        type=Path,
+        help="folder of earlier models: the chat models go on from them with their tokenizer",
+    )
     parser.add_argument("--eval-only", action="store_true", help="only evaluate what is in --out")
     return parser.parse_args(arguments)
 
@@ -61,7 +67,7 @@ def plans(args: argparse.Namespace, minutes: float) -> list[Plan]:
 def train(args: argparse.Namespace, device: torch.device) -> dict[str, Outcome]:
     minutes, num_shards, batch_tokens = DEFAULTS[device.type]
     batch_tokens = args.batch_tokens or batch_tokens
-    tokenizer = train_tokenizer(args.seed)
+    tokenizer = first_tokenizer(args)
     save_tokenizer(tokenizer, args.out / "demo")
     num_makers = max(1, (os.cpu_count() or 2) - 1)
     tokenizer_file = args.out / "demo" / "tokenizer.json"
@@ -70,13 +76,24 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, Outcome]:
     try:
         for plan in plans(args, args.minutes or minutes):
             batches = shards.batches(batch_tokens)
-            if plan.name == "demo-embed":
+            if plan.name == "demo-embed" and args.continue_from:
+                shutil.copytree(
+                    args.continue_from / plan.name, args.out / plan.name, dirs_exist_ok=True
+                )
+            elif plan.name == "demo-embed":
                 outcomes[plan.name] = train_embedding(plan, args, device, tokenizer)
             else:
                 outcomes[plan.name] = train_chat(plan, args, device, tokenizer, batches)
     finally:
         shards.close()
     return outcomes
+
+
+def first_tokenizer(args: argparse.Namespace) -> Tokenizer:
+    """A new one, or that of the models to go on from: ids must keep their meaning."""
+    if args.continue_from:
+        return Tokenizer.from_file(str(args.continue_from / "demo" / "tokenizer.json"))
+    return train_tokenizer(args.seed)
 
 
 def train_chat(
@@ -86,7 +103,10 @@ def train_chat(
     tokenizer: Tokenizer,
     batches: Iterator[Shard],
 ) -> Outcome:
-    model = networks.new_chat_model(plan.name, args.seed)
+    if args.continue_from:
+        model = networks.load_chat_model(args.continue_from / plan.name)
+    else:
+        model = networks.new_chat_model(plan.name, args.seed)
     outcome = fit_chat(model, plan, device, batches)
     networks.save(model, tokenizer, args.out / plan.name)
     return outcome

@@ -91,6 +91,7 @@ class Heartbeat:
                 log.warning("beat_withheld")
             elif self._beat(connection, now, len(running)):
                 self._compare(connection, running, now)
+                self._runtime.publisher.trusted_until = now + leases.LEASE_S
             _checkpoint(connection, running)
 
     def _beat(self, connection: DictConnection, now: float, num_running: int) -> bool:
@@ -156,7 +157,7 @@ class Heartbeat:
 
     def _register(self, connection: DictConnection) -> None:
         engine, settings = self._runtime.engine, self._runtime.settings
-        self._renewed_at = time.monotonic()
+        self._renewed_at = now = time.monotonic()
         leases.register(
             connection,
             leases.Lease(
@@ -169,6 +170,7 @@ class Heartbeat:
                 slots=engine.max_num_seqs,
             ),
         )
+        self._runtime.publisher.trusted_until = now + leases.LEASE_S
         if self._runtime.draining.is_set():
             leases.set_draining(connection, self._runtime.worker_id)
 

@@ -36,6 +36,9 @@ class Publisher:
         self._jobs: dict[str, JobStream] = {}
         self._dirty: dict[JobStream, float] = {}  # with events to send -> when to give up
         self._retry_at = 0.0
+        # A log is begun only while the worker knows by its lease that its jobs are its own: a Redis
+        # that lost its data can't tell a stale attempt from the owner. Monotonic; the heartbeat's.
+        self.trusted_until = 0.0
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
 
     def start(self) -> None:
@@ -122,7 +125,12 @@ class Publisher:
             for job, until in self._dirty.items()
             if not job.is_fenced and (until > now or not job.finished.is_set())
         }
-        appends = [(job, append) for job in self._dirty if (append := job.pending()) is not None]
+        is_trusted = now < self.trusted_until
+        appends = [
+            (job, append)
+            for job in self._dirty
+            if (append := job.pending()) is not None and (is_trusted or not append.begins_log)
+        ]
         if appends:
             self._send(appends, now)
         self._dirty = {

@@ -130,6 +130,8 @@ def lookup_tool(rng: random.Random) -> Tool:
     noun = rng.choice(_NOUNS) if rng.random() < 0.6 else words.made_up(rng).lower()
     verb = rng.choice(("get", "find", "lookup", "fetch", "show"))
     key = rng.choice((f"{noun}_id", "id", "number", noun))
+    if key == "state":  # a made-up noun may be this word, which is the result's field
+        key = "state_id"
     state = rng.choice(("open", "closed", "ready", "lost", "paid", "new", "sent"))
     value = "{" + key + "}"
     return Tool(
@@ -212,7 +214,7 @@ def _round(rng: random.Random, tool: Tool, all_values: list[Values], asked: str)
         result = tool.result(rng)
         shown = {**values, **result} if rng.random() < 0.4 else result
         messages.append({"role": "tool", "content": as_json(shown)})
-        told.append(tool.told.format(**values, **result))
+        told.append(tool.told.format(**{**values, **result}))
     return [*messages, {"role": "assistant", "content": " ".join(told)}]
 
 

@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 
 from api.app import create_app
+from api.prompts import registry
 from cli.stack.database import DatabaseUrls
 from store.catalog import apply_catalog
 from store.pools import DictConnection, connect
@@ -74,6 +75,7 @@ def environment(
     monkeypatch.delenv("MILLRACE_DATABASE_URL_API", raising=False)
     monkeypatch.setenv("MILLRACE_REDIS_URL", services.redis_url)
     monkeypatch.setenv("MILLRACE_KEY_PEPPER", PEPPER)
+    monkeypatch.setattr(registry, "CATALOG_REFRESH_S", 0.5)
     celery.conf.update(broker_url=services.redis_url)
 
 

@@ -40,7 +40,9 @@ async def test_retired_model_takes_no_jobs(http: httpx.AsyncClient, owner: DictC
     owner.execute("UPDATE models SET status = 'retired'")
 
     async with asyncio.timeout(15):
-        while (await http.post("/v1/jobs", json=BODY)).status_code != 404:
+        while True:
+            if (await http.post("/v1/jobs", json=BODY)).status_code == 404:
+                return
             await asyncio.sleep(0.2)
 
 
@@ -145,9 +147,7 @@ async def test_without_redis_jobs_are_still_admitted(
 async def test_new_model_is_served_as_soon_as_it_is_asked_for(
     http: httpx.AsyncClient, owner: DictConnection, catalog_file: Path
 ) -> None:
-    changed = catalog_file.with_name("changed.toml")
-    changed.write_text(catalog_file.read_text().replace("models.tiny", "models.tiny-two"))
-    apply_catalog(owner, [catalog_file, changed])
+    apply_catalog(owner, [catalog_file, _with_second_model(catalog_file)])
 
     async with asyncio.timeout(5):
         while True:
@@ -155,6 +155,12 @@ async def test_new_model_is_served_as_soon_as_it_is_asked_for(
             if answer.status_code == 202:
                 return
             await asyncio.sleep(0.2)
+
+
+def _with_second_model(catalog_file: Path) -> Path:
+    changed = catalog_file.with_name("changed.toml")
+    changed.write_text(catalog_file.read_text().replace("models.tiny", "models.tiny-two"))
+    return changed
 
 
 def _take(connection: Connection, queue: Queue) -> list[str]:

@@ -112,6 +112,17 @@ def test_repeated_reset_gives_the_same_log(stream: StreamEnd) -> None:
     assert stream.log() == tokens(7, 9)
 
 
+def test_late_repetition_of_a_reset_takes_nothing_back(stream: StreamEnd) -> None:
+    stream.open(1)
+    stream.append(tokens(1, 3), resets_log=True)
+    stream.append(tokens(4, 6))
+
+    reply = stream.append(tokens(1, 3), resets_log=True)
+
+    assert reply == Reply(Code.OK, 6)
+    assert stream.log() == tokens(1, 6)
+
+
 def test_older_attempt_is_fenced_from_the_open_on(stream: StreamEnd) -> None:
     stream.open(1)
     stream.append(tokens(1, 3))
@@ -260,6 +271,17 @@ def test_log_gone_beside_its_owner_is_lost(stream: StreamEnd) -> None:
     stream.client.delete(keys.stream_log(stream.job_id))
 
     assert stream.open(2, 3) == Reply(Code.LOG_LOST, 3)
+
+
+def test_log_gone_under_a_running_attempt_is_a_hole(stream: StreamEnd) -> None:
+    stream.open(1)
+    stream.append(tokens(1, 3))
+    stream.client.delete(keys.stream_log(stream.job_id))
+
+    refused = stream.append(tokens(4, 4))
+
+    assert refused == Reply(Code.HOLE, 3)
+    assert stream.log() == []
 
 
 def test_newer_attempt_keeps_an_older_one_from_opening(stream: StreamEnd) -> None:

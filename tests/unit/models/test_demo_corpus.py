@@ -2,7 +2,9 @@
 
 import random
 
-from models.demo.corpus import conversations, facts, sums
+import pytest
+
+from models.demo.corpus import conversations, facts, sums, tools, words
 
 
 def test_every_fact_has_six_questions_and_an_answer() -> None:
@@ -34,6 +36,18 @@ def test_tool_calls_stand_only_where_the_tool_is_listed() -> None:
         listed = {tool["function"]["name"] for tool in made.tools}
         calls = [c for message in made.messages for c in message.get("tool_calls", ())]
         assert {call["function"]["name"] for call in calls} <= listed
+
+
+def test_lookup_tool_told_of_a_noun_that_is_also_the_field_of_its_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(words, "made_up", lambda _: "State")
+
+    for seed in range(100):
+        rng = random.Random(seed)
+        tool = tools.lookup_tool(rng)
+        assert "state" not in tool.types
+        assert tools.tool_exchange(rng, [tool])[0]["role"] == "user"
 
 
 def test_numbers_in_words() -> None:

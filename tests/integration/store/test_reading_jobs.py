@@ -1,0 +1,171 @@
+"""What the API reads of jobs: one tenant's only, page by page."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from store.attempts import finish
+from store.jobs import finished_jobs, get_event_log, get_job, list_jobs, queue_position
+from store.pools import AsyncPool, DictConnection
+from tasks.ids import uuid7
+from tasks.jobs import JobStatus
+from tasks.queues import ServiceTier
+from tests.integration.store.conftest import AsApi
+from tests.integration.store.writes import OUTPUT, another_tenant, claim, finish_of
+from tests.support.jobs import Jobs
+
+
+def test_a_job_is_read_without_output_until_it_has_some(
+    jobs: Jobs, as_api: AsApi, connection: DictConnection, worker_id: UUID
+) -> None:
+    claimed = claim(connection, worker_id, jobs.add())
+    running = as_api(lambda pool: get_job(pool, jobs.tenant_id, claimed.job_id))
+    finish(connection, finish_of(claimed, worker_id))
+
+    finished = as_api(lambda pool: get_job(pool, jobs.tenant_id, claimed.job_id))
+
+    assert running is not None
+    assert (running["status"], running["output"]) == ("in_progress", None)
+    assert finished is not None
+    assert (finished["status"], finished["output"]) == ("completed", OUTPUT)
+    assert finished["last_seq"] == 5
+
+
+def test_a_job_of_another_tenant_is_not_there(jobs: Jobs, as_api: AsApi) -> None:
+    job_id, stranger = jobs.add(), another_tenant(jobs)
+
+    found = as_api(lambda pool: get_job(pool, stranger, job_id))
+
+    assert found is None
+
+
+def test_an_unknown_job_is_not_there(jobs: Jobs, as_api: AsApi) -> None:
+    unknown = uuid7()
+
+    found = as_api(lambda pool: get_job(pool, jobs.tenant_id, unknown))
+
+    assert found is None
+
+
+def test_a_list_holds_the_tenants_own_jobs_newest_first(jobs: Jobs, as_api: AsApi) -> None:
+    ours = [jobs.add() for _ in range(3)]
+    jobs.add(tenant_id=another_tenant(jobs))
+
+    rows = as_api(lambda pool: list_jobs(pool, jobs.tenant_id))
+
+    assert [row["id"] for row in rows] == ours[::-1]
+
+
+def test_pages_add_up_to_the_whole_list(jobs: Jobs, as_api: AsApi) -> None:
+    job_ids = [jobs.add() for _ in range(5)]
+
+    async def all_pages(pool: AsyncPool) -> list[list[UUID]]:
+        pages: list[list[UUID]] = []
+        after: UUID | None = None
+        while rows := await list_jobs(pool, jobs.tenant_id, after=after, limit=2):
+            pages.append([row["id"] for row in rows])
+            after = pages[-1][-1]
+        return pages
+
+    pages = as_api(all_pages)
+
+    newest_first = job_ids[::-1]
+    assert pages == [newest_first[:2], newest_first[2:4], newest_first[4:]]
+
+
+def test_a_job_added_between_two_pages_moves_nothing(jobs: Jobs, as_api: AsApi) -> None:
+    old, new = jobs.add(), jobs.add()
+    as_api(lambda pool: list_jobs(pool, jobs.tenant_id, limit=1))
+    jobs.add()
+
+    rows = as_api(lambda pool: list_jobs(pool, jobs.tenant_id, after=new, limit=1))
+
+    assert [row["id"] for row in rows] == [old]
+
+
+def test_a_list_can_be_limited_to_a_status(
+    jobs: Jobs, as_api: AsApi, connection: DictConnection, worker_id: UUID
+) -> None:
+    running = claim(connection, worker_id, jobs.add())
+    jobs.add()
+
+    rows = as_api(lambda pool: list_jobs(pool, jobs.tenant_id, status=JobStatus.IN_PROGRESS))
+
+    assert [row["id"] for row in rows] == [running.job_id]
+
+
+def test_the_position_counts_jobs_ahead_in_pool_and_tier_of_all_tenants(
+    jobs: Jobs, as_api: AsApi
+) -> None:
+    jobs.add(tenant_id=another_tenant(jobs))
+    jobs.add()
+    jobs.add(service_tier=ServiceTier.PRIORITY)
+    jobs.add(pool="large")
+    job_id = jobs.add()
+    jobs.add()
+
+    position = as_api(lambda pool: queue_position(pool, jobs.tenant_id, job_id))
+
+    assert position == 2
+
+
+def test_the_first_job_in_the_queue_has_none_ahead(jobs: Jobs, as_api: AsApi) -> None:
+    job_id = jobs.add()
+
+    position = as_api(lambda pool: queue_position(pool, jobs.tenant_id, job_id))
+
+    assert position == 0
+
+
+def test_a_running_job_has_no_position(
+    jobs: Jobs, as_api: AsApi, connection: DictConnection, worker_id: UUID
+) -> None:
+    claimed = claim(connection, worker_id, jobs.add())
+
+    position = as_api(lambda pool: queue_position(pool, jobs.tenant_id, claimed.job_id))
+
+    assert position is None
+
+
+def test_a_job_of_another_tenant_has_no_position(jobs: Jobs, as_api: AsApi) -> None:
+    job_id, stranger = jobs.add(), another_tenant(jobs)
+
+    position = as_api(lambda pool: queue_position(pool, stranger, job_id))
+
+    assert position is None
+
+
+def test_finished_jobs_are_picked_out_of_those_asked_for(
+    jobs: Jobs, as_api: AsApi, connection: DictConnection, worker_id: UUID
+) -> None:
+    theirs = claim(connection, worker_id, jobs.add(tenant_id=another_tenant(jobs)))
+    ours = claim(connection, worker_id, jobs.add())
+    unasked = claim(connection, worker_id, jobs.add())
+    for claimed in (theirs, ours, unasked):
+        finish(connection, finish_of(claimed, worker_id))
+    asked = [theirs.job_id, ours.job_id, jobs.add(), uuid7()]
+
+    finished = as_api(lambda pool: finished_jobs(pool, asked))
+
+    assert finished == {theirs.job_id, ours.job_id}
+
+
+def test_no_job_asked_for_is_none_finished(jobs: Jobs, as_api: AsApi) -> None:
+    jobs.add()
+
+    finished = as_api(lambda pool: finished_jobs(pool, []))
+
+    assert finished == set()
+
+
+def test_the_event_log_is_the_tenants_alone(
+    jobs: Jobs, as_api: AsApi, connection: DictConnection, worker_id: UUID
+) -> None:
+    claimed = claim(connection, worker_id, jobs.add())
+    finish(connection, finish_of(claimed, worker_id))
+    stranger = another_tenant(jobs)
+
+    ours = as_api(lambda pool: get_event_log(pool, jobs.tenant_id, claimed.job_id))
+    theirs = as_api(lambda pool: get_event_log(pool, stranger, claimed.job_id))
+
+    assert (ours, theirs) == (b"events", None)
