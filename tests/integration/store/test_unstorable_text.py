@@ -21,7 +21,7 @@ from tests.support.jobs import Jobs
         {"end_user": "ann\0"},
         {"idempotency_key": "key\0"},
     ],
-    ids=lambda changes: "-".join(changes),
+    ids="-".join,
 )
 def test_text_that_can_not_be_stored_makes_the_request_invalid(
     jobs: Jobs, changes: dict[str, Any]
