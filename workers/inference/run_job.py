@@ -144,10 +144,16 @@ def _request(job: RunningJob, now: float) -> EngineRequest:
         model=claimed.model,
         prompt_token_ids=unpack_token_ids(claimed.prompt_token_ids),
         sampling=_sampling(claimed),
-        generated_token_ids=tuple(job.stream.token_ids),
+        generated_token_ids=_generated(job),
         cache_salt=claimed.tenant_id.hex,
         deadline=now + claimed.remaining_s,
     )
+
+
+def _generated(job: RunningJob) -> tuple[tuple[int, ...], ...]:
+    """What earlier attempts produced of the one choice."""
+    token_ids = tuple(job.stream.token_ids)
+    return (token_ids,) if token_ids else ()
 
 
 def _sampling(claimed: Claimed) -> SamplingParams:

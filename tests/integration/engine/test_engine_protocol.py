@@ -65,7 +65,7 @@ def generate(request_id: str, *, generated: Sequence[int] = (), **sampling: Any)
         request_id=request_id,
         model="m",
         prompt_token_ids=[5, 6, 7, 8],
-        generated_token_ids=generated,
+        generated_token_ids=(generated,) if generated else (),
         sampling=SamplingParams(**settings),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from workers.inference.engine.protocol import EngineRequest, ModelInfo, SamplingParams
-from workers.inference.engine.request import Request
+from workers.inference.engine.request import Grammar, Request
 from workers.inference.engine.stub import StubDecoder
 
 MODEL = ModelInfo(name="m", context_length=100, vocab_size=50, dtype="fp32", num_bytes=0)
@@ -25,11 +25,16 @@ def engine_request(num_prompt: int = 3, **fields: Any) -> EngineRequest:
     return EngineRequest(**defaults | own)
 
 
-def running_request(num_prompt: int = 3, **fields: Any) -> Request:
+def running_request(
+    num_prompt: int = 3, *, index: int = 0, grammar: Grammar | None = None, **fields: Any
+) -> Request:
+    """Choice `index` of `engine_request(num_prompt, **fields)`; token 0 ends it."""
     return Request(
         engine_request(num_prompt, **fields),
         decoder=StubDecoder(),
         eos_token_ids=frozenset({0}),
         context_length=MODEL.context_length,
+        index=index,
         seed=fields.get("seed"),
+        grammar=grammar,
     )

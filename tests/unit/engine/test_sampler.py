@@ -1,9 +1,10 @@
-"""The vectorised sampler against a plain reference, one row and one rule at a time."""
+"""The sampler as a whole: what it chooses, what a draw depends on, and whose fault fails whom."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,148 +12,192 @@ import torch
 
 from tests.unit.engine.requests import running_request
 from workers.inference.engine.errors import EngineError
+from workers.inference.engine.executor import SampledToken
 from workers.inference.engine.request import Request
-from workers.inference.engine.sampler import filter_logits, sample
+from workers.inference.engine.sampler import sample
 
 VOCAB = 50
+WIDE = 5000  # columns, so that rows are worked on in blocks
 
 
 def logits(rows: int, *, vocab: int = VOCAB, seed: int = 0) -> torch.Tensor:
     return 3 * torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed))
 
 
-def reference_probabilities(row: list[float], params: dict[str, Any]) -> list[float]:
-    """Temperature, top_k, top_p, min_p in that order, in plain Python."""
-    weights = [math.exp((x - max(row)) / params["temperature"]) for x in row]
-    order = sorted(range(len(row)), key=lambda i: -weights[i])
-    kept = order[: params.get("top_k") or len(order)]
-    total, mass, nucleus = sum(weights[i] for i in kept), 0.0, []
-    for i in kept:
-        nucleus.append(i)
-        mass += weights[i] / total
-        if mass >= params.get("top_p", 1.0):
-            break
-    floor = params.get("min_p", 0.0) * max(weights)
-    final = {i: weights[i] for i in nucleus if weights[i] >= floor}
-    return [final.get(i, 0.0) / sum(final.values()) for i in range(len(row))]
+def sampled(scores: torch.Tensor, requests: Sequence[Request]) -> list[int]:
+    """Token ids; fails where there is an error. `scores` stay as they are."""
+    tokens = []
+    for result in sample(scores.clone(), requests):
+        assert isinstance(result, SampledToken), result
+        tokens.append(result.token_id)
+    return tokens
 
 
-CASES: list[dict[str, Any]] = [
-    {"temperature": 1.0},
-    {"temperature": 0.3},
-    {"temperature": 1.0, "top_k": 5},
-    {"temperature": 1.5, "top_p": 0.8},
-    {"temperature": 1.0, "top_p": 0.01},
-    {"temperature": 1.0, "min_p": 0.1},
-    {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.02},
-]
+def chi_square(counts: Counter[int], probabilities: Sequence[float]) -> float:
+    """How many standard deviations the counts are worse than a fair draw's."""
+    num_draws, freedom = sum(counts.values()), len(probabilities) - 1
+    expected = [num_draws * probability for probability in probabilities]
+    assert min(expected) > 5, "a cell too small for the test"
+    statistic = sum((counts[i] - e) ** 2 / e for i, e in enumerate(expected))
+    return (statistic - freedom) / math.sqrt(2 * freedom)
 
 
-def test_filtered_distribution_equals_the_reference_row_by_row() -> None:
-    scores = logits(len(CASES))
+@pytest.mark.parametrize("vocab", [8, 300])
+def test_draws_follow_the_distribution(vocab: int) -> None:
+    scores = logits(1, vocab=vocab) / 3
+    requests = [running_request(temperature=1.0, seed=seed) for seed in range(20_000)]
 
-    filtered = filter_logits(scores, [running_request(**case) for case in CASES]).softmax(-1)
+    counts = Counter(sampled(scores.expand(len(requests), -1), requests))
 
-    for row, case in enumerate(CASES):
-        expected = reference_probabilities(scores[row].tolist(), case)
-        assert filtered[row].tolist() == pytest.approx(expected, abs=1e-5), case
-
-
-def test_nucleus_wider_than_the_candidates_is_exact() -> None:
-    case: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95}
-    scores = logits(1, vocab=2000) / 10  # nearly flat: the nucleus has well over 256 tokens
-
-    filtered = filter_logits(scores, [running_request(**case)]).softmax(-1)
-
-    expected = reference_probabilities(scores[0].tolist(), case)
-    assert filtered[0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert chi_square(counts, scores[0].softmax(-1).tolist()) < 4
 
 
-def test_draws_follow_the_distribution() -> None:
-    num_draws = 20_000
-    scores = logits(1, vocab=8).expand(num_draws, -1).clone()
-    requests = [running_request(temperature=1.0, seed=seed) for seed in range(num_draws)]
+def test_draws_over_a_wide_vocabulary_follow_the_distribution() -> None:
+    scores = logits(1, vocab=WIDE) / 3
+    requests = [running_request(temperature=0.7, seed=seed) for seed in range(500)]
+    group_of = torch.arange(WIDE) % 20
 
-    counts = Counter(sample(scores.clone(), requests))
+    counts: Counter[int] = Counter()
+    for position in range(10):
+        for request in requests:
+            request.token_ids = [1] * (3 + position)
+        counts.update(t % 20 for t in sampled(scores.expand(500, -1), requests))
 
-    for token, probability in enumerate(scores[0].softmax(-1).tolist()):
-        tolerance = 5 * math.sqrt(probability * (1 - probability) / num_draws) + 1e-3
-        assert counts[token] / num_draws == pytest.approx(probability, abs=tolerance)
+    groups = torch.zeros(20).index_add(0, group_of, (scores[0] / 0.7).softmax(-1))
+    assert chi_square(counts, groups.tolist()) < 4
+
+
+def test_draws_within_limits_follow_the_distribution_that_is_left() -> None:
+    scores = torch.tensor([[0.4, 0.3, 0.15, 0.1, 0.05]]).log()
+    requests = [running_request(temperature=1.0, top_p=0.8, seed=seed) for seed in range(10_000)]
+
+    counts = Counter(sampled(scores.expand(len(requests), -1), requests))
+
+    assert set(counts) == {0, 1, 2}
+    assert chi_square(counts, [0.4 / 0.85, 0.3 / 0.85, 0.15 / 0.85]) < 4
 
 
 def test_draw_depends_on_seed_and_position_only() -> None:
-    scores = torch.zeros(4, VOCAB)
+    scores = torch.zeros(4, WIDE)
     first, second = running_request(seed=1), running_request(seed=2)
-    later = running_request(seed=1, generated_token_ids=[9])
+    later = running_request(seed=1, generated_token_ids=[[9]])
 
-    together = sample(scores.clone(), [first, second, later, running_request(seed=1)])
-    alone = sample(scores[:1].clone(), [first])
+    together = sampled(scores, [first, second, later, running_request(seed=1)])
+    alone = sampled(scores[:1], [first])
 
     assert together[0] == together[3] == alone[0]
     assert len(set(together)) == 3
 
 
-def test_positions_of_one_seed_draw_evenly() -> None:
-    drawn = Counter(
-        sample(torch.zeros(1, 4), [running_request(seed=5, generated_token_ids=[1] * i)])[0]
-        for i in range(9)
-    )
+def mixed_sampling(i: int) -> dict[str, Any]:
+    choices: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"temperature": 1.0, "top_p": 0.3 + i / 50},
+        {"temperature": 0.7, "top_k": 2 + i},
+        {"temperature": 1.3, "min_p": i / 400},
+        {"temperature": 1.0, "top_p": 0.9, "top_k": 30, "frequency_penalty": 0.5},
+        {"temperature": 1.0, "repetition_penalty": 1.3, "logit_bias": {7: 2.0}},
+        {"temperature": 1.0, "min_tokens": 50, "stop_token_ids": (3,)},
+    ]
+    return choices[i % len(choices)]
 
-    assert len(drawn) > 1
+
+def test_same_seed_gives_the_same_tokens_alone_and_beside_31_others() -> None:
+    def batch() -> list[Request]:
+        return [running_request(seed=i, max_tokens=60, **mixed_sampling(i)) for i in range(32)]
+
+    alone, together = batch(), batch()
+    for position in range(30):
+        scores = logits(32, vocab=WIDE, seed=position)
+        for request, token in zip(together, sampled(scores, together), strict=True):
+            request.token_ids.append(token)
+        for row, request in enumerate(alone):
+            request.token_ids += sampled(scores[row : row + 1], [request])
+
+    assert [r.token_ids for r in alone] == [r.token_ids for r in together]
+
+
+def test_draw_goes_on_after_a_continuation_as_if_nothing_had_happened() -> None:
+    params: dict[str, Any] = {"seed": 4, "top_p": 0.9, "frequency_penalty": 0.4}
+    whole = running_request(**params)
+    for position in range(6):
+        whole.token_ids += sampled(logits(1, seed=position), [whole])
+
+    for cut in range(6):
+        rest = running_request(generated_token_ids=[whole.token_ids[3 : 3 + cut]], **params)
+        for position in range(cut, 6):
+            rest.token_ids += sampled(logits(1, seed=position), [rest])
+        assert rest.token_ids == whole.token_ids
+
+
+def test_sampling_the_same_step_twice_gives_the_same_tokens() -> None:
+    requests = [running_request(seed=i, **mixed_sampling(i)) for i in range(7)]
+    scores = logits(7, vocab=WIDE)
+
+    assert sampled(scores, requests) == sampled(scores, requests)
+
+
+@pytest.mark.parametrize("vocab", [50, 4096, 5000, 50_257])
+def test_greedy_takes_the_first_of_the_best(vocab: int) -> None:
+    scores = logits(6, vocab=vocab)
+    scores[1] = 0.0
+    scores[2, [vocab - 1, vocab - 2]] = 99.0
+    scores[3, [5, vocab - 1]] = 99.0
+    requests = [running_request(temperature=0.0) for _ in range(6)]
+
+    tokens = sampled(scores, requests)
+
+    assert tokens == scores.argmax(-1).tolist()
+    assert tokens[1:4] == [0, vocab - 2, 5]
 
 
 def test_greedy_takes_the_best_beside_drawn_rows() -> None:
     scores = logits(3)
-    requests: list[Request] = [
-        running_request(temperature=temperature, seed=0) for temperature in (0.0, 1.0, 0.0)
-    ]
+    requests = [running_request(temperature=t, seed=0) for t in (0.0, 1.0, 0.0)]
 
-    tokens = sample(scores.clone(), requests)
+    tokens = sampled(scores, requests)
 
     assert [tokens[0], tokens[2]] == scores.argmax(-1)[[0, 2]].tolist()
+    assert tokens[1] == sampled(scores[1:2], requests[1:2])[0]
 
 
-@pytest.mark.parametrize(
-    ("params", "expected"),
-    [
-        ({}, [1.0, 2.0, -1.0, 4.0]),
-        ({"presence_penalty": 0.5}, [1.0, 1.5, -1.5, 4.0]),
-        ({"frequency_penalty": 0.5}, [1.0, 1.0, -1.5, 4.0]),
-        ({"repetition_penalty": 2.0}, [1.0, 1.0, -2.0, 2.0]),
-        ({"logit_bias": {0: 3.0, 3: -1.0}}, [4.0, 2.0, -1.0, 3.0]),
-        ({"min_tokens": 9, "stop_token_ids": (3,)}, [-math.inf, 2.0, -1.0, -math.inf]),
-    ],
-)
-def test_penalties_and_bias_change_the_right_logits(
-    params: dict[str, Any], expected: list[float]
-) -> None:
-    # The prompt is token 3; tokens 1, 1 and 2 were generated.
-    request = running_request(
-        prompt_token_ids=[3], generated_token_ids=[1, 1, 2], temperature=0.0, **params
-    )
-    scores = torch.tensor([[1.0, 2.0, -1.0, 4.0]])
+@pytest.mark.parametrize("vocab", [50, 5000])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_row_that_is_not_a_number_fails_alone(value: float, temperature: float, vocab: int) -> None:
+    scores = logits(3, vocab=vocab)
+    scores[0, 3] = value
+    scores[1] = math.nan
+    sampling: dict[str, Any] = {"temperature": temperature, "top_p": 0.9, "top_k": 20, "seed": 0}
 
-    sample(scores, [request])
+    *spoilt, token = sample(scores, [running_request(**sampling) for _ in range(3)])
 
-    assert scores[0].tolist() == pytest.approx(expected)
+    for error in spoilt:
+        assert isinstance(error, EngineError)
+        assert error.retryable
+    assert isinstance(token, SampledToken)
 
 
-def test_row_that_is_not_a_number_fails_alone() -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_row_without_a_possible_token_fails_alone(temperature: float) -> None:
     scores = logits(2)
-    scores[0, 3] = math.nan
+    scores[0] = -math.inf
 
-    spoilt, token = sample(scores, [running_request(seed=0), running_request(seed=0)])
+    failed, token = sample(scores, [running_request(temperature=temperature) for _ in range(2)])
 
-    assert isinstance(spoilt, EngineError)
-    assert spoilt.retryable
-    assert isinstance(token, int)
+    assert isinstance(failed, EngineError)
+    assert (failed.code, failed.retryable) == ("engine_error", False)
+    assert isinstance(token, SampledToken)
 
 
-def test_request_that_can_not_be_adjusted_fails_alone() -> None:
-    broken = running_request(logit_bias={10_000: 1.0})
+@pytest.mark.parametrize("broken", [{"logit_bias": {10_000: 1.0}}, {"logit_bias": {1: math.nan}}])
+def test_request_that_can_not_be_adjusted_fails_alone(broken: dict[str, Any]) -> None:
+    scores = logits(3)
+    requests = [running_request(), running_request(**broken), running_request()]
+    expected = sampled(scores[[0, 2]], [requests[0], requests[2]])
 
-    failed, token = sample(logits(2), [broken, running_request()])
+    first, failed, last = sample(scores, requests)
 
     assert isinstance(failed, EngineError)
     assert failed.code == "engine_error"
-    assert isinstance(token, int)
+    assert [first, last] == [SampledToken(token) for token in expected]

@@ -1,34 +1,45 @@
-"""Attention over slots, entered by the model's own modules through transformers' interface.
+"""Attention over pages, entered by the model's own modules through transformers' interface.
 
 A step's tokens arrive packed as one row of T tokens: first the decodes, one token each, then the
-prefill chunks. G below is the number of query heads that share a KV head.
+prefill chunks. G below is the number of query heads that share a KV head, L a number of tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from workers.inference.engine.errors import EngineError
-from workers.inference.engine.kv_cache import KVCache
+from workers.inference.engine.kv_cache import PAGE_SIZE, KVCache, num_pages_for
 from workers.inference.engine.scheduler import Batch, Chunk
 
-ATTENTION_NAME = "millrace_slots"
-# A decode reads every slot up to the longest context in the batch, rounded up to this (tokens).
-LENGTH_BUCKET = 64
+ATTENTION_NAME = "millrace_pages"
 
 
-@dataclass(frozen=True, slots=True)
-class PrefillPlan:
-    """One prefill chunk: rows `start` to `end` of the packed tokens."""
+@dataclass(slots=True)
+class Group:
+    """Rows of the packed tokens that attend together: all decodes, or one prefill chunk."""
 
-    start: int
-    end: int
-    slot: int
-    length: int  # cached tokens of the slot, this chunk included
-    mask: torch.Tensor | None  # [rows, length], 0 or -inf; None: plain causal, or a single row
+    rows: slice
+    pages: torch.Tensor  # [B, n] page numbers, padded with any page
+    positions: torch.Tensor  # [B, queries] of the query tokens
+    _masks: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int, like: torch.Tensor) -> torch.Tensor:
+        """[B, 1, queries, L], 0 or -inf: what lies ahead, or behind the window, is hidden."""
+        if window not in self._masks:
+            length = self.pages.shape[1] * PAGE_SIZE
+            keys = torch.arange(length, device=like.device)
+            queries = self.positions[:, None, :, None]
+            hidden = keys > queries
+            if window:
+                hidden |= keys <= queries - window
+            zeros = like.new_zeros(hidden.shape)
+            self._masks[window] = zeros.masked_fill_(hidden, float("-inf"))
+        return self._masks[window]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,35 +47,32 @@ class StepPlan:
     """Where each packed token goes and what it sees. Built once a step, used by every layer."""
 
     cache: KVCache
-    slots: torch.Tensor  # [T]
     positions: torch.Tensor  # [T]
-    num_decodes: int
-    decode_slots: slice | torch.Tensor  # a slice where the slots are adjacent: no copy of the cache
-    decode_length: int
-    decode_mask: torch.Tensor | None  # [num_decodes, 1, 1, decode_length], 0 or -inf
-    prefills: tuple[PrefillPlan, ...]
+    pages: torch.Tensor  # [T], the page each new token is written to
+    offsets: torch.Tensor  # [T], its place in that page
+    groups: tuple[Group, ...]
 
 
 def plan_step(batch: Batch, cache: KVCache) -> StepPlan:
-    """Index tensors and masks of a batch, on the cache's device."""
+    """Index tensors of a batch, on the cache's device."""
     device = cache.keys.device
-    slots = [_slot(chunk) for chunk in batch.chunks for _ in range(chunk.num_tokens)]
     positions = [p for chunk in batch.chunks for p in range(chunk.start, chunk.end)]
-    decodes = batch.chunks[: batch.num_decodes]
-    length = _bucket(max((chunk.end for chunk in decodes), default=0), cache.capacity)
+    pages = [
+        chunk.request.pages[p // PAGE_SIZE]
+        for chunk in batch.chunks
+        for p in range(chunk.start, chunk.end)
+    ]
+    position_ids = torch.tensor(positions, device=device)
     return StepPlan(
         cache=cache,
-        slots=torch.tensor(slots, device=device),
-        positions=torch.tensor(positions, device=device),
-        num_decodes=len(decodes),
-        decode_slots=_decode_slots(slots[: len(decodes)], device),
-        decode_length=length,
-        decode_mask=_decode_mask(decodes, length, cache.keys),
-        prefills=tuple(_plan_prefills(batch, cache)),
+        positions=position_ids,
+        pages=torch.tensor(pages, device=device),
+        offsets=position_ids % PAGE_SIZE,
+        groups=tuple(_groups(batch, device)),
     )
 
 
-def slot_attention(
+def paged_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -73,6 +81,7 @@ def slot_attention(
     *,
     step_plan: StepPlan,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
     """Attention of one layer. query [1, heads, T, D], key and value [1, kv_heads, T, D].
@@ -82,106 +91,77 @@ def slot_attention(
     _refuse_unknown(kwargs)
     plan, layer = step_plan, module.layer_idx
     assert isinstance(layer, int)
-    plan.cache.write(layer, plan.slots, plan.positions, key=key[0], value=value[0])
     keys, values = plan.cache.keys[layer], plan.cache.values[layer]
+    keys[plan.pages, :, plan.offsets] = key[0].transpose(0, 1)
+    values[plan.pages, :, plan.offsets] = value[0].transpose(0, 1)
     grouped = query[0].reshape(key.shape[1], -1, *query.shape[2:])  # [kv_heads, G, T, D]
+    window = sliding_window or 0
     parts = [
-        _prefill(grouped[:, :, p.start : p.end], keys[p.slot], values[p.slot], p, scaling)
-        for p in plan.prefills
+        _attend(grouped, (keys, values), group, window=window, scaling=scaling)
+        for group in plan.groups
     ]
-    if plan.num_decodes:
-        parts.insert(0, _decode(grouped[:, :, : plan.num_decodes], keys, values, plan, scaling))
     return torch.cat(parts).unsqueeze(0), None
 
 
-def _decode(
+def _attend(
     query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    plan: StepPlan,
+    cache: tuple[torch.Tensor, torch.Tensor],
+    group: Group,
+    *,
+    window: int,
     scaling: float | None,
 ) -> torch.Tensor:
-    """One token per slot. query [kv_heads, G, B, D] -> [B, heads, D].
+    """One group. query [kv_heads, G, T, D], cache [pages, kv_heads, PAGE_SIZE, D] each.
 
-    The query group forms the rows of one call per KV head, so no key is read twice; expanding the
-    keys to all heads (enable_gqa with a mask) takes four times as long on the CPU.
+    Returns [rows, heads, D].
+
+    The query heads of a KV head and the query tokens form the rows of one call, so that no key is
+    expanded to all heads; on the CPU that (enable_gqa with a mask) takes four times as long.
     """
-    assert plan.decode_mask is not None
-    rows = query.permute(2, 0, 1, 3)  # [B, kv_heads, G, D]
+    num_requests, num_queries = group.positions.shape
+    num_kv_heads, num_grouped, _, head_dim = query.shape
+    rows = (
+        query[:, :, group.rows]
+        .reshape(num_kv_heads, num_grouped, num_requests, num_queries, head_dim)
+        .permute(2, 0, 1, 3, 4)
+    )  # [B, kv_heads, G, queries, D]
+    mask = group.mask(window, query)
     out = scaled_dot_product_attention(
-        rows,
-        keys[plan.decode_slots, :, : plan.decode_length],
-        values[plan.decode_slots, :, : plan.decode_length],
-        attn_mask=plan.decode_mask.expand(-1, rows.shape[1], rows.shape[2], -1),
+        rows.reshape(num_requests, num_kv_heads, num_grouped * num_queries, head_dim),
+        _gather(cache[0], group.pages),
+        _gather(cache[1], group.pages),
+        attn_mask=mask.repeat(1, 1, num_grouped, 1).expand(-1, num_kv_heads, -1, -1),
         scale=scaling,
     )
-    return out.flatten(1, 2)
+    out = out.view(num_requests, num_kv_heads, num_grouped, num_queries, head_dim)
+    out = out.permute(0, 3, 1, 2, 4)
+    return out.reshape(num_requests * num_queries, num_kv_heads * num_grouped, head_dim)
 
 
-def _prefill(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    prefill: PrefillPlan,
-    scaling: float | None,
-) -> torch.Tensor:
-    """One chunk against its own slot. query [kv_heads, G, n, D] -> [n, heads, D]."""
-    num_rows = query.shape[2]
-    size = (-1, query.shape[1], -1, -1)  # the KV head is broadcast to its group, not copied
-    out = scaled_dot_product_attention(
-        query,
-        keys[:, None, : prefill.length].expand(size),
-        values[:, None, : prefill.length].expand(size),
-        attn_mask=prefill.mask,
-        is_causal=prefill.mask is None and num_rows > 1,
-        scale=scaling,
-    )
-    return out.permute(2, 0, 1, 3).flatten(1, 2)
+def _gather(cache: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
+    """[pages, kv_heads, PAGE_SIZE, D] -> [B, kv_heads, L, D], copied."""
+    return cache[pages].transpose(1, 2).flatten(2, 3)
 
 
-def _plan_prefills(batch: Batch, cache: KVCache) -> list[PrefillPlan]:
-    plans = []
-    row = batch.num_decodes
-    for chunk in batch.chunks[batch.num_decodes :]:
-        mask = _chunk_mask(chunk, cache.keys)
-        end = row + chunk.num_tokens
-        plans.append(PrefillPlan(row, end, _slot(chunk), chunk.end, mask))
-        row = end
-    return plans
+def _groups(batch: Batch, device: torch.device) -> list[Group]:
+    decodes, prefills = batch.chunks[: batch.num_decodes], batch.chunks[batch.num_decodes :]
+    groups = [_group(decodes, slice(0, len(decodes)), device)] if decodes else []
+    row = len(decodes)
+    for chunk in prefills:
+        groups.append(_group((chunk,), slice(row, row + chunk.num_tokens), device))
+        row += chunk.num_tokens
+    return groups
 
 
-def _chunk_mask(chunk: Chunk, like: torch.Tensor) -> torch.Tensor | None:
-    """Later chunks see all earlier tokens: causal, aligned to the lower right corner."""
-    if chunk.start == 0 or chunk.num_tokens == 1:
-        return None
-    mask = like.new_full((chunk.num_tokens, chunk.end), float("-inf"))
-    return mask.triu(chunk.start + 1)
+def _group(chunks: Sequence[Chunk], rows: slice, device: torch.device) -> Group:
+    num_pages = max(num_pages_for(chunk.end) for chunk in chunks)
+    pages = [_padded(chunk.request.pages, num_pages) for chunk in chunks]
+    positions = [list(range(chunk.start, chunk.end)) for chunk in chunks]
+    return Group(rows, torch.tensor(pages, device=device), torch.tensor(positions, device=device))
 
 
-def _decode_mask(
-    decodes: tuple[Chunk, ...], length: int, like: torch.Tensor
-) -> torch.Tensor | None:
-    if not decodes:
-        return None
-    ends = torch.tensor([chunk.end for chunk in decodes], device=like.device)
-    is_hidden = torch.arange(length, device=like.device) >= ends[:, None]
-    mask = like.new_zeros((len(decodes), length)).masked_fill_(is_hidden, float("-inf"))
-    return mask[:, None, None, :]
-
-
-def _decode_slots(slots: list[int], device: torch.device) -> slice | torch.Tensor:
-    if slots and slots[-1] - slots[0] != len(slots) - 1:
-        return torch.tensor(slots, device=device)
-    return slice(slots[0], slots[-1] + 1) if slots else slice(0)
-
-
-def _bucket(length: int, capacity: int) -> int:
-    return min(-(-length // LENGTH_BUCKET) * LENGTH_BUCKET, capacity)
-
-
-def _slot(chunk: Chunk) -> int:
-    assert chunk.request.slot is not None
-    return chunk.request.slot
+def _padded(pages: list[int], length: int) -> list[int]:
+    return pages[:length] + [pages[0]] * (length - len(pages))
 
 
 def _refuse_unknown(kwargs: dict[str, object]) -> None:

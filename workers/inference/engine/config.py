@@ -37,6 +37,9 @@ class StubConfig:
     token_ms: float = 0.0  # per generated token, on top of step_ms
     prompt_token_ms: float = 0.0  # per prefilled token, on top of step_ms
     num_tokens: int | None = None  # tokens before eos; None generates up to max_tokens
+    num_pages: int | None = None  # of 16 tokens; None: as many as max_num_seqs can fill
+    poison_token_id: int | None = None  # a step that computes this token of a prompt raises
+    oom_above_tokens: int | None = None  # a step of more tokens runs out of memory
     oracle_path: Path | None = None  # gets one line per request accepted and per request finished
 
 
@@ -47,9 +50,13 @@ class EngineConfig:
     kind: EngineKind = "millrace"
     device: str = "cpu"
     models: tuple[ModelSpec, ...] = ()
-    max_num_seqs: int | None = None  # slots per model; None derives them from memory
+    max_num_seqs: int | None = None  # running requests per model; None derives it from memory
     max_num_batched_tokens: int | None = None  # token budget of one step; None: by device
+    enable_prefix_cache: bool = True  # keep computed pages for later requests of equal salt
     num_threads: int | None = None  # CPU threads of torch; None leaves torch's own choice
     kv_memory_share: float = 0.5  # of the memory that is free after loading, for all KV caches
+    kv_cache_bytes: int | None = None  # of each model's KV cache; None: its part of that share
+    # On a CPU: compute whole steps in compiled code where the model allows it (native/).
+    use_native_step: bool = True
     is_hub_allowed: bool = False  # may weights be downloaded
     stub: StubConfig | None = None

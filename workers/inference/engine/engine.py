@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from types import MappingProxyType
 
 import structlog
 
 from workers.inference.engine.config import DEFAULT_MAX_NUM_SEQS
+from workers.inference.engine.counters import Counters
 from workers.inference.engine.errors import EngineError
 from workers.inference.engine.executor import Executor
 from workers.inference.engine.protocol import (
@@ -27,8 +29,10 @@ from workers.inference.engine.protocol import (
     TokenOutput,
 )
 from workers.inference.engine.request import Request
-from workers.inference.engine.served import ServedModel, StepTimes
-from workers.inference.engine.validation import check_request
+from workers.inference.engine.roster import Roster, not_serving
+from workers.inference.engine.served import ServedModel
+from workers.inference.engine.supervisor import supervise
+from workers.inference.engine.validation import check_fits, check_request
 
 # Says what is being loaded, and how much of all loading is done (0 to 1).
 OnProgress = Callable[[str, float], None]
@@ -49,31 +53,29 @@ class BatchEngine:
         *,
         max_num_seqs: int | None,
         max_num_batched_tokens: int,
+        enable_prefix_cache: bool = True,
         on_progress: OnProgress | None = None,
     ) -> None:
         self._load = load
         self._configured_max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
+        self._enable_prefix_cache = enable_prefix_cache
         self._on_progress = on_progress
         self._served: dict[str, ServedModel] = {}
         self._phase = Phase.LOADING
-        self._counter = 0
-        self._times = StepTimes()
+        self._progress_counter = 0
+        self._counters = Counters()
+        self._roster = Roster()
+        self._outputs: list[TokenOutput] = []  # of the step at work, not emitted yet
         self._thread: threading.Thread | None = None
         self._loaded = threading.Event()
         self._load_error: BaseException | None = None
-        # Guards what follows; the device thread waits on it while idle.
-        self._wake = threading.Condition()
-        self._requests: dict[str, Request] = {}
-        self._joining: list[Request] = []
-        self._aborted: set[str] = set()
-        self._is_stopping = False
 
     # Called by any thread.
 
     @property
     def max_num_seqs(self) -> int:
-        """Slots per model. Before start this is the configured number; memory may allow fewer."""
+        """Requests in one batch. Before start the configured number; memory may allow fewer."""
         if not self._served:
             return self._configured_max_num_seqs or DEFAULT_MAX_NUM_SEQS
         return min(model.executor.max_num_seqs for model in self._served.values())
@@ -93,70 +95,47 @@ class BatchEngine:
             raise self._load_error
 
     def submit(self, request: EngineRequest) -> None:
-        accepted = self._request(request)
-        with self._wake:
-            if self._is_stopping:
-                raise _not_serving()
-            if request.request_id in self._requests:
-                raise EngineError("duplicate_request", f"{request.request_id} is running already")
-            self._requests[request.request_id] = accepted
-            self._joining.append(accepted)
-            self._wake.notify()
-
-    def abort(self, request_id: str) -> None:
-        with self._wake:
-            if request_id in self._requests:
-                self._aborted.add(request_id)
-
-    def progress(self) -> Progress:
-        is_idle = self._phase is Phase.SERVING and not self._requests
-        return Progress(self._counter, self._phase, is_idle)
-
-    def stats(self) -> EngineStats:
-        models = list(self._served.values())
-        num_running = sum(model.num_running for model in models)
-        usages = [model.kv_cache_usage for model in models]
-        return EngineStats(
-            num_running=num_running,
-            num_waiting=max(0, len(self._requests) - num_running),
-            num_steps=self._times.num_steps,
-            prompt_tokens=self._times.prompt_tokens,
-            generated_tokens=self._times.generated_tokens,
-            num_preemptions=0,
-            kv_cache_usage=sum(usages) / len(usages) if usages else 0.0,
-            schedule_s=self._times.schedule_s,
-            run_s=self._times.run_s,
-            sample_s=self._times.sample_s,
-            emit_s=self._times.emit_s,
-        )
-
-    def shutdown(self) -> None:
-        with self._wake:
-            self._is_stopping = True
-            self._wake.notify()
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(_JOIN_TIMEOUT_S)
-
-    def _request(self, request: EngineRequest) -> Request:
-        """Validate, and replay a continuation; the costly part runs in the submitting thread."""
+        """The costly part runs here: grammars, replay of continuations, digests of the prompt."""
         if self._phase is not Phase.SERVING:
-            raise _not_serving()
+            raise not_serving()
         served = self._served.get(request.model)
         if served is None:
             raise EngineError("model_not_found", f"model {request.model} is not loaded here")
         executor = served.executor
         check_request(request, executor.info)
-        try:
-            return Request(
-                request,
-                decoder=executor.decoder(),
-                eos_token_ids=executor.eos_token_ids,
-                context_length=executor.info.context_length,
-                seed=executor.seed(request),
-            )
-        except Exception as error:  # the tokenizer's own, from replaying a continuation
-            raise EngineError("engine_error", f"replay failed: {error}", retryable=True) from error
+        check_fits(
+            request,
+            executor.info,
+            num_pages=executor.num_pages,
+            page_size=executor.page_size,
+        )
+        choices = _choices(request, executor)
+        served.prepare(choices)
+        self._roster.add(choices)
+
+    def abort(self, request_id: str) -> None:
+        self._roster.abort(request_id)
+
+    def progress(self) -> Progress:
+        is_idle = self._phase is Phase.SERVING and self._roster.is_empty
+        return Progress(self._progress_counter, self._phase, is_idle)
+
+    def stats(self) -> EngineStats:
+        models, counters = list(self._served.values()), self._counters
+        num_running = sum(model.num_running for model in models)
+        usages = [model.kv_cache_usage for model in models]
+        return EngineStats(
+            num_running=num_running,
+            num_waiting=max(0, self._roster.num_choices - num_running),
+            kv_cache_usage=sum(usages) / len(usages) if usages else 0.0,
+            **asdict(counters),
+        )
+
+    def shutdown(self) -> None:
+        self._roster.close()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(_JOIN_TIMEOUT_S)
 
     # Called by the device thread only.
 
@@ -168,103 +147,117 @@ class BatchEngine:
             return
         finally:
             self._loaded.set()
-        failure = None
-        try:
-            while self._wait_for_work():
-                self._step(sink)
-        except Exception as error:  # a bug of ours: every request must still hear of its end
-            log.exception("engine_loop_failed")
-            failure = EngineError("engine_error", f"the step loop failed: {error}", retryable=True)
-        self._stop(sink, failure)
+        fault = supervise(lambda: self._serve(sink), lambda: self._restart(sink))
+        self._stop(sink, fault)
 
     def _load_models(self) -> None:
         executors = self._load(self._report)
         self._served = {
-            executor.info.name: ServedModel(executor, self._max_num_batched_tokens, self._times)
+            executor.info.name: ServedModel(
+                executor,
+                max_num_batched_tokens=self._max_num_batched_tokens,
+                enable_prefix_cache=self._enable_prefix_cache,
+                counters=self._counters,
+            )
             for executor in executors
         }
         self._phase = Phase.SERVING
 
     def _report(self, what: str, fraction: float) -> None:
-        self._counter += 1
+        self._progress_counter += 1
         if self._on_progress is not None:
             self._on_progress(what, fraction)
 
-    def _wait_for_work(self) -> bool:
-        """Block while there is nothing to do. False means stop."""
-        with self._wake:
-            self._wake.wait_for(lambda: self._is_stopping or self._requests)
-            return not self._is_stopping
+    def _serve(self, sink: StepSink) -> None:
+        while self._roster.wait():
+            self._step(sink)
 
     def _step(self, sink: StepSink) -> None:
         """Let requests in and out, then one step of each model that has work."""
-        outputs = self._update_membership()
+        self._update_membership()
         for model in self._served.values():
             if model.has_work:
-                self._emit(sink, outputs + model.step())
-                outputs = []
-                self._counter += 1
-        self._emit(sink, outputs)
+                model.step(self._outputs)
+                self._emit(sink)
+                self._progress_counter += 1
+        self._emit(sink)
 
-    def _update_membership(self) -> list[TokenOutput]:
-        """Let in what was submitted and out what was aborted or is late, since the last step."""
-        now = time.monotonic()
-        with self._wake:  # one snapshot: an abort must never overtake its own submit
-            joining, self._joining = self._joining, []
-            aborted, self._aborted = self._aborted, set()
-            requests = list(self._requests.values())
-        outputs = [r.output_of_replay() for r in joining if r.is_finished]
-        for request in joining:
+    def _update_membership(self) -> None:
+        """Let in what was submitted and out what was aborted or is late."""
+        joined, leaving = self._roster.changes(time.monotonic())
+        for request in joined:
+            self._join(request)
+        for request, reason in leaving:
             if not request.is_finished:
-                self._served[request.model].add(request)
-        for request in requests:
-            if not request.is_finished and (reason := _reason_to_leave(request, aborted, now)):
-                outputs.append(self._leave(request, reason))
-        return outputs
+                self._served[request.model].remove(request)
+                self._outputs.append(request.finish(reason))
 
-    def _leave(self, request: Request, reason: FinishReason) -> TokenOutput:
-        self._served[request.model].remove(request)
-        return request.finish(reason)
+    def _join(self, request: Request) -> None:
+        if request.is_finished:
+            self._outputs.append(request.output_of_replay())
+        else:
+            self._served[request.model].add(request)
 
-    def _emit(self, sink: StepSink, outputs: Sequence[TokenOutput]) -> None:
+    def _emit(self, sink: StepSink) -> None:
+        """Hand over what there is. An id is free again before the sink hears of its end."""
+        outputs, self._outputs = self._outputs, []
         if not outputs:
             return
         started = time.perf_counter()
-        self._forget(output.request_id for output in outputs if output.finish_reason)
+        self._roster.forget(outputs)
         try:
             sink(outputs)
         except Exception:  # a sink may not raise; the other requests must not pay for it
             log.exception("engine_sink_failed", num_outputs=len(outputs))
-        self._times.emit_s += time.perf_counter() - started
+        self._counters.emit_s += time.perf_counter() - started
 
-    def _forget(self, request_ids: Iterable[str]) -> None:
-        """Before the sink hears of the end, so that the id is free for a new submit by then."""
-        with self._wake:
-            for request_id in request_ids:
-                self._requests.pop(request_id, None)
-                self._aborted.discard(request_id)
+    def _restart(self, sink: StepSink) -> None:
+        """After a fault of the loop: every request begins again from its tokens so far."""
+        self._counters.num_restarts += 1
+        self._emit(sink)  # what was made before the fault counts
+        remaining = self._roster.remaining()
+        for name, model in self._served.items():
+            model.restart(r for r in remaining if r.model == name and not r.is_finished)
+        self._outputs += [r.output_of_replay() for r in remaining if r.is_finished]
+        self._emit(sink)
 
-    def _stop(self, sink: StepSink, failure: EngineError | None) -> None:
-        with self._wake:
-            self._is_stopping, self._phase = True, Phase.STOPPED
-            self._joining = []
-            remaining = list(self._requests.values())
-        self._emit(sink, [_last_output(request, failure) for request in remaining])
-
-
-def _not_serving() -> EngineError:
-    return EngineError("engine_unavailable", "the engine is not serving", retryable=True)
-
-
-def _reason_to_leave(request: Request, aborted: set[str], now: float) -> FinishReason | None:
-    if request.request_id in aborted:
-        return FinishReason.ABORT
-    if request.deadline is not None and request.deadline <= now:
-        return FinishReason.DEADLINE
-    return None
+    def _stop(self, sink: StepSink, fault: Exception | None) -> None:
+        self._roster.close()
+        self._phase = Phase.STOPPED
+        self._emit(sink)
+        self._outputs += [_last_output(request, fault) for request in self._roster.remaining()]
+        self._emit(sink)
 
 
-def _last_output(request: Request, failure: EngineError | None) -> TokenOutput:
+def _choices(request: EngineRequest, executor: Executor) -> list[Request]:
+    """One Request for each choice, past the tokens of a continuation. Raises EngineError."""
+    try:
+        return [_choice(request, executor, index) for index in range(request.sampling.n)]
+    except EngineError:
+        raise
+    except Exception as error:  # the tokenizer's own, as it replays a continuation
+        raise EngineError(
+            "engine_error", f"the request can't be prepared: {error}", retryable=True
+        ) from error
+
+
+def _choice(request: EngineRequest, executor: Executor, index: int) -> Request:
+    seed = executor.seed(request)
+    return Request(
+        request,
+        index=index,
+        decoder=executor.decoder(),
+        eos_token_ids=executor.eos_token_ids,
+        context_length=executor.info.context_length,
+        seed=None if seed is None else seed + index,
+        grammar=None if request.grammar is None else executor.grammar(request.grammar),
+    )
+
+
+def _last_output(request: Request, fault: Exception | None) -> TokenOutput:
     if request.is_finished:
         return request.output_of_replay()
-    return request.finish(FinishReason.ERROR if failure else FinishReason.ABORT, failure)
+    if fault is None:
+        return request.finish(FinishReason.ABORT)
+    error = EngineError("engine_error", f"the step loop failed: {fault}", retryable=True)
+    return request.finish(FinishReason.ERROR, error)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from workers.inference.engine.detokenizer import Decoder
 from workers.inference.engine.errors import EngineError
-from workers.inference.engine.protocol import EngineRequest, ModelInfo
-from workers.inference.engine.request import Request
+from workers.inference.engine.protocol import EngineRequest, ModelInfo, TokenLogprobs
+from workers.inference.engine.request import Grammar, Request
 from workers.inference.engine.scheduler import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """The next token of one request; `logprobs` where the request asks for them."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
 
 
 class Executor(Protocol):
@@ -27,7 +36,17 @@ class Executor(Protocol):
 
     @property
     def max_num_seqs(self) -> int:
-        """Slots of the KV cache."""
+        """Requests that can be in one batch."""
+        ...
+
+    @property
+    def page_size(self) -> int:
+        """Tokens whose keys and values one page of the KV cache holds."""
+        ...
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of the KV cache, numbered from 0. All requests of the model share them."""
         ...
 
     def decoder(self) -> Decoder:
@@ -35,13 +54,31 @@ class Executor(Protocol):
         ...
 
     def seed(self, request: EngineRequest) -> int | None:
-        """The seed for a request; None draws a random one."""
+        """The seed of a request's first choice; None draws a random one for each choice."""
+        ...
+
+    def grammar(self, text: str) -> Grammar:
+        """A fresh matcher of a serialised grammar, at its start. Called by submitting threads.
+
+        Called once for each choice, so an executor keeps what it compiled. Raises EngineError
+        `invalid_grammar` for what it can't compile, `unsupported` if it knows no grammars.
+        """
         ...
 
     def run(self, batch: Batch) -> Any:
-        """One forward pass; fills the KV cache. Returns what `sample` needs. May raise."""
+        """One forward pass; returns what `sample` needs. May raise.
+
+        Reads token ids and pages of the batch's requests and writes keys and values of the chunks'
+        tokens into their pages. Idempotent: after a failure chunks are run again, in other batches.
+        """
         ...
 
-    def sample(self, scores: Any, requests: Sequence[Request]) -> Sequence[int | EngineError]:
-        """A token, or the reason why there is none, for each request in order."""
+    def sample(
+        self, scores: Any, requests: Sequence[Request]
+    ) -> Sequence[SampledToken | EngineError]:
+        """A token, or the reason why there is none, for each request in order.
+
+        `requests` is `batch.sampled` of the batch that `scores` came from; never empty. It changes
+        no request, as after a failure the same tokens are sampled again.
+        """
         ...

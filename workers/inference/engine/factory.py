@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from workers.inference.engine.config import EngineConfig
 from workers.inference.engine.engine import OnProgress
-from workers.inference.engine.errors import EngineError
 from workers.inference.engine.protocol import Engine
 from workers.inference.engine.stub import StubEngine
 
@@ -20,11 +19,16 @@ def build_engine(config: EngineConfig, on_progress: OnProgress | None = None) ->
         case "millrace":
             return _build_millrace(config, on_progress)
         case "transformers-cb":
-            message = "transformers' continuous batching is not available as an engine yet"
-            raise EngineError("engine_unavailable", message)
+            return _build_transformers(config, on_progress)
 
 
 def _build_millrace(config: EngineConfig, on_progress: OnProgress | None) -> Engine:
     from workers.inference.engine.millrace import MillraceEngine  # noqa: PLC0415 (imports torch)
 
     return MillraceEngine(config, on_progress)
+
+
+def _build_transformers(config: EngineConfig, on_progress: OnProgress | None) -> Engine:
+    from workers.inference.engine.transformers_cb import TransformersEngine  # noqa: PLC0415
+
+    return TransformersEngine(config, on_progress)

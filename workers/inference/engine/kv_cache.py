@@ -1,6 +1,7 @@
-"""The KV cache of one model: one contiguous piece of memory per slot, bounded when it is built.
+"""The memory of one model's KV cache: pages of PAGE_SIZE tokens, bounded when it is built.
 
-On the CPU the memory is reserved, not touched: a page costs nothing until a token is written to it.
+Which page belongs to whom is the scheduler's affair (page_pool.py). On the CPU the memory is
+reserved, not touched: a page costs nothing until a token is written to it.
 """
 
 from __future__ import annotations
@@ -8,12 +9,15 @@ from __future__ import annotations
 import math
 import mmap
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
 
 from workers.inference.engine.errors import EngineError
-from workers.inference.engine.scheduler import Move
+
+PAGE_SIZE = 16  # tokens
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,55 +35,61 @@ class KVShape:
 
 
 class KVCache:
-    """Per layer `keys` and `values`: [num_slots, num_kv_heads, capacity, head_dim]."""
+    """`keys` and `values`: [num_layers, num_pages, num_kv_heads, PAGE_SIZE, head_dim].
 
-    def __init__(
-        self, shape: KVShape, *, num_slots: int, capacity: int, device: torch.device
-    ) -> None:
-        self.num_slots = num_slots
-        self.capacity = capacity  # tokens per slot
-        size = (shape.num_layers, num_slots, shape.num_kv_heads, capacity, shape.head_dim)
+    The native step lays a page out in its own way (native/attention.h); the sizes are the same.
+    """
+
+    def __init__(self, shape: KVShape, *, num_pages: int, device: torch.device) -> None:
+        self.num_pages = num_pages
+        size = (shape.num_layers, num_pages, shape.num_kv_heads, PAGE_SIZE, shape.head_dim)
         self.keys = _zeros(size, shape.dtype, device)
         self.values = _zeros(size, shape.dtype, device)
 
-    def write(
-        self,
-        layer: int,
-        slots: torch.Tensor,
-        positions: torch.Tensor,
-        *,
-        key: torch.Tensor,
-        value: torch.Tensor,
-    ) -> None:
-        """Store the T new tokens; key and value are [num_kv_heads, T, head_dim]."""
-        self.keys[layer][slots, :, positions] = key.transpose(0, 1)
-        self.values[layer][slots, :, positions] = value.transpose(0, 1)
 
-    def move(self, move: Move) -> None:
-        """Copy a request to another slot, all layers."""
-        for cache in (self.keys, self.values):
-            cache[:, move.target, :, : move.num_tokens] = cache[
-                :, move.source, :, : move.num_tokens
-            ]
+def num_pages_for(num_tokens: int) -> int:
+    """Pages that hold this many tokens of one request."""
+    return -(-num_tokens // PAGE_SIZE)
 
 
-def fit_num_slots(
-    shape: KVShape, *, wanted: int | None, default: int, capacity: int, num_bytes: int
-) -> int:
-    """Slots that `num_bytes` hold: `wanted` or an error, or at most `default`."""
-    fitting = num_bytes // (shape.bytes_per_token * capacity)
-    if fitting < (wanted or 1):
-        needed = math.ceil((wanted or 1) * shape.bytes_per_token * capacity / 2**20)
-        message = f"the KV cache needs {needed} MiB, {num_bytes // 2**20} MiB are free for it"
+def fit_num_pages(shape: KVShape, *, max_num_seqs: int, context_length: int, num_bytes: int) -> int:
+    """Pages that `num_bytes` hold, at most what `max_num_seqs` full contexts need.
+
+    Raises EngineError where not even one full context fits.
+    """
+    page_bytes = shape.bytes_per_token * PAGE_SIZE
+    least = num_pages_for(context_length)
+    fitting = num_bytes // page_bytes
+    if fitting < least:
+        message = (
+            f"one context of {context_length} tokens takes {_mib(least * page_bytes)} MiB of KV "
+            f"cache ({shape.bytes_per_token} bytes a token), {_mib(num_bytes)} MiB are free for it"
+        )
         raise EngineError("out_of_memory", message)
-    return wanted or min(default, fitting)
+    return min(fitting, max_num_seqs * least)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that could be used now, in bytes."""
+    """Memory that could be used now, in bytes; a container's limit counts."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+    available = int(psutil.virtual_memory().available)
+    limit, used = _number(_CGROUP / "memory.max"), _number(_CGROUP / "memory.current")
+    if limit is not None and used is not None:
+        available = min(available, max(0, limit - used))
+    return available
+
+
+def _number(path: Path) -> int | None:
+    """The content of a control file; None where there is none, or it says `max`."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _mib(num_bytes: int) -> int:
+    return math.ceil(num_bytes / 2**20)
 
 
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

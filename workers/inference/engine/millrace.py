@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import structlog
 import torch
 
-from workers.inference.engine.attention import LENGTH_BUCKET
 from workers.inference.engine.config import (
     DEFAULT_MAX_NUM_BATCHED_TOKENS,
     DEFAULT_MAX_NUM_BATCHED_TOKENS_CUDA,
     DEFAULT_MAX_NUM_SEQS,
     EngineConfig,
+    ModelSpec,
 )
 from workers.inference.engine.engine import BatchEngine, OnProgress
 from workers.inference.engine.errors import EngineError
-from workers.inference.engine.kv_cache import KVCache, fit_num_slots, free_bytes
+from workers.inference.engine.forward import Forward
+from workers.inference.engine.kv_cache import KVCache, fit_num_pages, free_bytes
 from workers.inference.engine.model import LoadedModel, choose_device, load_model
 from workers.inference.engine.model_runner import ModelRunner
+from workers.inference.engine.native.build import BuildError, built_library
+from workers.inference.engine.native.forward import NativeForward, read_weights
+from workers.inference.engine.native.weights import NativeWeights, UnsupportedModelError
 from workers.inference.engine.protocol import EngineRequest, SamplingParams
 from workers.inference.engine.request import Request
 from workers.inference.engine.scheduler import Batch, Chunk
+from workers.inference.engine.torch_forward import TorchForward
 
 _WARM_UP_TOKENS = 16
+_NATIVE_DTYPES = ("fp32", "bf16")
+
+log = structlog.get_logger(__name__)
 
 
 class MillraceEngine(BatchEngine):
-    """Continuous batching over transformers modules, on the CPU or one CUDA device."""
+    """Continuous batching on the CPU or one CUDA device."""
 
     def __init__(self, config: EngineConfig, on_progress: OnProgress | None = None) -> None:
         self._config = config
@@ -34,6 +43,7 @@ class MillraceEngine(BatchEngine):
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens or _default_budget(self._device),
             on_progress=on_progress,
+            enable_prefix_cache=config.enable_prefix_cache,
         )
 
     def _load_runners(self, report: OnProgress) -> list[ModelRunner]:
@@ -42,29 +52,58 @@ class MillraceEngine(BatchEngine):
             raise EngineError("model_load_failed", "the engine has no models to load")
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        device = self._device
         num_models = len(config.models)
         loaded = []
         for i, spec in enumerate(config.models):
             report(spec.name, i / num_models)
-            loaded.append(load_model(spec, device, is_hub_allowed=config.is_hub_allowed))
-        share = int(free_bytes(device) * config.kv_memory_share) // num_models
-        runners = [ModelRunner(model, self._cache(model, device, share)) for model in loaded]
+            loaded.append(self._load_model(spec))
+        share = int(free_bytes(self._device) * config.kv_memory_share) // num_models
+        num_bytes = config.kv_cache_bytes or share
+        runners = [self._runner(model, weights, num_bytes) for model, weights in loaded]
         for runner in runners:
             _warm_up(runner)
         report("ready", 1.0)
         return runners
 
-    def _cache(self, loaded: LoadedModel, device: torch.device, num_bytes: int) -> KVCache:
-        capacity = -(-loaded.info.context_length // LENGTH_BUCKET) * LENGTH_BUCKET
-        num_slots = fit_num_slots(
+    def _load_model(self, spec: ModelSpec) -> tuple[LoadedModel, NativeWeights | None]:
+        """The model for the compiled step where that can compute it, else as it is."""
+        loaded = self._load_weights(spec)
+        if self._device.type != "cpu" or loaded.info.dtype not in _NATIVE_DTYPES:
+            return loaded, None
+        if not self._config.use_native_step:
+            return loaded, None
+        try:
+            built_library()
+            weights = read_weights(loaded.model, loaded.info.context_length, loaded.kv_shape)
+        except (BuildError, UnsupportedModelError) as error:
+            log.warning("native_step_unavailable", model=spec.name, reason=str(error))
+            del loaded  # spoilt, and its memory is needed for the second time
+            return self._load_weights(spec), None
+        return loaded, weights
+
+    def _load_weights(self, spec: ModelSpec) -> LoadedModel:
+        return load_model(spec, self._device, is_hub_allowed=self._config.is_hub_allowed)
+
+    def _runner(
+        self, loaded: LoadedModel, weights: NativeWeights | None, num_bytes: int
+    ) -> ModelRunner:
+        max_num_seqs = self._config.max_num_seqs or DEFAULT_MAX_NUM_SEQS
+        num_pages = fit_num_pages(
             loaded.kv_shape,
-            wanted=self._config.max_num_seqs,
-            default=DEFAULT_MAX_NUM_SEQS,
-            capacity=capacity,
+            max_num_seqs=max_num_seqs,
+            context_length=loaded.info.context_length,
             num_bytes=num_bytes,
         )
-        return KVCache(loaded.kv_shape, num_slots=num_slots, capacity=capacity, device=device)
+        forward = self._forward(loaded, weights, num_pages)
+        return ModelRunner(loaded.info, loaded.text, forward, max_num_seqs=max_num_seqs)
+
+    def _forward(
+        self, loaded: LoadedModel, weights: NativeWeights | None, num_pages: int
+    ) -> Forward:
+        cache = KVCache(loaded.kv_shape, num_pages=num_pages, device=self._device)
+        if weights is not None:
+            return NativeForward(weights, cache)
+        return TorchForward(loaded.model, cache)
 
 
 def _default_budget(device: torch.device) -> int:
@@ -86,5 +125,5 @@ def _warm_up(runner: ModelRunner) -> None:
         eos_token_ids=runner.eos_token_ids,
         context_length=runner.info.context_length,
     )
-    request.slot = 0
+    request.pages = [0]
     runner.run(Batch((Chunk(request, 0, num_tokens),)))

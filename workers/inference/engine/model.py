@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +15,12 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils.hub import cached_file
 
-from workers.inference.engine.attention import ATTENTION_NAME, slot_attention
+from workers.inference.engine.attention import ATTENTION_NAME, paged_attention
 from workers.inference.engine.config import ModelSpec
 from workers.inference.engine.errors import EngineError
-from workers.inference.engine.kv_cache import KVShape
+from workers.inference.engine.kv_cache import KVShape, free_bytes
+from workers.inference.engine.model_files import check_fits, model_file, read_config
 from workers.inference.engine.protocol import ModelInfo
 
 _TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,13 +29,20 @@ _DEFAULT_CONTEXT = 2048  # tokens, for a config that names none
 
 
 @dataclass(frozen=True, slots=True)
+class ModelText:
+    """How token ids become text, and which of them end it."""
+
+    tokenizer: Tokenizer
+    eos_token_ids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model on its device, with everything the runner needs to know of it."""
 
     model: PreTrainedModel
-    tokenizer: Tokenizer
+    text: ModelText
     info: ModelInfo
-    eos_token_ids: frozenset[int]
     kv_shape: KVShape
 
 
@@ -70,18 +74,11 @@ def choose_dtype(wanted: str, device: torch.device) -> str:
     return "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
 
 
-def check_config(config: object) -> None:
-    """Refuse a config.json that names code to run; `config` is the parsed file."""
-    for key in _keys(config):
-        if key == "auto_map" or "_implementation" in key:
-            message = f"the model's config has the key {key}, which could name code to run"
-            raise EngineError("model_unsupported", message)
-
-
 def _load(spec: ModelSpec, device: torch.device, *, is_local: bool) -> LoadedModel:
-    check_config(json.loads(_file(spec.path, "config.json", is_local).read_text()))
-    tokenizer = Tokenizer.from_file(str(_file(spec.path, "tokenizer.json", is_local)))
+    read_config(spec.path, is_local=is_local)
+    tokenizer = Tokenizer.from_file(str(model_file(spec.path, "tokenizer.json", is_local)))
     dtype = choose_dtype(spec.dtype, device)
+    check_fits(spec.path, dtype, free_bytes(device))
     model = _load_weights(spec.path, dtype, device, is_local=is_local)
     config = model.config.get_text_config()
     info = ModelInfo(
@@ -91,13 +88,14 @@ def _load(spec: ModelSpec, device: torch.device, *, is_local: bool) -> LoadedMod
         dtype=dtype,
         num_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
     )
-    return LoadedModel(model, tokenizer, info, _eos_token_ids(model), _kv_shape(config, model))
+    text = ModelText(tokenizer, _eos_token_ids(model))
+    return LoadedModel(model, text, info, _kv_shape(config, model))
 
 
 def _load_weights(
     path: str, dtype: str, device: torch.device, *, is_local: bool
 ) -> PreTrainedModel:
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, slot_attention)
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, paged_attention)
     quantisation = _quantisation(dtype, device)
     model = AutoModelForCausalLM.from_pretrained(
         path,
@@ -130,42 +128,15 @@ def _compute_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return _TORCH_DTYPES[choose_dtype("auto", device) if dtype in _QUANTISED else dtype]
 
 
-def _file(path: str, name: str, is_local: bool) -> Path:
-    found = cached_file(path, name, local_files_only=is_local)
-    if found is None:
-        raise EngineError("model_unsupported", f"the model at {path} has no {name}")
-    return Path(found)
-
-
-def _keys(config: object) -> Iterator[str]:
-    if isinstance(config, dict):
-        for key, value in config.items():
-            yield str(key)
-            yield from _keys(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _keys(value)
-
-
 def _context_length(config: PretrainedConfig, max_context: int | None) -> int:
     """Tokens. Capped where positions beyond would be computed differently from positions before."""
     lengths = [getattr(config, "max_position_embeddings", None) or _DEFAULT_CONTEXT]
     rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in ("dynamic", "longrope"):
         lengths.append(rope.get("original_max_position_embeddings") or lengths[0])
-    if _slides(config):
-        lengths.append(config.sliding_window)
     if max_context is not None:
         lengths.append(max_context)
     return int(min(lengths))
-
-
-def _slides(config: PretrainedConfig) -> bool:
-    """Does a layer see only a window? The context then ends where the window would start moving."""
-    if not getattr(config, "sliding_window", None):
-        return False
-    layer_types = getattr(config, "layer_types", None)
-    return layer_types is None or "sliding_attention" in layer_types
 
 
 def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:

@@ -41,6 +41,8 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0
     ignore_eos: bool = False
+    n: int = 1  # choices; they share the prompt's KV cache, choice i draws with seed + i
+    logprobs: int | None = None  # 0 to 20 most likely tokens beside the chosen one; None: none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +53,22 @@ class EngineRequest:
     model: str
     prompt_token_ids: Sequence[int]
     sampling: SamplingParams
-    # Tokens an earlier attempt already produced. They count towards max_tokens; their text is
-    # replayed silently (detokeniser, stop strings, grammar), so output goes on right after them.
-    generated_token_ids: Sequence[int] = ()
+    # Per choice, tokens an earlier attempt already produced; empty, or one sequence for each of
+    # the n. They count towards max_tokens; their text is replayed silently (detokeniser, stop
+    # strings, grammar), so output goes on right after them.
+    generated_token_ids: Sequence[Sequence[int]] = ()
     cache_salt: str = ""  # prefix cache entries are shared only between equal salts
     deadline: float | None = None  # time.monotonic() instant
     grammar: str | None = None  # serialised llguidance grammar
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural logarithms of probabilities, before temperature and filters, after penalties."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), most likely first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +84,8 @@ class TokenOutput:
     request_id: str
     token_ids: tuple[int, ...] = ()
     text: str = ""
-    index: int = 0  # which of n choices
+    index: int = 0  # which of n choices; each ends with a terminal output of its own
+    logprobs: tuple[TokenLogprobs, ...] = ()  # one for each of token_ids where they were asked for
     finish_reason: FinishReason | None = None
     error: EngineError | None = None  # set exactly when finish_reason is ERROR
     cached_tokens: int = 0  # prompt tokens taken from the prefix cache; meaningful when terminal
@@ -122,6 +135,10 @@ class EngineStats:
     prompt_tokens: int
     generated_tokens: int
     num_preemptions: int
+    num_out_of_memory: int  # steps that had to be taken again with a smaller budget
+    num_restarts: int  # of the step loop, after a fault that was no request's
+    prefix_queries: int  # prompt tokens looked up in the prefix cache
+    prefix_hits: int  # of them, tokens found there
     kv_cache_usage: float  # 0 to 1
     schedule_s: float
     run_s: float
@@ -132,7 +149,8 @@ class EngineStats:
 class Engine(Protocol):
     """A continuous-batching engine. All methods are thread-safe.
 
-    `submit` validates and returns at once; output reaches the sink until one terminal output.
+    `submit` validates and returns; output reaches the sink until each of the request's n choices
+    has had one terminal output.
     """
 
     @property
@@ -151,6 +169,8 @@ class Engine(Protocol):
 
     def submit(self, request: EngineRequest) -> None:
         """Queue a request. Raises EngineError (never half-accepts) for one that can't be served.
+
+        Compiles the request's grammar in the calling thread, which can take a second.
 
         A continuation whose tokens already end it (eos, stop string, max_tokens) is accepted and
         ends with a terminal output that carries no token.

@@ -1,4 +1,4 @@
-"""The engine's state of one request: its tokens, its text, and the rule that ends it.
+"""The engine's state of one choice of a request: its tokens, its text, and the rule that ends it.
 
 After submit only the device thread touches it.
 """
@@ -6,10 +6,33 @@ After submit only the device thread touches it.
 from __future__ import annotations
 
 import secrets
+from typing import TYPE_CHECKING, Protocol
 
 from workers.inference.engine.detokenizer import Decoder, StopMatcher
 from workers.inference.engine.errors import EngineError
-from workers.inference.engine.protocol import EngineRequest, FinishReason, TokenOutput
+from workers.inference.engine.protocol import (
+    EngineRequest,
+    FinishReason,
+    TokenLogprobs,
+    TokenOutput,
+)
+
+if TYPE_CHECKING:
+    from workers.inference.engine.executor import SampledToken
+    from workers.inference.engine.sampling.penalties import SamplerState
+
+
+class Grammar(Protocol):
+    """Where one generation stands in its grammar. The sampler asks it which tokens may follow."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """May nothing follow any more?"""
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """Go on by one token. Raises EngineError for a token that may not follow."""
+        ...
 
 
 class Request:
@@ -22,20 +45,34 @@ class Request:
         decoder: Decoder,
         eos_token_ids: frozenset[int],
         context_length: int,
+        index: int = 0,
         seed: int | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
+        """Replays the tokens of choice `index`; `seed` is that choice's own, None draws one.
+
+        Raises what decoder and grammar raise on these tokens.
+        """
         self.request_id = request.request_id
+        self.index = index
         self.model = request.model
         self.sampling = request.sampling
+        self.cache_salt = request.cache_salt
         self.deadline = request.deadline
         self.num_prompt = len(request.prompt_token_ids)
         self.token_ids = [int(token_id) for token_id in request.prompt_token_ids]
+        self.max_num_tokens = min(self.num_prompt + request.sampling.max_tokens, context_length)
         self.seed = secrets.randbits(63) if seed is None else seed
-        self.slot: int | None = None
-        self.num_computed = 0  # leading tokens whose keys and values are in the KV cache
+        self.grammar = grammar
         self.finish_reason: FinishReason | None = None
         self.error: EngineError | None = None
-        self._context_length = context_length
+        # The scheduler's. Page i of the KV cache holds tokens i * page_size and following.
+        self.pages: list[int] = []
+        self.page_digests: list[bytes] = []  # of the first full pages, as far as they were needed
+        self.num_computed = 0  # leading tokens whose keys and values are in the KV cache
+        self.cached_tokens: int | None = None  # of the prompt, found at the first admission
+        self.awaited_digest: bytes | None = None  # of a page that another request is computing
+        self.sampler_state: SamplerState | None = None
         self._end_token_ids = frozenset(request.sampling.stop_token_ids)
         if not request.sampling.ignore_eos:
             self._end_token_ids |= eos_token_ids
@@ -61,10 +98,11 @@ class Request:
         is_too_early = self.num_generated < self.sampling.min_tokens
         return self._end_token_ids if is_too_early else frozenset()
 
-    def append(self, token_id: int) -> TokenOutput:
-        """Take a sampled token; decides whether it ends the request."""
-        text = self._accept(token_id)
-        return self._output((token_id,), text)
+    def append(self, sampled: SampledToken) -> TokenOutput:
+        """Take a sampled token; decides whether it ends the request. Raises as the grammar does."""
+        text = self._accept(sampled.token_id)
+        logprobs = () if sampled.logprobs is None else (sampled.logprobs,)
+        return self._output((sampled.token_id,), text, logprobs)
 
     def finish(self, reason: FinishReason, error: EngineError | None = None) -> TokenOutput:
         """End without a further token; never raises. Text held back comes out, unless it failed."""
@@ -81,7 +119,8 @@ class Request:
         return self._output((), "")
 
     def _replay(self, request: EngineRequest) -> None:
-        for token_id in request.generated_token_ids:
+        generated = request.generated_token_ids[self.index] if request.generated_token_ids else ()
+        for token_id in generated:
             self._accept(int(token_id))
             if self.is_finished:
                 return
@@ -92,33 +131,36 @@ class Request:
         if token_id in self._end_token_ids and not is_early:
             self.finish_reason = FinishReason.STOP
             return self._flush()
+        if self.grammar is not None:
+            self.grammar.accept(token_id)
         text = self._decoder.push(token_id)
         if not is_early:
             text = self._stops.push(text)
         if self._stops.is_stopped:
             self.finish_reason = FinishReason.STOP
-        elif self._is_full:
+        elif self.grammar is not None and self.grammar.is_stopped:
+            self.finish_reason = FinishReason.STOP
+            text += self._flush()
+        elif self.num_tokens >= self.max_num_tokens:
             self.finish_reason = FinishReason.LENGTH
             text += self._flush()
         return text
-
-    @property
-    def _is_full(self) -> bool:
-        return (
-            self.num_generated >= self.sampling.max_tokens
-            or self.num_tokens >= self._context_length
-        )
 
     def _flush(self) -> str:
         # The last bytes may complete a stop string: it is cut, the finish reason stays.
         text = self._stops.push(self._decoder.flush())
         return text + self._stops.flush()
 
-    def _output(self, token_ids: tuple[int, ...], text: str) -> TokenOutput:
+    def _output(
+        self, token_ids: tuple[int, ...], text: str, logprobs: tuple[TokenLogprobs, ...] = ()
+    ) -> TokenOutput:
         return TokenOutput(
             request_id=self.request_id,
             token_ids=token_ids,
             text=text,
+            index=self.index,
+            logprobs=logprobs,
             finish_reason=self.finish_reason,
             error=self.error,
+            cached_tokens=self.cached_tokens or 0,
         )

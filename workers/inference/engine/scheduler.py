@@ -1,15 +1,24 @@
 """Which tokens the next step computes: decodes first, then prefill in chunks up to the budget.
 
-Pure policy for one model, no tensors. Slots in use are always the lowest ones, so that a batch
-reads one contiguous piece of the KV cache. Device thread only.
+Pure policy for one model, no tensors. Requests are admitted in order of arrival, and preempted in
+reverse when the pages of the KV cache run out: the oldest one always gets on, so all of them end.
+Device thread only.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 
+from workers.inference.engine.counters import Counters
+from workers.inference.engine.page_digests import extend_page_digests
+from workers.inference.engine.page_pool import PagePool
 from workers.inference.engine.request import Request
+from workers.inference.engine.token_budget import TokenBudget
+
+# Waiting requests that may be passed by others in one step, so that its cost has a bound.
+_MAX_PASSED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,25 +36,15 @@ class Chunk:
     @property
     def is_last(self) -> bool:
         """Does this chunk end with the newest token, so that the next one can be sampled?"""
-        return self.end == self.request.num_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """The first `num_tokens` cached tokens of slot `source` go to slot `target` before the step."""
-
-    source: int
-    target: int
-    num_tokens: int
+        return self.start + self.num_tokens == len(self.request.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step of one model. The first `num_decodes` chunks are decodes, in slot order."""
+    """One step of one model. The first `num_decodes` chunks are decodes, of one token each."""
 
     chunks: tuple[Chunk, ...]
     num_decodes: int = 0
-    moves: tuple[Move, ...] = ()
 
     @property
     def requests(self) -> list[Request]:
@@ -62,80 +61,207 @@ class Batch:
 
 
 class Scheduler:
-    """Owns the waiting and the running requests of one model, and their slots."""
+    """Owns the waiting and the running requests of one model, and their pages.
 
-    def __init__(self, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
-        # A budget below the slots would starve decodes of the same requests for ever.
-        self._budget = max(max_num_batched_tokens, max_num_seqs + 1)
-        self.max_num_seqs = max_num_seqs
+    With `enable_prefix_cache` off, only the choices of one request share their prompt's pages.
+    """
+
+    def __init__(
+        self,
+        pool: PagePool,
+        budget: TokenBudget,
+        *,
+        max_num_seqs: int,
+        counters: Counters,
+        enable_prefix_cache: bool = True,
+    ) -> None:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in order of admission
+        self._pool = pool
+        self._budget = budget  # at least max_num_seqs + 1, or decodes would starve prefills
+        self._max_num_seqs = max_num_seqs
+        self._counters = counters
+        self._is_private = not enable_prefix_cache
+        # Prompt pages that a running request has yet to compute.
+        self._pending: dict[bytes, Request] = {}
+        # The first waiting request that found no pages, and what was left for it then.
+        self._refused: tuple[Request, int] | None = None
 
     @property
     def has_work(self) -> bool:
         return bool(self.running or self.waiting)
 
     def add(self, request: Request) -> None:
+        """Queue a request that holds no pages. Alone it must fit into the pool."""
         self.waiting.append(request)
 
     def remove(self, request: Request) -> None:
-        """Forget a request and free its slot. Unknown requests are ignored."""
-        if request in self.running:
+        """Forget a request and release its pages. Unknown requests are ignored."""
+        if request.pages:
             self.running.remove(request)
-        elif request in self.waiting:
+            self._release(request)
+            return
+        with suppress(ValueError):
             self.waiting.remove(request)
-        request.slot = None
 
     def schedule(self) -> Batch:
-        """Admit, then choose the step's tokens. Not idempotent: marks them as computed."""
-        self._admit()
-        moves = self._compact()
-        decodes = [self._chunk(r, 1) for r in self.running if _is_decoding(r)]
-        decodes.sort(key=lambda chunk: chunk.request.slot or 0)
-        chunks = decodes + self._prefills(self._budget - len(decodes))
-        for chunk in chunks:
-            chunk.request.num_computed = chunk.end
-        return Batch(tuple(chunks), len(decodes), moves)
+        """Choose the step's tokens, admit and preempt. Without `commit` they are chosen again."""
+        step = _Step(self._budget.value)
+        num_waiting = len(self.waiting)
+        self._go_on(step)
+        if len(self.waiting) == num_waiting:  # else one was preempted: there is no room for others
+            self._admit(step)
+        return Batch((*step.decodes, *step.prefills), len(step.decodes))
 
-    def _admit(self) -> None:
-        taken = {request.slot for request in self.running}
-        free = (slot for slot in range(self.max_num_seqs) if slot not in taken)
-        while self.waiting and (slot := next(free, None)) is not None:
-            request = self.waiting.popleft()
-            request.slot = slot
-            self.running.append(request)
-
-    def _compact(self) -> tuple[Move, ...]:
-        """Let requests in slots beyond the number in use take over the holes below."""
-        num_used = len(self.running)
-        taken = {request.slot for request in self.running}
-        holes = [slot for slot in range(num_used) if slot not in taken]
-        movers = [r for r in self.running if r.slot is not None and r.slot >= num_used]
-        moves = [_move(request, hole) for request, hole in zip(movers, holes, strict=True)]
-        return tuple(move for move in moves if move.num_tokens)
-
-    def _prefills(self, budget: int) -> list[Chunk]:
-        chunks = []
-        for request in self.running:
-            if _is_decoding(request) or budget <= 0:
+    def commit(self, batch: Batch) -> None:
+        """The batch has been computed: its tokens count, and its full pages can be found."""
+        for chunk in batch.chunks:
+            request, end = chunk.request, chunk.end
+            if not request.pages:  # it has left
                 continue
-            chunk = self._chunk(request, min(budget, request.num_tokens - request.num_computed))
-            budget -= chunk.num_tokens
-            chunks.append(chunk)
-        return chunks
+            request.num_computed = end
+            page_size = self._pool.page_size
+            first, last = chunk.start // page_size, end // page_size
+            if last > first:
+                self._publish(request, first, last)
 
-    @staticmethod
-    def _chunk(request: Request, num_tokens: int) -> Chunk:
-        return Chunk(request, request.num_computed, num_tokens)
+    def _go_on(self, step: _Step) -> None:
+        """Put the running requests into the step, decodes before prefills."""
+        prefilling, i = [], 0
+        while i < len(self.running):  # preemption shortens it from its end
+            request = self.running[i]
+            i += 1
+            if not _is_decode(request):
+                prefilling.append(request)
+            elif self._has_page(request):
+                step.add(request)
+        for request in prefilling:
+            step.add(request)
+
+    def _has_page(self, request: Request) -> bool:
+        """Get the page for its newest token, at the cost of later requests. False: preempted."""
+        if request.num_tokens <= len(request.pages) * self._pool.page_size:
+            return True
+        while (page := self._pool.take_one()) is None:
+            latest = self.running.pop()
+            self._preempt(latest)
+            if latest is request:
+                return False
+        request.pages.append(page)
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        """It gives up its pages and will be computed again, before anything else that waits."""
+        self._release(request)
+        self.waiting.appendleft(request)
+        self._counters.num_preemptions += 1
+
+    def _release(self, request: Request) -> None:
+        self._pool.release(request.pages)
+        for digest in request.page_digests[request.num_computed // self._pool.page_size :]:
+            self._settle(digest, request)
+        request.pages, request.num_computed = [], 0
+
+    def _admit(self, step: _Step) -> None:
+        """Let in waiting requests in order; one whose pages are being computed may be passed."""
+        passed: list[Request] = []
+        while self._may_admit(step, len(passed)) and not self._is_refused_again(self.waiting[0]):
+            request = self.waiting[0]
+            found = self._find_pages(request)
+            if found is None:
+                passed.append(self.waiting.popleft())
+                continue
+            if not self._take_pages(request, found):
+                self._refused = request, self._headroom
+                break
+            self.running.append(self.waiting.popleft())
+            step.add(request)
+        self.waiting.extendleft(reversed(passed))
+
+    def _may_admit(self, step: _Step, num_passed: int) -> bool:
+        has_slot = len(self.running) < self._max_num_seqs
+        return bool(self.waiting) and has_slot and step.budget > 0 and num_passed < _MAX_PASSED
+
+    def _is_refused_again(self, request: Request) -> bool:
+        """Is there no more room than when it found no pages? Spares it a look-up every step."""
+        if self._refused is None or self._refused[0] is not request:
+            return False
+        return self._headroom <= self._refused[1]
+
+    def _find_pages(self, request: Request) -> list[int] | None:
+        """Cached pages it can start from; None if a running request is computing its next one."""
+        if request.awaited_digest in self._pending:
+            return None
+        extend_page_digests(request, self._pool.page_size, is_private=self._is_private)
+        # The newest token is always computed: the next one is sampled from its scores.
+        digests = request.page_digests[: (request.num_tokens - 1) // self._pool.page_size]
+        found = self._pool.match(digests)
+        if len(found) < len(digests) and digests[len(found)] in self._pending:
+            request.awaited_digest = digests[len(found)]
+            return None
+        return found
+
+    def _take_pages(self, request: Request, found: list[int]) -> bool:
+        """Pages for all its tokens, if that leaves room for the running requests to grow."""
+        num_new = self._pool.num_pages_for(request.num_tokens) - len(found)
+        pages = self._pool.take(found, num_new, reserve=self._num_growing)
+        if pages is None:
+            return False
+        request.pages = pages
+        request.num_computed = len(found) * self._pool.page_size
+        for digest in request.page_digests[len(found) :]:
+            self._pending.setdefault(digest, request)
+        self._count_hits(request)
+        return True
+
+    @property
+    def _num_growing(self) -> int:
+        """Running requests that may need another page."""
+        num_pages_for = self._pool.num_pages_for
+        # The last token of a request is never computed.
+        return sum(len(r.pages) < num_pages_for(r.max_num_tokens - 1) for r in self.running)
+
+    @property
+    def _headroom(self) -> int:
+        return self._pool.num_available - self._num_growing
+
+    def _count_hits(self, request: Request) -> None:
+        if request.cached_tokens is not None:  # what a preempted request computed itself is no hit
+            return
+        request.cached_tokens = min(request.num_computed, request.num_prompt)
+        self._counters.prefix_queries += request.num_prompt
+        self._counters.prefix_hits += request.cached_tokens
+
+    def _publish(self, request: Request, first: int, last: int) -> None:
+        extend_page_digests(request, self._pool.page_size, is_private=self._is_private)
+        digests = request.page_digests[first:last]  # none for a request that shares with nobody
+        for page, digest in zip(request.pages[first:last], digests, strict=False):
+            self._pool.publish(page, digest)
+            self._settle(digest, request)
+
+    def _settle(self, digest: bytes, request: Request) -> None:
+        if self._pending.get(digest) is request:
+            del self._pending[digest]
 
 
-def _is_decoding(request: Request) -> bool:
+class _Step:
+    """A batch in the making."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget  # tokens left
+        self.decodes: list[Chunk] = []
+        self.prefills: list[Chunk] = []
+
+    def add(self, request: Request) -> None:
+        """As much of the request as the budget allows."""
+        num_tokens = min(request.num_tokens - request.num_computed, self.budget)
+        if num_tokens <= 0:
+            return
+        chunks = self.decodes if _is_decode(request) else self.prefills
+        chunks.append(Chunk(request, request.num_computed, num_tokens))
+        self.budget -= num_tokens
+
+
+def _is_decode(request: Request) -> bool:
     """Is everything cached except the newest token? A first token alone still counts as prefill."""
-    return 0 < request.num_computed == request.num_tokens - 1
-
-
-def _move(request: Request, target: int) -> Move:
-    assert request.slot is not None
-    move = Move(request.slot, target, request.num_computed)
-    request.slot = target
-    return move
+    return 0 < request.num_computed == len(request.token_ids) - 1

@@ -1,47 +1,45 @@
-"""One resident model in the step loop: schedule, run, sample, and survive what fails.
+"""One resident model in the step loop: schedule, run, sample, commit, and survive what fails.
 
-Device thread only, except for the counters that stats() reads.
+Device thread only, except for what says otherwise and the numbers that stats() reads.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import structlog
 
+from workers.inference.engine.bisection import Computed, Outcome, bisect, is_out_of_memory
+from workers.inference.engine.counters import Counters
 from workers.inference.engine.errors import EngineError
-from workers.inference.engine.executor import Executor
+from workers.inference.engine.executor import Executor, SampledToken
+from workers.inference.engine.page_digests import extend_page_digests
+from workers.inference.engine.page_pool import PagePool
 from workers.inference.engine.protocol import FinishReason, TokenOutput
 from workers.inference.engine.request import Request
 from workers.inference.engine.scheduler import Batch, Scheduler
+from workers.inference.engine.token_budget import TokenBudget
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class StepTimes:
-    """Sums over all steps of all models since the start; they only grow."""
-
-    num_steps: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    schedule_s: float = 0.0
-    run_s: float = 0.0
-    sample_s: float = 0.0
-    emit_s: float = 0.0
 
 
 class ServedModel:
     """A model's executor with its scheduler."""
 
-    def __init__(self, executor: Executor, max_num_batched_tokens: int, times: StepTimes) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        max_num_batched_tokens: int,
+        enable_prefix_cache: bool,
+        counters: Counters,
+    ) -> None:
         self.executor = executor
-        self._times = times
-        self._scheduler = Scheduler(
-            max_num_seqs=executor.max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
-        )
+        self._enable_prefix_cache = enable_prefix_cache
+        self._counters = counters
+        self._budget = TokenBudget(max_num_batched_tokens, least=executor.max_num_seqs + 1)
+        self.restart(())
 
     @property
     def has_work(self) -> bool:
@@ -53,8 +51,17 @@ class ServedModel:
 
     @property
     def kv_cache_usage(self) -> float:
-        capacity = self.executor.max_num_seqs * self.executor.info.context_length
-        return sum(request.num_computed for request in tuple(self._scheduler.running)) / capacity
+        """Share of the KV cache's pages in use, 0 to 1."""
+        return self._pool.usage
+
+    def prepare(self, choices: Sequence[Request]) -> None:
+        """Hash the pages of a new request's choices. Called by submitting threads."""
+        page_size, is_private = self.executor.page_size, not self._enable_prefix_cache
+        first = choices[0]
+        num_shared = first.num_prompt // page_size
+        for choice in choices:
+            choice.page_digests = first.page_digests[:num_shared]
+            extend_page_digests(choice, page_size, is_private=is_private)
 
     def add(self, request: Request) -> None:
         self._scheduler.add(request)
@@ -62,59 +69,98 @@ class ServedModel:
     def remove(self, request: Request) -> None:
         self._scheduler.remove(request)
 
-    def step(self) -> list[TokenOutput]:
-        """Schedule, run, sample. Whatever fails becomes a terminal output of the requests in it."""
+    def restart(self, requests: Iterable[Request]) -> None:
+        """Begin anew with these: they are computed again, from their tokens so far."""
+        executor = self.executor
+        self._pool = PagePool(executor.num_pages, executor.page_size)
+        self._scheduler = Scheduler(
+            self._pool,
+            self._budget,
+            max_num_seqs=executor.max_num_seqs,
+            counters=self._counters,
+            enable_prefix_cache=self._enable_prefix_cache,
+        )
+        for request in requests:
+            request.pages, request.num_computed = [], 0
+            self._scheduler.add(request)
+
+    def step(self, outputs: list[TokenOutput]) -> None:
+        """One step; adds to `outputs` as it goes. Whatever fails ends the requests at fault.
+
+        Raises only for faults of ours. A step that runs out of memory may produce nothing: the
+        next one is smaller.
+        """
         started = time.perf_counter()
         batch = self._scheduler.schedule()
-        scheduled = time.perf_counter()
-        self._times.schedule_s += scheduled - started
-        self._times.num_steps += 1
+        assert batch.chunks, "there is work, but nothing to compute"
+        self._counters.schedule_s += time.perf_counter() - started
+        self._counters.num_steps += 1
+        try:
+            outcome = Outcome(computed=[self._compute(batch)])
+            self._budget.note_clean_step()
+        except Exception as error:  # the device's boundary: anything can come from there
+            outcome = self._recover(batch, error)
+        started = time.perf_counter()
+        for computed in outcome.computed:
+            self._accept(computed, outputs)
+        for request, error in outcome.failed:
+            outputs.append(self._fail(request, error))
+        self._counters.emit_s += time.perf_counter() - started
+
+    def _compute(self, batch: Batch) -> Computed:
+        """Run and sample; changes no request."""
+        started = time.perf_counter()
+        sampled = batch.sampled
         try:
             scores = self.executor.run(batch)
-        except Exception as error:
-            return self._fail_batch(batch, error)
         finally:
             ran = time.perf_counter()
-            self._times.run_s += ran - scheduled
-        outputs = self._sample(batch, scores)
-        self._times.sample_s += time.perf_counter() - ran
-        self._count(batch, outputs)
-        return outputs
-
-    def _sample(self, batch: Batch, scores: object) -> list[TokenOutput]:
-        requests = batch.sampled
-        if not requests:
-            return []
+            self._counters.run_s += ran - started
         try:
-            tokens = self.executor.sample(scores, requests)
-        except Exception as error:
-            return self._fail_batch(batch, error)
-        return [self._append(r, token) for r, token in zip(requests, tokens, strict=True)]
+            tokens = self.executor.sample(scores, sampled) if sampled else ()
+        finally:
+            self._counters.sample_s += time.perf_counter() - ran
+        return Computed(batch, sampled, tokens)
 
-    def _append(self, request: Request, token: int | EngineError) -> TokenOutput:
+    def _recover(self, batch: Batch, error: Exception) -> Outcome:
+        """Compute what can be computed of a batch that failed, or make the next one smaller."""
+        if is_out_of_memory(error):
+            self._counters.num_out_of_memory += 1
+            if self._budget.shrink_below(batch.num_tokens):
+                log.warning("engine_out_of_memory", token_budget=self._budget.value)
+                return Outcome()
+        outcome = bisect(self._compute, batch, error)
+        log.error(
+            "engine_step_failed",
+            num_requests=len(batch.chunks),
+            num_failed=len(outcome.failed),
+            exc_info=error,
+        )
+        return outcome
+
+    def _accept(self, computed: Computed, outputs: list[TokenOutput]) -> None:
+        batch = computed.batch
+        self._scheduler.commit(batch)
+        self._counters.prompt_tokens += batch.num_tokens - batch.num_decodes
+        for request, token in zip(computed.sampled, computed.tokens, strict=True):
+            outputs.append(self._append(request, token))
+
+    def _append(self, request: Request, token: SampledToken | EngineError) -> TokenOutput:
         if isinstance(token, EngineError):
             return self._fail(request, token)
         try:
             output = request.append(token)
-        except Exception as error:
+        except Exception as error:  # the tokenizer's or the grammar's
             log.exception("engine_request_failed", request_id=request.request_id)
-            return self._fail(request, _engine_error(error))
+            return self._fail(request, error)
+        self._counters.generated_tokens += 1
         if request.is_finished:
             self.remove(request)
         return output
 
-    def _fail_batch(self, batch: Batch, error: Exception) -> list[TokenOutput]:
-        log.error("engine_step_failed", num_requests=len(batch.chunks), exc_info=error)
-        return [self._fail(request, _engine_error(error)) for request in batch.requests]
-
-    def _fail(self, request: Request, error: EngineError) -> TokenOutput:
+    def _fail(self, request: Request, error: Exception) -> TokenOutput:
         self.remove(request)
-        return request.finish(FinishReason.ERROR, error)
-
-    def _count(self, batch: Batch, outputs: Sequence[TokenOutput]) -> None:
-        num_generated = sum(len(output.token_ids) for output in outputs)
-        self._times.generated_tokens += num_generated
-        self._times.prompt_tokens += batch.num_tokens - batch.num_decodes
+        return request.finish(FinishReason.ERROR, _engine_error(error))
 
 
 def _engine_error(error: Exception) -> EngineError:

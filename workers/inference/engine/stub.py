@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from workers.inference.engine.config import DEFAULT_MAX_NUM_BATCHED_TOKENS, StubConfig
 from workers.inference.engine.engine import BatchEngine, OnProgress
 from workers.inference.engine.errors import EngineError
+from workers.inference.engine.executor import SampledToken
 from workers.inference.engine.protocol import (
     EngineRequest,
     ModelInfo,
@@ -22,10 +23,11 @@ from workers.inference.engine.protocol import (
     StepSink,
     TokenOutput,
 )
-from workers.inference.engine.request import Request
-from workers.inference.engine.scheduler import Batch
+from workers.inference.engine.request import Grammar, Request
+from workers.inference.engine.scheduler import Batch, Chunk
 
 EOS_TOKEN_ID = 0  # never drawn as an ordinary token
+PAGE_SIZE = 16  # tokens
 
 
 def prompt_seed(prompt_token_ids: Sequence[int]) -> int:
@@ -103,6 +105,9 @@ class StubExecutor:
         self._config = config
         self._is_released = is_released
         self.max_num_seqs = config.max_num_seqs
+        self.page_size = PAGE_SIZE
+        pages_per_request = -(-config.context_length // PAGE_SIZE)
+        self.num_pages = config.num_pages or config.max_num_seqs * pages_per_request
         self.eos_token_ids = frozenset({EOS_TOKEN_ID})
         self.info = ModelInfo(
             name=name,
@@ -119,7 +124,11 @@ class StubExecutor:
         seed = request.sampling.seed
         return prompt_seed(request.prompt_token_ids) if seed is None else seed
 
+    def grammar(self, _text: str) -> Grammar:
+        raise EngineError("unsupported", "this engine does not support grammars")
+
     def run(self, batch: Batch) -> None:
+        self._fail_as_configured(batch)
         num_sampled = len(batch.sampled)
         num_prefilled = batch.num_tokens - batch.num_decodes
         work_ms = self._config.step_ms + num_sampled * self._config.token_ms
@@ -128,8 +137,19 @@ class StubExecutor:
             time.sleep(work_ms / 1000)
         self._is_released.wait()
 
-    def sample(self, _scores: object, requests: Sequence[Request]) -> list[int | EngineError]:
-        return [self._next_token(request) for request in requests]
+    def sample(
+        self, _scores: object, requests: Sequence[Request]
+    ) -> list[SampledToken | EngineError]:
+        return [SampledToken(self._next_token(request)) for request in requests]
+
+    def _fail_as_configured(self, batch: Batch) -> None:
+        most = self._config.oom_above_tokens
+        if most is not None and batch.num_tokens > most:
+            message = f"{batch.num_tokens} tokens are more than {most}"
+            raise EngineError("out_of_memory", message, retryable=True)
+        poison = self._config.poison_token_id
+        if poison is not None and any(poison in _prompt_tokens(chunk) for chunk in batch.chunks):
+            raise RuntimeError("the batch is poisoned")
 
     def _next_token(self, request: Request) -> int:
         if request.num_generated == self._end_index(request.sampling):
@@ -155,15 +175,16 @@ class StubDecoder:
 class _Oracle:
     """Append-only file that shows executions: a request id accepted twice ran twice.
 
-    Lines: `submitted <id> <tokens it continues from>` and `finished <id> <reason>`. Each is one
-    write in append mode, so several processes may share the file.
+    Lines: `submitted <id> <tokens it continues from>`, then `finished <id> <reason>` for each
+    choice. Each is one write in append mode, so several processes may share the file.
     """
 
     def __init__(self, config: StubConfig) -> None:
         self._path = config.oracle_path
 
     def write_submitted(self, request: EngineRequest) -> None:
-        self._write(f"submitted {request.request_id} {len(request.generated_token_ids)}\n")
+        num_generated = sum(len(token_ids) for token_ids in request.generated_token_ids)
+        self._write(f"submitted {request.request_id} {num_generated}\n")
 
     def write_finished(self, outputs: Sequence[TokenOutput]) -> None:
         ended = (output for output in outputs if output.finish_reason is not None)
@@ -177,6 +198,11 @@ class _Oracle:
             os.write(fd, lines.encode())
         finally:
             os.close(fd)
+
+
+def _prompt_tokens(chunk: Chunk) -> list[int]:
+    request = chunk.request
+    return request.token_ids[chunk.start : min(chunk.end, request.num_prompt)]
 
 
 def _token(seed: int, i: int, vocab_size: int) -> int:

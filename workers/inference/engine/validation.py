@@ -19,37 +19,67 @@ _RANGES: dict[str, tuple[float, float]] = {
     "repetition_penalty": (1e-3, 1e3),
     "min_tokens": (0, math.inf),
     "max_tokens": (1, math.inf),
+    "n": (1, 128),
 }
 _MAX_LOGIT_BIAS = 100.0
+_MAX_LOGPROBS = 20
 
 
 def check_request(request: EngineRequest, model: ModelInfo) -> None:
     """Raise EngineError if `model` can't serve the request."""
-    _check_tokens(request, model)
     _check_sampling(request.sampling, model.vocab_size)
-    if request.grammar is not None:
-        raise EngineError("unsupported", "this engine does not support grammars")
+    _check_prompt(request, model)
+    _check_generated(request, model)
 
 
-def _check_tokens(request: EngineRequest, model: ModelInfo) -> None:
+def check_fits(request: EngineRequest, model: ModelInfo, *, num_pages: int, page_size: int) -> None:
+    """Raise EngineError if one choice, grown to its full length, needs more than all pages.
+
+    What passes can always end, by itself if need be.
+    """
+    num_prompt, max_tokens = len(request.prompt_token_ids), request.sampling.max_tokens
+    num_tokens = min(num_prompt + max_tokens, model.context_length)
+    num_needed = -(-num_tokens // page_size)
+    if num_needed > num_pages:
+        message = (
+            f"{num_prompt} prompt tokens and up to {num_tokens - num_prompt} generated ones take "
+            f"{num_needed} pages of {page_size} tokens; the KV cache has {num_pages}"
+        )
+        raise EngineError("context_length_exceeded", message)
+
+
+def _check_prompt(request: EngineRequest, model: ModelInfo) -> None:
     if not request.prompt_token_ids:
         raise EngineError("invalid_prompt", "the prompt is empty")
     if not _are_in_vocab(request.prompt_token_ids, model.vocab_size):
         raise EngineError("invalid_prompt", "a prompt token id is outside the vocabulary")
-    if not _are_in_vocab(request.generated_token_ids, model.vocab_size):
-        raise EngineError("invalid_prompt", "a generated token id is outside the vocabulary")
-    num_prompt, num_generated = len(request.prompt_token_ids), len(request.generated_token_ids)
-    # A continuation may fill the context to the last token: it then ends with LENGTH.
-    is_too_long = num_prompt + num_generated > model.context_length
-    if is_too_long or num_prompt >= model.context_length:
-        message = f"{num_prompt} + {num_generated} tokens exceed {model.context_length}"
+    num_prompt = len(request.prompt_token_ids)
+    if num_prompt >= model.context_length:
+        message = f"{num_prompt} tokens leave no room in a context of {model.context_length}"
         raise EngineError("context_length_exceeded", message)
+
+
+def _check_generated(request: EngineRequest, model: ModelInfo) -> None:
+    generated, n = request.generated_token_ids, request.sampling.n
+    if len(generated) not in (0, n):
+        message = f"there are generated tokens of {len(generated)} choices, not of {n}"
+        raise EngineError("invalid_request", message)
+    num_prompt = len(request.prompt_token_ids)
+    for token_ids in generated:
+        if not _are_in_vocab(token_ids, model.vocab_size):
+            raise EngineError("invalid_prompt", "a generated token id is outside the vocabulary")
+        # A continuation may fill the context to the last token: it then ends with LENGTH.
+        if num_prompt + len(token_ids) > model.context_length:
+            message = f"{num_prompt} + {len(token_ids)} tokens exceed {model.context_length}"
+            raise EngineError("context_length_exceeded", message)
 
 
 def _check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
     for name, (low, high) in _RANGES.items():
         _require(low <= getattr(sampling, name) <= high, f"{name} is out of range")
     _require(sampling.min_tokens <= sampling.max_tokens, "min_tokens is above max_tokens")
+    logprobs = 0 if sampling.logprobs is None else sampling.logprobs
+    _require(0 <= logprobs <= _MAX_LOGPROBS, "logprobs is out of range")
     _require(all(sampling.stop), "a stop string is empty")
     _require(_are_in_vocab(sampling.stop_token_ids, vocab_size), "stop_token_ids is out of range")
     _require(_are_in_vocab(sampling.logit_bias, vocab_size), "a logit_bias token is out of range")

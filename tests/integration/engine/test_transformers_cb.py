@@ -1,0 +1,244 @@
+"""transformers' continuous batching keeps the engine's promises, or refuses what it can't do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.integration.engine import test_engine_protocol as protocol
+from tests.integration.engine.collector import Collector
+from tests.support.tiny_models import CONTEXT_LENGTH, save_tiny_llama
+from workers.inference.engine.config import EngineConfig, ModelSpec
+from workers.inference.engine.errors import EngineError
+from workers.inference.engine.factory import build_engine
+from workers.inference.engine.protocol import Engine, EngineRequest, FinishReason, Phase
+from workers.inference.engine.transformers_cb import TransformersEngine
+
+Start = Callable[..., tuple[Engine, Collector]]
+
+
+class SkippingEngine(TransformersEngine):
+    """A test that asks for what this engine openly refuses has nothing to show here."""
+
+    def submit(self, request: EngineRequest) -> None:
+        try:
+            super().submit(request)
+        except EngineError as error:
+            if error.code == "unsupported":
+                pytest.skip(error.message)
+            raise
+
+
+def engine_config(model_path: Path, **fields: Any) -> EngineConfig:
+    spec = ModelSpec(name="m", path=str(model_path), dtype="fp32")
+    settings: dict[str, Any] = {"max_num_seqs": protocol.SLOTS, "num_threads": 1} | fields
+    return EngineConfig(kind="transformers-cb", models=(spec,), **settings)
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def engine(model_path: Path) -> Iterator[Engine]:
+    built = SkippingEngine(engine_config(model_path))
+    yield built
+    built.shutdown()
+
+
+@pytest.fixture
+def sink(engine: Engine) -> Collector:
+    collector = Collector()
+    engine.start(collector)
+    return collector
+
+
+class TestTransformersEngine(protocol.TestEngineProtocol):
+    """All promises of an engine, asked of this one."""
+
+    def test_abort_of_waiting_request_ends_it(self, engine: Engine, sink: Collector) -> None:
+        def submit_and_abort() -> None:
+            engine.submit(protocol.generate("waiting"))
+            engine.abort("waiting")
+
+        protocol.on_first_output(sink, submit_and_abort)
+
+        for i in range(protocol.SLOTS):
+            engine.submit(protocol.generate(f"r{i}", max_tokens=protocol.ENDLESS))
+        sink.wait_finished("waiting")
+
+        assert sink.reason("waiting") is FinishReason.ABORT
+        assert sink.tokens("waiting") == []
+
+
+@pytest.fixture
+def start(model_path: Path) -> Iterator[Start]:
+    engines: list[Engine] = []
+
+    def start_engine(**fields: Any) -> tuple[Engine, Collector]:
+        built, collector = build_engine(engine_config(model_path, **fields)), Collector()
+        engines.append(built)
+        built.start(collector)
+        return built, collector
+
+    yield start_engine
+    for built in engines:
+        built.shutdown()
+
+
+def test_greedy_batch_equals_transformers_generate(start: Start, model_path: Path) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(model_path)
+    prompts = {f"r{length}": [5 + i for i in range(length)] for length in (1, 2, 9, 40, 70)}
+    engine, sink = start(max_num_batched_tokens=32)
+
+    for request_id, prompt in prompts.items():
+        engine.submit(replace(protocol.generate(request_id), prompt_token_ids=prompt))
+    sink.wait_finished(*prompts)
+
+    for request_id, prompt in prompts.items():
+        expected = reference.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=24,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        assert sink.tokens(request_id) == expected[0, len(prompt) :].tolist()
+
+
+def test_sampled_requests_share_a_batch_with_greedy_ones(start: Start) -> None:
+    engine, sink = start()
+
+    for request_id in ("greedy", "also greedy"):
+        engine.submit(protocol.generate(request_id))
+    for request_id in ("drawn", "also drawn"):
+        engine.submit(
+            protocol.generate(request_id, temperature=1.0, top_p=0.95, top_k=100, seed=None)
+        )
+    sink.wait_finished("greedy", "also greedy", "drawn", "also drawn")
+
+    assert sink.tokens("greedy") == sink.tokens("also greedy")
+    assert sink.tokens("drawn") != sink.tokens("also drawn")
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 1.0, "seed": 3},
+        {"presence_penalty": 0.5},
+        {"repetition_penalty": 1.2},
+        {"logit_bias": {5: 1.0}},
+        {"min_p": 0.1},
+        {"logprobs": 2},
+        {"n": 2},
+    ],
+)
+def test_what_the_library_cannot_do_is_refused(start: Start, sampling: dict[str, Any]) -> None:
+    engine, _ = start()
+
+    with pytest.raises(EngineError) as refused:
+        engine.submit(protocol.generate("a", **sampling))
+
+    assert (refused.value.code, refused.value.retryable) == ("unsupported", False)
+    assert next(iter(sampling.keys() - {"temperature"})) in refused.value.message
+    assert engine.progress().is_idle
+
+
+def test_grammar_is_refused(start: Start) -> None:
+    engine, _ = start()
+
+    with pytest.raises(EngineError) as refused:
+        engine.submit(replace(protocol.generate("a"), grammar="{}"))
+
+    assert refused.value.code == "unsupported"
+
+
+def test_eos_before_min_tokens_does_not_end_the_request(start: Start) -> None:
+    engine, sink = start()
+    engine.submit(protocol.generate("free"))
+    sink.wait_finished("free")
+    end = sink.tokens("free")[2]
+
+    engine.submit(protocol.generate("a", stop_token_ids=(end,), min_tokens=8))
+    sink.wait_finished("a")
+
+    assert sink.tokens("a")[:8] == sink.tokens("free")[:8]
+
+
+def test_fault_of_the_library_fails_its_requests_and_the_engine_goes_on(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.generation.continuous_batching.model_runner import ModelRunner  # noqa: PLC0415
+
+    engine, sink = start()
+
+    def fail(*_args: object) -> None:
+        raise RuntimeError("boom")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(ModelRunner, "compute_batch", fail)
+        engine.submit(protocol.generate("a"))
+        sink.wait_finished("a")
+    steps_before = engine.stats().num_steps
+    engine.submit(protocol.generate("b"))
+    sink.wait_finished("b")
+
+    (failed,) = sink.outputs("a")
+    assert failed.finish_reason is FinishReason.ERROR
+    assert failed.error is not None
+    assert (failed.error.code, failed.error.retryable) == ("engine_error", True)
+    assert sink.reason("b") is FinishReason.LENGTH
+    assert engine.stats().num_restarts == 1
+    assert engine.stats().num_steps == steps_before + 24
+
+
+def test_prompt_in_chunks_and_a_full_cache_end_all_the_same(start: Start) -> None:
+    engine, sink = start(max_num_seqs=2, max_num_batched_tokens=8)
+    ids = [f"r{i}" for i in range(6)]
+
+    for request_id in ids:
+        engine.submit(
+            replace(
+                protocol.generate(request_id, max_tokens=protocol.ENDLESS),
+                prompt_token_ids=[7] * 100,
+            )
+        )
+    sink.wait_finished(*ids)
+
+    assert {len(sink.tokens(request_id)) for request_id in ids} == {CONTEXT_LENGTH - 100}
+
+
+@pytest.mark.parametrize("num_models", [0, 2])
+def test_other_than_one_model_is_refused(model_path: Path, num_models: int) -> None:
+    spec = ModelSpec(name="m", path=str(model_path))
+
+    with pytest.raises(EngineError) as refused:
+        build_engine(EngineConfig(kind="transformers-cb", models=(spec,) * num_models))
+
+    assert refused.value.code == "model_load_failed"
+
+
+def test_cache_that_does_not_fit_is_refused_at_start(start: Start) -> None:
+    with pytest.raises(EngineError) as refused:
+        start(kv_memory_share=1e-9)
+
+    assert refused.value.code == "out_of_memory"
+
+
+def test_engine_that_failed_to_load_is_stopped(tmp_path: Path) -> None:
+    engine = build_engine(engine_config(tmp_path / "nothing"))
+
+    with pytest.raises(EngineError) as refused:
+        engine.start(Collector())
+    engine.shutdown()
+
+    assert refused.value.code == "model_load_failed"
+    assert engine.progress().phase is Phase.STOPPED

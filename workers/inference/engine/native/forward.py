@@ -1,0 +1,107 @@
+"""A forward pass in compiled code, on the CPU; proven against the model's own when it is built."""
+
+from __future__ import annotations
+
+from array import array
+
+import torch
+from transformers import PreTrainedModel
+
+from workers.inference.engine.kv_cache import KVCache, KVShape, num_pages_for
+from workers.inference.engine.native.library import Runner, StepInput
+from workers.inference.engine.native.weights import NativeWeights, UnsupportedModelError
+from workers.inference.engine.scheduler import Batch
+
+_PROBE_TOKENS = 24
+# Largest |ours - theirs| / |theirs| of the probe's logits. A wrong formula gives about 1; rounding
+# in bf16 gives some hundredths, since transformers rounds between operations where we don't.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
+
+
+class NativeForward:
+    """Forward over the compiled step. The device thread only."""
+
+    def __init__(self, weights: NativeWeights, cache: KVCache) -> None:
+        self._weights = weights
+        self._cache = cache
+        weights.use_cache(cache.keys, cache.values)
+        self._runner = Runner(weights.struct)
+        # One buffer for every step: fresh memory of this size costs more than an argmax over it.
+        self._logits = torch.empty(0, weights.struct.vocab)
+
+    @property
+    def num_pages(self) -> int:
+        return self._cache.num_pages
+
+    def run(self, batch: Batch) -> torch.Tensor:
+        """Logits [num_sampled, vocab], valid until the next run. Raises MemoryError."""
+        token_ids, sequences, pages, output_rows = array("i"), array("i"), array("i"), array("i")
+        for chunk in batch.chunks:
+            request = chunk.request
+            sequences.extend((len(token_ids), chunk.num_tokens, chunk.start, len(pages)))
+            token_ids.extend(request.token_ids[chunk.start : chunk.end])
+            pages.extend(request.pages)
+            if chunk.is_last:
+                output_rows.append(len(token_ids) - 1)
+        return self._compute(token_ids, sequences, pages, output_rows)
+
+    def all_logits(self, token_ids: list[int]) -> torch.Tensor:
+        """Logits [tokens, vocab] of one sequence from its start, in the cache's first pages."""
+        num = len(token_ids)
+        pages = array("i", range(num_pages_for(num)))
+        sequence = array("i", (0, num, 0, 0))
+        return self._compute(array("i", token_ids), sequence, pages, array("i", range(num)))
+
+    def _compute(
+        self, token_ids: array[int], sequences: array[int], pages: array[int], outputs: array[int]
+    ) -> torch.Tensor:
+        logits = self._buffer(len(outputs))
+        step = StepInput(
+            num_rows=len(token_ids),
+            num_sequences=len(sequences) // 4,
+            num_outputs=len(outputs),
+            token_ids=token_ids.buffer_info()[0],
+            sequences=sequences.buffer_info()[0],
+            pages=pages.buffer_info()[0],
+            output_rows=outputs.buffer_info()[0],
+            logits=logits.data_ptr(),
+        )
+        self._runner.run(step)
+        return logits
+
+    def _buffer(self, num_rows: int) -> torch.Tensor:
+        if num_rows > len(self._logits):
+            self._logits = torch.empty(num_rows, self._weights.struct.vocab)
+        return self._logits[:num_rows]
+
+
+@torch.inference_mode()
+def read_weights(model: PreTrainedModel, context_length: int, shape: KVShape) -> NativeWeights:
+    """Pack a model's weights, taking them away from the model layer by layer to save memory.
+
+    The result has reproduced the model's own logits. Raises UnsupportedModelError for a model that
+    the compiled step can't compute, BuildError without a compiler; the model is then spoilt.
+    """
+    num_tokens = min(_PROBE_TOKENS, context_length)
+    vocab_size = model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+    token_ids = torch.randint(0, vocab_size, (num_tokens,), generator=generator).tolist()
+    expected = _own_logits(model, token_ids)
+    weights = NativeWeights(model, context_length)
+    cache = KVCache(shape, num_pages=num_pages_for(num_tokens), device=torch.device("cpu"))
+    found = NativeForward(weights, cache).all_logits(token_ids)
+    error = float((found - expected).norm() / expected.norm())
+    if not error <= _TOLERANCE[shape.dtype]:  # NaN is an error too
+        raise UnsupportedModelError(f"its logits differ from the model's own by {error:.3f}")
+    return weights
+
+
+def _own_logits(model: PreTrainedModel, token_ids: list[int]) -> torch.Tensor:
+    ours = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        output = model(input_ids=torch.tensor([token_ids]), use_cache=False)
+    finally:
+        model.set_attn_implementation(ours)
+    logits: torch.Tensor = output.logits[0]
+    return logits.float()
