@@ -3,6 +3,7 @@
 ServiceError
 ├── InvalidRequest            400  the request can never be served as sent
 │   ├── ContextLengthExceeded
+│   ├── InvalidGrammar
 │   ├── InvalidPrompt
 │   └── UnsupportedParameter
 ├── InvalidApiKey             401
@@ -50,6 +51,12 @@ class ContextLengthExceeded(InvalidRequest):
     """The prompt and the requested output don't fit into the model's context."""
 
     code = "context_length_exceeded"
+
+
+class InvalidGrammar(InvalidRequest):
+    """The answer can't be given this form."""
+
+    code = "invalid_grammar"
 
 
 class InvalidPrompt(InvalidRequest):

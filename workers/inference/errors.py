@@ -5,6 +5,7 @@ from __future__ import annotations
 from tasks.errors import (
     ContextLengthExceeded,
     EngineFailed,
+    InvalidGrammar,
     InvalidPrompt,
     InvalidRequest,
     ModelNotFound,
@@ -15,6 +16,7 @@ from workers.inference.engine.errors import EngineError
 
 _BY_CODE: dict[str, type[ServiceError]] = {
     "model_not_found": ModelNotFound,
+    "invalid_grammar": InvalidGrammar,
     "invalid_prompt": InvalidPrompt,
     "context_length_exceeded": ContextLengthExceeded,
     "invalid_request": InvalidRequest,

@@ -29,21 +29,24 @@ class Collector:
         with self._changed:
             assert self._changed.wait_for(is_true, TIMEOUT_S), "the condition never came true"
 
-    def wait_finished(self, *request_ids: str) -> None:
-        self.wait_for(lambda: all(self.terminals(request_id) for request_id in request_ids))
+    def wait_finished(self, *request_ids: str, n: int = 1) -> None:
+        """Wait until all of n choices of each request have ended."""
+        self.wait_for(lambda: all(len(self.terminals(r)) >= n for r in request_ids))
 
-    def outputs(self, request_id: str) -> list[TokenOutput]:
-        return [o for step in self.steps for o in step if o.request_id == request_id]
+    def outputs(self, request_id: str, index: int | None = None) -> list[TokenOutput]:
+        """Of one choice, or of all of a request's."""
+        found = [o for step in self.steps for o in step if o.request_id == request_id]
+        return [output for output in found if index in (None, output.index)]
 
-    def terminals(self, request_id: str) -> list[TokenOutput]:
-        return [o for o in self.outputs(request_id) if o.finish_reason is not None]
+    def terminals(self, request_id: str, index: int | None = None) -> list[TokenOutput]:
+        return [o for o in self.outputs(request_id, index) if o.finish_reason is not None]
 
     def reason(self, request_id: str) -> FinishReason | None:
         (terminal,) = self.terminals(request_id)
         return terminal.finish_reason
 
-    def text(self, request_id: str) -> str:
-        return "".join(output.text for output in self.outputs(request_id))
+    def text(self, request_id: str, index: int | None = None) -> str:
+        return "".join(output.text for output in self.outputs(request_id, index))
 
-    def tokens(self, request_id: str) -> list[int]:
-        return [t for output in self.outputs(request_id) for t in output.token_ids]
+    def tokens(self, request_id: str, index: int | None = None) -> list[int]:
+        return [t for output in self.outputs(request_id, index) for t in output.token_ids]

@@ -18,14 +18,16 @@ from workers.inference.engine.config import EngineConfig, ModelSpec
 from workers.inference.engine.detokenizer import TokenizerDecoder
 from workers.inference.engine.errors import EngineError
 from workers.inference.engine.millrace import MillraceEngine
-from workers.inference.engine.model import check_config
+from workers.inference.engine.model_files import check_config
 from workers.inference.engine.model_runner import ModelRunner
+from workers.inference.engine.native.forward import NativeForward
 from workers.inference.engine.protocol import (
     Engine,
     EngineRequest,
     FinishReason,
     SamplingParams,
 )
+from workers.inference.engine.torch_forward import TorchForward
 
 Start = Callable[..., tuple[Engine, Collector]]
 
@@ -116,7 +118,19 @@ def test_chunked_prefill_gives_the_same_tokens(start: Start) -> None:
     assert run_together(*start(max_num_batched_tokens=7)) == whole
 
 
-def test_slots_are_reused_cleanly(start: Start) -> None:
+def test_without_prefix_cache_nothing_is_found_and_the_tokens_are_the_same(start: Start) -> None:
+    engine, sink = start(enable_prefix_cache=False)
+    cached_engine, cached_sink = start()
+
+    tokens = [run_alone(engine, sink), run_together(engine, sink)]
+    cached = [run_alone(cached_engine, cached_sink), run_together(cached_engine, cached_sink)]
+
+    assert tokens == cached
+    assert engine.stats().prefix_hits == 0
+    assert cached_engine.stats().prefix_hits > 0
+
+
+def test_pages_are_reused_cleanly(start: Start) -> None:
     engine, sink = start(max_num_seqs=1)
     fresh = run_alone(*start(max_num_seqs=1))
 
@@ -179,7 +193,8 @@ def test_failed_forward_fails_its_requests_and_the_engine_goes_on(
         raise raised
 
     with monkeypatch.context() as broken:
-        broken.setattr(ModelRunner, "_forward", fail)
+        broken.setattr(NativeForward, "run", fail)
+        broken.setattr(TorchForward, "run", fail)
         engine.submit(request("a", [5]))
         sink.wait_finished("a")
     engine.submit(request("b", [5]))
@@ -201,7 +216,7 @@ def test_request_whose_text_fails_falls_alone(
 
     engine, sink = start()
     make_decoder = ModelRunner.decoder
-    monkeypatch.setattr(ModelRunner, "decoder", lambda self: BrokenDecoder(self._loaded.tokenizer))
+    monkeypatch.setattr(ModelRunner, "decoder", lambda self: BrokenDecoder(self._tokenizer))
 
     engine.submit(request("a", [5]))
     monkeypatch.setattr(ModelRunner, "decoder", make_decoder)

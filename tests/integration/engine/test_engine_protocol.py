@@ -27,6 +27,8 @@ from workers.inference.engine.protocol import (
 
 SLOTS = 4
 ENDLESS = 10_000  # max_tokens that only the context can reach
+LONG_PROMPT = tuple(5 + i % 200 for i in range(70))
+NUM_CACHEABLE = 64  # of LONG_PROMPT: its full pages
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +61,18 @@ def sink(engine: Engine) -> Collector:
     return collector
 
 
-def generate(request_id: str, *, generated: Sequence[int] = (), **sampling: Any) -> EngineRequest:
+def generate(
+    request_id: str,
+    *,
+    prompt: Sequence[int] = (5, 6, 7, 8),
+    generated: Sequence[int] = (),
+    **sampling: Any,
+) -> EngineRequest:
     settings = {"max_tokens": 24, "temperature": 0.0, "seed": 7, "ignore_eos": True} | sampling
     return EngineRequest(
         request_id=request_id,
         model="m",
-        prompt_token_ids=[5, 6, 7, 8],
+        prompt_token_ids=prompt,
         generated_token_ids=(generated,) if generated else (),
         sampling=SamplingParams(**settings),
     )
@@ -87,7 +95,8 @@ INVALID: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "long prompt": ({"prompt_token_ids": [5] * CONTEXT_LENGTH}, {}, "context_length_exceeded"),
     "no tokens wanted": ({}, {"max_tokens": 0}, "invalid_request"),
     "temperature is not a number": ({}, {"temperature": float("nan")}, "invalid_request"),
-    "grammar": ({"grammar": "{}"}, {}, "unsupported"),
+    "no choices wanted": ({}, {"n": 0}, "invalid_request"),
+    "tokens of a choice too many": ({"generated_token_ids": ((1,), (1,))}, {}, "invalid_request"),
 }
 
 
@@ -285,6 +294,16 @@ class TestEngineProtocol:
         assert (refused.value.code, refused.value.retryable) == (code, False)
         assert (stats.num_running, stats.num_waiting) == (0, 0)
 
+    def test_grammar_that_cannot_be_compiled_is_refused(
+        self, engine: Engine, sink: Collector
+    ) -> None:
+        with pytest.raises(EngineError) as refused:
+            engine.submit(replace(generate("a"), grammar="{"))
+
+        assert refused.value.code in ("invalid_grammar", "unsupported")
+        assert not refused.value.retryable
+        assert engine.progress().is_idle
+
     def test_duplicate_request_id_is_refused_while_running(
         self, engine: Engine, sink: Collector
     ) -> None:
@@ -356,9 +375,116 @@ class TestEngineProtocol:
 
         assert len(sink.tokens("a")) == 24
 
+    def test_each_choice_is_what_a_request_with_its_seed_would_be(
+        self, engine: Engine, sink: Collector
+    ) -> None:
+        for i in range(3):
+            engine.submit(generate(f"alone{i}", seed=7 + i, temperature=1.0))
+        engine.submit(generate("a", n=3, temperature=1.0))
+        sink.wait_finished("a", n=3)
+        sink.wait_finished("alone0", "alone1", "alone2")
+
+        for i in range(3):
+            assert sink.tokens("a", i) == sink.tokens(f"alone{i}")
+            assert sink.text("a", i) == sink.text(f"alone{i}")
+            assert len(sink.terminals("a", i)) == 1
+        assert len({sink.text("a", i) for i in range(3)}) == 3
+
+    def test_more_choices_than_slots_all_finish(self, engine: Engine, sink: Collector) -> None:
+        num_choices = 3 * SLOTS
+
+        engine.submit(generate("a", n=num_choices, max_tokens=4))
+        sink.wait_finished("a", n=num_choices)
+
+        assert all(len(sink.tokens("a", i)) == 4 for i in range(num_choices))
+
+    def test_choices_compute_their_prompt_once(self, engine: Engine, sink: Collector) -> None:
+        engine.submit(generate("a", prompt=LONG_PROMPT, n=SLOTS, max_tokens=4))
+        sink.wait_finished("a", n=SLOTS)
+
+        found = [sink.terminals("a", i)[0].cached_tokens for i in range(SLOTS)]
+        assert found == [0] + [NUM_CACHEABLE] * (SLOTS - 1)
+
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    def test_choices_continue_their_own_tokens(
+        self, engine: Engine, sink: Collector, temperature: float
+    ) -> None:
+        engine.submit(generate("whole", n=3, temperature=temperature))
+        sink.wait_finished("whole", n=3)
+        cuts = [0, 5, 24]
+
+        past = tuple(tuple(sink.tokens("whole", i)[:cut]) for i, cut in enumerate(cuts))
+        rest = generate("rest", n=3, temperature=temperature)
+        engine.submit(replace(rest, generated_token_ids=past))
+        sink.wait_finished("rest", n=3)
+
+        for i, cut in enumerate(cuts):
+            assert sink.tokens("rest", i) == sink.tokens("whole", i)[cut:]
+            assert sink.text("whole", i).endswith(sink.text("rest", i))
+
+    def test_abort_ends_all_choices_and_frees_the_id(self, engine: Engine, sink: Collector) -> None:
+        on_first_output(sink, lambda: engine.abort("a"))
+
+        engine.submit(generate("a", n=2 * SLOTS, max_tokens=ENDLESS))
+        sink.wait_finished("a", n=2 * SLOTS)
+        engine.submit(generate("a"))
+        sink.wait_finished("a", n=2 * SLOTS + 1)
+
+        reasons = [output.finish_reason for output in sink.terminals("a")]
+        assert reasons == [FinishReason.ABORT] * 2 * SLOTS + [FinishReason.LENGTH]
+
+    def test_deadline_ends_all_choices(self, engine: Engine, sink: Collector) -> None:
+        engine.submit(replace(generate("a", n=3), deadline=time.monotonic() - 1))
+
+        sink.wait_finished("a", n=3)
+
+        assert {output.finish_reason for output in sink.outputs("a")} == {FinishReason.DEADLINE}
+
+    def test_cached_prefix_is_counted_and_changes_nothing(
+        self, engine: Engine, sink: Collector
+    ) -> None:
+        for request_id in ("cold", "warm"):
+            engine.submit(generate(request_id, prompt=LONG_PROMPT))
+            sink.wait_finished(request_id)
+
+        assert sink.tokens("warm") == sink.tokens("cold")
+        assert sink.terminals("cold")[0].cached_tokens == 0
+        assert sink.terminals("warm")[0].cached_tokens == NUM_CACHEABLE
+        stats = engine.stats()
+        assert (stats.prefix_queries, stats.prefix_hits) == (2 * len(LONG_PROMPT), NUM_CACHEABLE)
+
+    def test_requests_at_once_with_one_beginning_compute_it_once(
+        self, engine: Engine, sink: Collector
+    ) -> None:
+        on_first_output(sink, lambda: submit_burst(engine))
+        engine.submit(generate("first"))
+        sink.wait_finished("burst0", "burst1", "burst2")
+        at_once = [sink.tokens(f"burst{i}") for i in range(3)]
+
+        for i in range(3):
+            engine.submit(replace(generate(f"a{i}", prompt=[*LONG_PROMPT, i]), cache_salt=str(i)))
+        sink.wait_finished("a0", "a1", "a2")
+
+        found = sum(sink.terminals(f"burst{i}")[0].cached_tokens for i in range(3))
+        assert found == 2 * NUM_CACHEABLE
+        assert at_once == [sink.tokens(f"a{i}") for i in range(3)]
+
+    def test_other_salt_finds_nothing(self, engine: Engine, sink: Collector) -> None:
+        for salt in ("one", "other"):
+            engine.submit(replace(generate(salt, prompt=LONG_PROMPT), cache_salt=salt))
+            sink.wait_finished(salt)
+
+        assert sink.terminals("other")[0].cached_tokens == 0
+        assert engine.stats().prefix_hits == 0
+
     def test_models_and_slots_are_announced(self, engine: Engine, sink: Collector) -> None:
         assert engine.max_num_seqs == SLOTS
         assert engine.models["m"].context_length == CONTEXT_LENGTH
+
+
+def submit_burst(engine: Engine) -> None:
+    for i in range(3):
+        engine.submit(generate(f"burst{i}", prompt=[*LONG_PROMPT, i]))
 
 
 def middle(text: str) -> str:

@@ -77,6 +77,12 @@ class TestTransformersEngine(protocol.TestEngineProtocol):
         assert sink.reason("waiting") is FinishReason.ABORT
         assert sink.tokens("waiting") == []
 
+    @pytest.mark.skip(reason="no prefix cache: the library's knows no salt")
+    def test_cached_prefix_is_counted_and_changes_nothing(self) -> None: ...  # type: ignore[override]
+
+    @pytest.mark.skip(reason="no prefix cache: the library's knows no salt")
+    def test_requests_at_once_with_one_beginning_compute_it_once(self) -> None: ...  # type: ignore[override]
+
 
 @pytest.fixture
 def start(model_path: Path) -> Iterator[Start]:

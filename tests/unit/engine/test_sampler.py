@@ -44,7 +44,7 @@ def chi_square(counts: Counter[int], probabilities: Sequence[float]) -> float:
 
 @pytest.mark.parametrize("vocab", [8, 300])
 def test_draws_follow_the_distribution(vocab: int) -> None:
-    scores = logits(1, vocab=vocab) / 3
+    scores = logits(1, vocab=vocab) / 6
     requests = [running_request(temperature=1.0, seed=seed) for seed in range(20_000)]
 
     counts = Counter(sampled(scores.expand(len(requests), -1), requests))

@@ -41,7 +41,8 @@ class Bench:
     def add(self, num_prompt: int = 3, **fields: Any) -> Request:
         """A request; its prompt is its own unless given."""
         own = [next(UNIQUE) for _ in range(num_prompt)]
-        request = running_request(**{"prompt_token_ids": own, "max_tokens": 50} | fields)
+        settings: dict[str, Any] = {"prompt_token_ids": own, "max_tokens": 50} | fields
+        request = running_request(**settings)
         self.scheduler.add(request)
         return request
 

@@ -189,8 +189,8 @@ class BatchEngine:
             self._join(request)
         for request, reason in leaving:
             if not request.is_finished:
-                self._served[request.model].remove(request)
                 self._outputs.append(request.finish(reason))
+                self._served[request.model].remove(request)
 
     def _join(self, request: Request) -> None:
         if request.is_finished:

@@ -60,8 +60,8 @@ class Executor(Protocol):
     def grammar(self, text: str) -> Grammar:
         """A fresh matcher of a serialised grammar, at its start. Called by submitting threads.
 
-        Called once for each choice, so an executor keeps what it compiled. Raises EngineError
-        `invalid_grammar` for what it can't compile, `unsupported` if it knows no grammars.
+        Called once for each choice of a request. Raises EngineError `invalid_grammar` for what it
+        can't compile, `unsupported` if it knows no grammars.
         """
         ...
 

@@ -103,8 +103,8 @@ class ServedModel:
         started = time.perf_counter()
         for computed in outcome.computed:
             self._accept(computed, outputs)
-        for request, error in outcome.failed:
-            outputs.append(self._fail(request, error))
+        for request, reason in outcome.failed:
+            self._fail(request, reason, outputs)
         self._counters.emit_s += time.perf_counter() - started
 
     def _compute(self, batch: Batch) -> Computed:
@@ -123,12 +123,9 @@ class ServedModel:
         return Computed(batch, sampled, tokens)
 
     def _recover(self, batch: Batch, error: Exception) -> Outcome:
-        """Compute what can be computed of a batch that failed, or make the next one smaller."""
+        """Compute what can be computed of a batch that failed; without memory, less at a time."""
         if is_out_of_memory(error):
-            self._counters.num_out_of_memory += 1
-            if self._budget.shrink_below(batch.num_tokens):
-                log.warning("engine_out_of_memory", token_budget=self._budget.value)
-                return Outcome()
+            return self._recover_memory(batch, error)
         outcome = bisect(self._compute, batch, error)
         log.error(
             "engine_step_failed",
@@ -138,29 +135,46 @@ class ServedModel:
         )
         return outcome
 
+    def _recover_memory(self, batch: Batch, error: Exception) -> Outcome:
+        self._counters.num_out_of_memory += 1
+        is_smaller = self._budget.shrink_below(batch.num_tokens)
+        outcome = Outcome() if is_smaller else bisect(self._compute, batch, error)
+        log.warning(
+            "engine_out_of_memory",
+            num_tokens=batch.num_tokens,
+            num_failed=len(outcome.failed),
+            token_budget=self._budget.value,
+            reason=str(error),
+        )
+        return outcome
+
     def _accept(self, computed: Computed, outputs: list[TokenOutput]) -> None:
         batch = computed.batch
         self._scheduler.commit(batch)
         self._counters.prompt_tokens += batch.num_tokens - batch.num_decodes
         for request, token in zip(computed.sampled, computed.tokens, strict=True):
-            outputs.append(self._append(request, token))
+            self._append(request, token, outputs)
 
-    def _append(self, request: Request, token: SampledToken | EngineError) -> TokenOutput:
+    def _append(
+        self, request: Request, token: SampledToken | EngineError, outputs: list[TokenOutput]
+    ) -> None:
         if isinstance(token, EngineError):
-            return self._fail(request, token)
+            self._fail(request, token, outputs)
+            return
         try:
             output = request.append(token)
         except Exception as error:  # the tokenizer's or the grammar's
             log.exception("engine_request_failed", request_id=request.request_id)
-            return self._fail(request, error)
+            self._fail(request, error, outputs)
+            return
+        outputs.append(output)  # at once: a fault of ours after this must not lose the token
         self._counters.generated_tokens += 1
         if request.is_finished:
             self.remove(request)
-        return output
 
-    def _fail(self, request: Request, error: Exception) -> TokenOutput:
+    def _fail(self, request: Request, error: Exception, outputs: list[TokenOutput]) -> None:
+        outputs.append(request.finish(FinishReason.ERROR, _engine_error(error)))
         self.remove(request)
-        return request.finish(FinishReason.ERROR, _engine_error(error))
 
 
 def _engine_error(error: Exception) -> EngineError:

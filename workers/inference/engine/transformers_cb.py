@@ -74,7 +74,6 @@ class TransformersEngine:
         self._on_progress = on_progress
         self._attention = attention
         self._is_greedy_only = is_greedy_only
-        self._loaded: LoadedModel | None = None
         self._manager: Manager | None = None
         self._phase = Phase.LOADING
         self._num_reports = 0
@@ -96,8 +95,8 @@ class TransformersEngine:
 
     @property
     def models(self) -> Mapping[str, ModelInfo]:
-        loaded = self._loaded
-        return MappingProxyType({loaded.info.name: loaded.info} if loaded else {})
+        info = self._manager.loaded.info if self._manager else None
+        return MappingProxyType({info.name: info} if info else {})
 
     def start(self, sink: StepSink) -> None:
         if self._thread is not None:
@@ -109,9 +108,10 @@ class TransformersEngine:
             raise self._load_error
 
     def submit(self, request: EngineRequest) -> None:
-        loaded, manager = self._loaded, self._manager
-        if self._phase is not Phase.SERVING or loaded is None or manager is None:
+        manager = self._manager
+        if self._phase is not Phase.SERVING or manager is None:
             raise not_serving()
+        loaded = manager.loaded
         if request.model != loaded.info.name:
             raise EngineError("model_not_found", f"model {request.model} is not loaded here")
         check_request(request, loaded.info)
@@ -163,7 +163,7 @@ class TransformersEngine:
                 self._step(sink)
         except Exception as error:  # a bug of ours: every request must still hear of its end
             log.exception("engine_loop_failed")
-            fault = EngineError("engine_error", f"the loop failed: {error}", retryable=True)
+            fault = _engine_error(error)
         self._stop(sink, fault)
 
     def _load(self) -> None:
@@ -173,15 +173,13 @@ class TransformersEngine:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         device = choose_device(config.device)
-        loaded = load_model(spec, device, is_hub_allowed=config.is_hub_allowed)
         self._manager = Manager(  # its thread is a daemon because this one is
-            loaded,
+            load_model(spec, device, is_hub_allowed=config.is_hub_allowed),
             config,
             attention=self._attention,
             is_greedy_only=self._is_greedy_only,
             deliver=self._arrived.put,
         )
-        self._loaded = loaded
         self._report("ready", 1.0)
         self._phase = Phase.SERVING
 
@@ -212,33 +210,28 @@ class TransformersEngine:
             if request.is_finished:
                 self._outputs.append(request.output_of_replay())
             elif id(request) not in late:
-                self._try_to_hand_over(request)
+                self._hand_over(request)
         for request, reason in leaving:
             if not request.is_finished:
                 self._take_back(request)
                 self._outputs.append(request.finish(reason))
 
-    def _try_to_hand_over(self, request: Request) -> None:
-        try:
-            self._hand_over(request)
-        except EngineError as error:
-            self._take_back(request)
-            self._outputs.append(request.finish(FinishReason.ERROR, error))
-
     def _hand_over(self, request: Request) -> None:
         assert self._manager
-        assert self._loaded
         sampling, num_given = request.sampling, request.num_tokens
-        self._counters.prompt_tokens += num_given
+        left_in_context = self._manager.loaded.info.context_length - num_given
         running = _Running(next(self._library_ids), request, num_given)
         self._running[running.library_id] = running
-        left_in_context = self._loaded.info.context_length - num_given
-        self._manager.add(
-            running.library_id,
-            request.token_ids,
-            max_tokens=min(sampling.max_tokens - request.num_generated, left_in_context),
-            sampling=sampling,
-        )
+        self._counters.prompt_tokens += num_given
+        try:
+            self._manager.add(
+                running.library_id,
+                request.token_ids,
+                max_tokens=min(sampling.max_tokens - request.num_generated, left_in_context),
+                sampling=sampling,
+            )
+        except EngineError as error:
+            self._outputs.append(self._fail(request, error))
 
     def _take_back(self, request: Request) -> None:
         assert self._manager
@@ -250,20 +243,21 @@ class TransformersEngine:
         """The newest token of a request, or its failure."""
         request = running.request
         if output.error is not None:
-            self._take_back(request)
-            error = EngineError("engine_error", str(output.error), retryable=True)
-            return request.finish(FinishReason.ERROR, error)
+            return self._fail(request, _engine_error(output.error))
         token_id = output.generated_tokens[request.num_tokens - running.num_given]
         self._counters.generated_tokens += 1
         try:
             taken = request.append(SampledToken(token_id))
         except Exception as error:  # the tokenizer's own
             log.exception("engine_request_failed", request_id=request.request_id)
-            failure = EngineError("engine_error", f"text failed: {error}", retryable=True)
-            taken = request.finish(FinishReason.ERROR, failure)
+            return self._fail(request, _engine_error(error))
         if request.is_finished:
             self._take_back(request)
         return taken
+
+    def _fail(self, request: Request, error: EngineError) -> TokenOutput:
+        self._take_back(request)
+        return request.finish(FinishReason.ERROR, error)
 
     def _emit(self, sink: StepSink) -> None:
         outputs, self._outputs = self._outputs, []
@@ -300,4 +294,8 @@ def _choice(request: EngineRequest, loaded: LoadedModel) -> Request:
             context_length=loaded.info.context_length,
         )
     except Exception as error:  # the tokenizer's own, from replaying a continuation
-        raise EngineError("engine_error", f"replay failed: {error}", retryable=True) from error
+        raise _engine_error(error) from error
+
+
+def _engine_error(error: object) -> EngineError:
+    return EngineError("engine_error", str(error), retryable=True)

@@ -51,7 +51,7 @@ class Manager:
         deliver: Deliver,
     ) -> None:
         """Raises EngineError for a model or a size that the library can't serve."""
-        self._vocab_size = loaded.info.vocab_size
+        self.loaded = loaded
         self._is_greedy_only = is_greedy_only
         self._num_steps_before = 0  # of earlier threads
         self._manager = _init(loaded, config, attention, is_greedy_only)
@@ -141,10 +141,10 @@ class Manager:
             return {}
         if sampling.temperature == 0:
             return {"temperature": 1.0, "top_k": 1, "top_p": 1.0}
-        top_k = min(sampling.top_k or self._vocab_size, self._vocab_size)
+        vocab_size = self.loaded.info.vocab_size
         return {
             "temperature": float(sampling.temperature),
-            "top_k": top_k,
+            "top_k": min(sampling.top_k or vocab_size, vocab_size),
             "top_p": float(sampling.top_p),
         }
 
@@ -174,7 +174,7 @@ def _init(
     max_num_seqs = config.max_num_seqs or DEFAULT_MAX_NUM_SEQS
     batching = ContinuousBatchingConfig(
         page_size=PAGE_SIZE,
-        num_blocks=_num_blocks(loaded, max_num_seqs, config.kv_memory_share),
+        num_blocks=_num_blocks(loaded, config, max_num_seqs),
         max_memory_percent=config.kv_memory_share,
         max_batch_tokens=config.max_num_batched_tokens or _default_budget(model.device),
         max_requests_per_batch=max_num_seqs,
@@ -194,17 +194,18 @@ def _warm_up(manager: Any) -> None:
         raise EngineError("model_unsupported", f"continuous batching: {error}") from error
 
 
-def _num_blocks(loaded: LoadedModel, max_num_seqs: int, memory_share: float) -> int | None:
+def _num_blocks(loaded: LoadedModel, config: EngineConfig, max_num_seqs: int) -> int | None:
     """Blocks that fit, at most what `max_num_seqs` full contexts need.
 
     None on a GPU, where the library measures for itself; on a CPU it finds no memory unless told.
     Raises EngineError where not one full context fits.
     """
     device = loaded.model.device
-    if device.type != "cpu":
+    if device.type != "cpu" and config.kv_cache_bytes is None:
         return None
+    num_bytes = config.kv_cache_bytes or int(free_bytes(device) * config.kv_memory_share)
     block_bytes = loaded.kv_shape.bytes_per_token * PAGE_SIZE
-    fitting = int(free_bytes(device) * memory_share) // block_bytes
+    fitting = num_bytes // block_bytes
     least = -(-loaded.info.context_length // PAGE_SIZE)
     if fitting < least:
         message = (

@@ -20,6 +20,7 @@ from workers.inference.engine.sampling.best import top
 _BLOCK = 256  # columns whose sum is taken at once
 _MIN_TEMPERATURE = 1e-4  # a draw below it is greedy all the same, and logits would overflow
 _INF = float("inf")
+_TINY = torch.finfo(torch.float64).tiny
 _MASK_64 = (1 << 64) - 1
 _BELOW_ONE = 1 - 2.0**-40  # keeps rounding from stepping past the last token of a block
 
@@ -32,14 +33,13 @@ def draw(logits: torch.Tensor, requests: Sequence[Request]) -> tuple[torch.Tenso
     params = [request.sampling for request in requests]
     weights = tempered(logits, params)
     cut_to_top_k(weights, [p.top_k for p in params])
-    mass = total(weights)
+    wanted = nucleus_mass(weights, [p.top_p for p in params])
     cut_to_min_p(weights, [p.min_p for p in params])
     tokens = _pick(weights, [_uniform(request, 0) for request in requests])
     if any(p.top_p < 1 for p in params):
-        shares = [p.top_p if p.top_p < 1 else _INF for p in params]
-        _draw_again(tokens, weights, mass * _column(shares, mass)[:, 0], requests)
+        _draw_again(tokens, weights, wanted, requests)
     # In a row without a distribution the search may have ended beyond the vocabulary.
-    return tokens.clamp_(max=logits.shape[-1] - 1), mass > 0
+    return tokens.clamp_(max=logits.shape[-1] - 1), ~wanted.isnan()
 
 
 def tempered(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
@@ -69,6 +69,13 @@ def cut_to_min_p(weights: torch.Tensor, min_p: Sequence[float]) -> None:
     """Zero what weighs less than this share of the largest of its row, in place."""
     if any(min_p):
         _cut(weights, weights.amax(-1, keepdim=True) * _column(min_p, weights))
+
+
+def nucleus_mass(weights: torch.Tensor, top_p: Sequence[float]) -> torch.Tensor:
+    """A token is inside top_p when those above it weigh less than this. [B], NaN for NaN."""
+    mass = total(weights)
+    shares = _column([p if p < 1 else _INF for p in top_p], mass)[:, 0]
+    return (mass * shares).clamp(min=_TINY)  # nothing is above the best token, which is inside
 
 
 def total(weights: torch.Tensor) -> torch.Tensor:

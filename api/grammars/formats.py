@@ -1,0 +1,92 @@
+"""From the fields of a request to one grammar, in the form that the engine's grammar.py documents.
+
+Everything here is cheap and bounded. Whether the grammar can be compiled says `checker.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from llguidance import LLMatcher
+
+from api.grammars.limits import MAX_GRAMMAR_BYTES
+from api.grammars.schema_limits import check_schema
+from api.schemas.structured_outputs import ResponseFormat, StructuredOutputFields, StructuredOutputs
+from tasks.errors import InvalidGrammar, InvalidRequest
+
+_ANY_OBJECT = {"type": "object"}
+
+# llguidance reads these from the schema itself, so a client's own are replaced. Whitespace without
+# end is what weak models fall into inside JSON; 40 characters indent ten levels by four.
+_JSON_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,40}"}
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A serialised llguidance grammar, and where in the request it came from."""
+
+    text: str
+    param: str
+    noun: str  # what the client calls it: schema, regex, choice list, grammar
+
+
+def requested_grammar(request: StructuredOutputFields) -> Grammar | None:
+    """The grammar of the output that a request asks for; None for free text.
+
+    Raises InvalidGrammar for what is too large or refers to other documents.
+    """
+    grammar = _of_response_format(request.response_format)
+    if request.structured_outputs is None:
+        return grammar
+    if grammar is not None:
+        message = "Give either 'response_format' or 'structured_outputs'."
+        raise InvalidRequest(message, param="structured_outputs")
+    return _of_structured_outputs(request.structured_outputs)
+
+
+def schema_grammar(schema: Mapping[str, Any], *, param: str) -> Grammar:
+    """JSON that a schema describes. Raises InvalidGrammar."""
+    check_schema(schema, param=param)
+    document = {"grammars": [{"json_schema": {**schema, "x-guidance": _JSON_OPTIONS}}]}
+    return _bounded(Grammar(orjson.dumps(document).decode(), param, "schema"))
+
+
+def _of_response_format(asked: ResponseFormat | None) -> Grammar | None:
+    if asked is None or asked.type == "text":
+        return None
+    if asked.json_schema is None:
+        return schema_grammar(_ANY_OBJECT, param="response_format")
+    return schema_grammar(asked.json_schema.schema_, param="response_format.json_schema.schema")
+
+
+def _of_structured_outputs(asked: StructuredOutputs) -> Grammar:
+    if asked.json_ is not None:
+        return schema_grammar(asked.json_, param="structured_outputs.json")
+    if asked.regex is not None:
+        text = LLMatcher.grammar_from_regex(asked.regex)
+        return _bounded(Grammar(text, "structured_outputs.regex", "regex"))
+    if asked.choice is not None:
+        text = _of_lark(_choices(asked.choice))
+        return _bounded(Grammar(text, "structured_outputs.choice", "choice list"))
+    assert asked.grammar is not None
+    return _bounded(Grammar(_of_lark(asked.grammar), "structured_outputs.grammar", "grammar"))
+
+
+def _choices(choices: Sequence[str]) -> str:
+    # ASCII: llguidance's lexer refuses some characters, such as DEL, inside a literal.
+    return "start: " + " | ".join(json.dumps(choice, ensure_ascii=True) for choice in choices)
+
+
+def _of_lark(lark: str) -> str:
+    return orjson.dumps({"grammars": [{"lark_grammar": lark}]}).decode()
+
+
+def _bounded(grammar: Grammar) -> Grammar:
+    if len(grammar.text.encode()) > MAX_GRAMMAR_BYTES:
+        message = f"The {grammar.noun} is larger than {MAX_GRAMMAR_BYTES} bytes."
+        raise InvalidGrammar(message, param=grammar.param)
+    return grammar

@@ -1,0 +1,83 @@
+"""The fields that ask for output of a given form: OpenAI's `response_format`, and vLLM's
+`structured_outputs` for what OpenAI has no words for.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BeforeValidator, Field, model_validator
+
+from api.grammars.limits import (
+    MAX_CHOICE_CHARS,
+    MAX_CHOICES,
+    MAX_LARK_CHARS,
+    MAX_REGEX_CHARS,
+)
+from api.schemas.strict import Strict
+
+_KINDS = ("json", "regex", "choice", "grammar")
+
+
+# One of two forms becomes the other before validation: an error in a union would name both.
+def _text_as_schema(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"The text is not valid JSON: {error.msg}.") from None
+
+
+class JsonSchemaFormat(Strict):
+    """A schema under a name. `strict` changes nothing: a schema is always enforced."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: Annotated[str, Field(max_length=4_096)] | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    """OpenAI's three formats. One model, because an error in a union would name its members."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+    @model_validator(mode="after")
+    def _schema_with_its_type(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("Give 'json_schema' with the type 'json_schema', and with no other.")
+        return self
+
+
+class StructuredOutputs(Strict):
+    """vLLM's form: one of four ways to say what the output must be."""
+
+    json_: Annotated[
+        dict[str, Any] | None, BeforeValidator(_text_as_schema), Field(alias="json")
+    ] = None
+    regex: Annotated[str, Field(min_length=1, max_length=MAX_REGEX_CHARS)] | None = None
+    choice: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=MAX_CHOICE_CHARS)]],
+            Field(min_length=1, max_length=MAX_CHOICES),
+        ]
+        | None
+    ) = None
+    grammar: Annotated[str, Field(min_length=1, max_length=MAX_LARK_CHARS)] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> StructuredOutputs:
+        given = [value for value in self.__dict__.values() if value is not None]
+        if len(given) != 1:
+            raise ValueError(f"Give exactly one of {', '.join(_KINDS)}.")
+        return self
+
+
+class StructuredOutputFields(Strict):
+    """What the output must look like; text of any form without them."""
+
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
