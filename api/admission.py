@@ -12,6 +12,8 @@ from uuid import UUID
 import orjson
 
 from api import metrics
+from api.grammars.checker import GrammarChecker
+from api.grammars.formats import requested_grammar
 from api.hints import HintSender
 from api.limits import RateLimiter
 from api.prompts.encoder import PromptEncoder
@@ -19,12 +21,12 @@ from api.prompts.registry import ModelRegistry, ServedModel
 from api.prompts.template import Messages
 from api.schemas.jobs import CreateJob
 from api.settings import DEFAULT_DEADLINE_S, MAX_FAILS
-from billing.pricing import Prices, worst_case_micros
+from billing.pricing import worst_case_micros
 from store.admission import Admitted, FrozenPrices, NewJob, admit
 from store.catalog import ModelEntry
 from store.pools import AsyncPool
 from store.tenants import ApiKey
-from tasks.errors import ContextLengthExceeded, InvalidRequest, PermissionDenied
+from tasks.errors import ContextLengthExceeded, InvalidPrompt, InvalidRequest, PermissionDenied
 from tasks.ids import uuid7
 from tasks.inference import Hint
 from tasks.queues import ServiceTier, lane_for
@@ -50,6 +52,7 @@ class Admission:
     pool: AsyncPool
     registry: ModelRegistry
     encoder: PromptEncoder
+    grammars: GrammarChecker
     hints: HintSender
     limiter: RateLimiter
 
@@ -73,12 +76,16 @@ class Admission:
         request.refuse_unsupported()
         tier = _tier_for(key, request.service_tier)
         model = await self.registry.get(request.model)
-        _check_logit_bias(request, model)
+        _check_token_ids(request, model)
         ids = await self.encoder.encode(
             model.codec, _prompt_of(request), context_length=model.entry.context_length
         )
+        if not ids:
+            raise InvalidPrompt("The prompt holds no tokens.", param="prompt")
         max_output_tokens = _output_limit(request, model.entry, len(ids))
-        prices = _prices_of(model.entry, tier)
+        _check_min_tokens(request, max_output_tokens)
+        grammar = await self._grammar(key, request, model)
+        prices = _frozen_prices(model.entry, tier)
         return NewJob(
             id=uuid7(),
             tenant_id=key.tenant_id,
@@ -92,7 +99,7 @@ class Admission:
             max_fails=MAX_FAILS,
             input_tokens=len(ids),
             max_output_tokens=max_output_tokens,
-            prices=_frozen(prices),
+            prices=prices,
             reserve_micros=worst_case_micros(
                 input_tokens=len(ids), max_output_tokens=max_output_tokens, prices=prices
             ),
@@ -100,10 +107,20 @@ class Admission:
             request=submission.body,
             prompt_token_ids=pack_token_ids(ids),
             sampling=request.sampling() | {"max_tokens": max_output_tokens},
+            grammar=grammar,
             end_user=request.user,
             idempotency_key=submission.idempotency_key,
             metadata=request.metadata or {},
         )
+
+    async def _grammar(self, key: ApiKey, request: CreateJob, model: ServedModel) -> str | None:
+        """What every attempt compiles. Raises InvalidGrammar for what no worker could."""
+        grammar = requested_grammar(request)
+        if grammar is None:
+            return None
+        tokenizer = self.registry.tokenizer_file(model)
+        await self.grammars.check(grammar, tokenizer=tokenizer, tenant_id=key.tenant_id)
+        return grammar.text
 
 
 def request_hash(path: str, tenant_id: UUID, body: Mapping[str, Any]) -> bytes:
@@ -128,11 +145,16 @@ def _prompt_of(request: CreateJob) -> str | Messages:
     return [message.for_template() for message in request.messages]
 
 
-def _check_logit_bias(request: CreateJob, model: ServedModel) -> None:
+def _check_token_ids(request: CreateJob, model: ServedModel) -> None:
     vocab_size = model.codec.vocab_size
-    if any(int(token_id) >= vocab_size for token_id in request.logit_bias or {}):
-        message = f"'logit_bias' names a token beyond the vocabulary of {vocab_size}."
-        raise InvalidRequest(message, param="logit_bias")
+    named = {
+        "logit_bias": map(int, request.logit_bias or {}),
+        "stop_token_ids": request.stop_token_ids or [],
+    }
+    for param, token_ids in named.items():
+        if any(token_id >= vocab_size for token_id in token_ids):
+            message = f"'{param}' names a token beyond the vocabulary of {vocab_size}."
+            raise InvalidRequest(message, param=param)
 
 
 def _output_limit(request: CreateJob, model: ModelEntry, input_tokens: int) -> int:
@@ -152,22 +174,18 @@ def _output_limit(request: CreateJob, model: ModelEntry, input_tokens: int) -> i
     return limit
 
 
-def _prices_of(model: ModelEntry, tier: ServiceTier) -> Prices:
+def _check_min_tokens(request: CreateJob, max_output_tokens: int) -> None:
+    if (request.min_tokens or 0) > max_output_tokens:
+        message = f"'min_tokens' is more than the {max_output_tokens} tokens to produce at most."
+        raise InvalidRequest(message, param="min_tokens")
+
+
+def _frozen_prices(model: ModelEntry, tier: ServiceTier) -> FrozenPrices:
     price = model.prices[tier.value]
-    return Prices(
+    return FrozenPrices(
         version=model.price_version,
         input_micros=price.input_micros,
         cached_micros=price.cached_micros,
         output_micros=price.output_micros,
         currency=model.currency,
-    )
-
-
-def _frozen(prices: Prices) -> FrozenPrices:
-    return FrozenPrices(
-        version=prices.version,
-        input_micros=prices.input_micros,
-        cached_micros=prices.cached_micros,
-        output_micros=prices.output_micros,
-        currency=prices.currency,
     )

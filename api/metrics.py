@@ -39,6 +39,18 @@ prompt_seconds = Histogram(
     buckets=_SECONDS,
     registry=registry,
 )
+grammars_checked = Counter(
+    "millrace_api_grammars_checked_total",
+    "Grammars of requests, by whether they can be used.",
+    ("outcome",),
+    registry=registry,
+)
+grammar_seconds = Histogram(
+    "millrace_api_grammar_seconds",
+    "Compiling one grammar that was not seen before, waiting for a process included.",
+    buckets=_SECONDS,
+    registry=registry,
+)
 enqueue_seconds = Histogram(
     "millrace_api_enqueue_seconds",
     "From commit to the hint standing in its queue.",

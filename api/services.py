@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 
 from api.admission import Admission
 from api.auth import Authenticator
+from api.grammars.checker import GrammarChecker
 from api.hints import HintSender
 from api.limits import NoLimits
 from api.prompts.encoder import PromptEncoder
@@ -107,10 +108,19 @@ async def _open_admission(
         num_threads=settings.tokenizer_threads, max_waiting=settings.tokenizer_queue
     )
     stack.callback(encoder.close)
+    grammars = GrammarChecker()
+    stack.push_async_callback(grammars.close)
     hints = HintSender()
     hints.start()
     stack.push_async_callback(asyncio.to_thread, hints.stop)
-    return Admission(pool=pool, registry=registry, encoder=encoder, hints=hints, limiter=NoLimits())
+    return Admission(
+        pool=pool,
+        registry=registry,
+        encoder=encoder,
+        grammars=grammars,
+        hints=hints,
+        limiter=NoLimits(),
+    )
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ Ratios are of the same round, then their median. Then come the probes of ours al
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -75,7 +76,7 @@ def run_arms(names: Sequence[str], folder: Path, rounds: int) -> Figures:
             _say(f"loading {name}")
             arms[name] = ARMS[name](model)
         rates = measure(arms, w_mix_batch(), rounds)
-        described = {f"{name}_is": arm.describe() for name, arm in arms.items()}
+        described = {f"{_key(name)}_is": arm.describe() for name, arm in arms.items()}
     finally:
         for arm in arms.values():
             arm.close()
@@ -86,7 +87,7 @@ def compare(rates: Mapping[str, Sequence[float]]) -> Figures:
     """Medians and ranges of each arm's rates, and of ours over each peer's, round by round."""
     figures: Figures = {}
     for name, values in rates.items():
-        key = f"{name.replace('-', '_')}_tok_s"
+        key = f"{_key(name)}_tok_s"
         figures |= {key: median_of(values, 1), f"{key}_range": range_of(values, 1)}
         if name != OURS and OURS in rates:
             ratios = [a / b for a, b in zip(rates[OURS], values, strict=True)]
@@ -114,6 +115,7 @@ def main() -> None:
     chosen = options.only or [name for name in (*ARMS, *PROBES) if name != "vllm-cpu"]
     if options.peer and options.peer not in chosen:
         chosen.append(options.peer)
+    load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="millrace-bench-") as name:
         folder = Path(name)
         figures: Figures = {}
@@ -123,6 +125,7 @@ def main() -> None:
     figures |= {
         "rounds": options.rounds,
         "machine": machine(),
+        "load_before": round(load_before, 2),  # above 0.3 or so, something else took part
         "threads": torch.get_num_threads(),
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
     }
@@ -155,6 +158,10 @@ def _names(text: str) -> list[str]:
     if unknown := [name for name in names if name not in ARMS and name not in PROBES]:
         raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}")
     return names
+
+
+def _key(name: str) -> str:
+    return name.replace("-", "_")
 
 
 def _say(line: str) -> None:

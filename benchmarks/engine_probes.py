@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -58,7 +58,7 @@ def prefix_hit(folder: Path, rounds: int) -> Figures:
     model = random_model.build(folder / "m135-long", context_length=context_length)
     engine = OwnEngine.load(model)
     _hit_over_cold(engine, "warm-up")
-    ratios = [_hit_over_cold(engine, str(number)) for number in range(max(rounds, 5))]
+    ratios = [_hit_over_cold(engine, str(number)) for number in range(rounds)]
     engine.close()
     return _median("prefix_hit_ttft_ratio", ratios)
 
@@ -69,11 +69,10 @@ def prefix_off(folder: Path, rounds: int) -> Figures:
     on, off = (OwnEngine.load(model, enable_prefix_cache=is_on) for is_on in (True, False))
     for engine in (on, off):
         engine.tokens_per_second(jobs)
-    ratios = []
-    for _ in range(rounds):
-        # The order turns within a round, so that a drift of the machine cancels out.
-        seconds = [1 / engine.tokens_per_second(jobs) for engine in (on, off, off, on)]
-        ratios.append((seconds[1] + seconds[2]) / (seconds[0] + seconds[3]))
+    ratios = [
+        _ratio(lambda: on.tokens_per_second(jobs), lambda: off.tokens_per_second(jobs))
+        for _ in range(rounds)
+    ]
     on.close()
     off.close()
     return _median("prefix_off_ratio", ratios)
@@ -89,7 +88,8 @@ def json_vs_free(folder: Path, rounds: int) -> Figures:
     for warm_up in (grammar, None):
         engine.decode_rate(jobs, warm_up)
     ratios = [
-        engine.decode_rate(jobs, grammar) / engine.decode_rate(jobs) for _ in range(max(rounds, 5))
+        _ratio(lambda: engine.decode_rate(jobs, grammar), lambda: engine.decode_rate(jobs))
+        for _ in range(rounds)
     ]
     engine.close()
     return _median("json_vs_free", ratios)
@@ -149,6 +149,12 @@ def _steps_to_reuse(engine: _StepCounter, trial: int) -> int:
     for _ in steps:
         pass
     return engine.first_steps[ids[-1]] - before
+
+
+def _ratio(ours: Callable[[], float], other: Callable[[], float]) -> float:
+    """One rate over another. Run ours, other, other, ours: a drift of the machine cancels out."""
+    seconds = [1 / run() for run in (ours, other, other, ours)]
+    return (seconds[1] + seconds[2]) / (seconds[0] + seconds[3])
 
 
 def _random_job(source: random.Random, num_prompt: int, max_tokens: int) -> Job:

@@ -7,14 +7,13 @@ The same formula stands in SQL as `cost_micros()` (migrations, money.sql); a tes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 TOKENS_PER_PRICE = 1_000_000
 
 
 class PriceLine(Protocol):
-    """One line of a price book, wherever it is kept. Micros per million tokens."""
+    """One line of a price book, or what is frozen in a job. Micros per million tokens."""
 
     @property
     def input_micros(self) -> int: ...
@@ -22,17 +21,6 @@ class PriceLine(Protocol):
     def cached_micros(self) -> int: ...
     @property
     def output_micros(self) -> int: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Prices:
-    """A PriceLine with its version and currency, as frozen in a job at admission."""
-
-    version: int
-    input_micros: int
-    cached_micros: int
-    output_micros: int
-    currency: str
 
 
 def cost_micros(

@@ -54,6 +54,7 @@ class NewJob:
     request: Mapping[str, Any]
     prompt_token_ids: bytes  # little-endian uint32
     sampling: Mapping[str, Any]
+    grammar: str | None = None  # serialised, as every attempt compiles it
     end_user: str | None = None
     idempotency_key: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -105,8 +106,9 @@ WITH key AS (
         %(output_price)s, %(currency)s, %(metadata)s, %(request_hash)s, %(idempotency_key)s
     FROM account RETURNING *
 ), payload AS (
-    INSERT INTO job_payloads (job_id, tenant_id, request, prompt_token_ids, sampling)
-    SELECT %(id)s, %(tenant_id)s, %(request)s, %(prompt_token_ids)s, %(sampling)s FROM account
+    INSERT INTO job_payloads (job_id, tenant_id, request, prompt_token_ids, sampling, grammar)
+    SELECT %(id)s, %(tenant_id)s, %(request)s, %(prompt_token_ids)s, %(sampling)s, %(grammar)s
+    FROM account
 ), reservation AS (
     INSERT INTO reservations (job_id, tenant_id, amount_micros)
     SELECT %(id)s, %(tenant_id)s, %(reserve)s FROM account
@@ -185,4 +187,5 @@ def _parameters(job: NewJob) -> dict[str, Any]:
         "request": Jsonb(dict(job.request)),
         "prompt_token_ids": job.prompt_token_ids,
         "sampling": Jsonb(dict(job.sampling)),
+        "grammar": job.grammar,
     }

@@ -35,7 +35,7 @@ SELECT job.id, job.tenant_id, job.attempt, job.fail_count, job.max_fails, job.mo
     job.service_tier, job.input_tokens, job.max_output_tokens, job.price_version, job.input_price,
     job.cached_price, job.output_price, job.currency,
     extract(epoch FROM job.deadline_at - now())::float AS remaining_s,
-    payload.prompt_token_ids, payload.sampling,
+    payload.prompt_token_ids, payload.sampling, payload.grammar,
     previous.checkpoint_seq, previous.checkpoint_token_ids, previous.checkpoint_text
 FROM job JOIN job_payloads payload ON payload.job_id = job.id
 LEFT JOIN LATERAL (
@@ -147,6 +147,7 @@ class Claimed:
     prompt_token_ids: bytes
     sampling: Mapping[str, Any]
     checkpoint: Checkpoint
+    grammar: str | None = None  # serialised; every attempt compiles the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,6 +328,7 @@ def _claimed(row: dict[str, Any] | None) -> Claimed | None:
         remaining_s=row["remaining_s"],
         prompt_token_ids=row["prompt_token_ids"],
         sampling=row["sampling"],
+        grammar=row["grammar"],
         checkpoint=Checkpoint(
             seq=row["checkpoint_seq"] or 0,
             token_ids=row["checkpoint_token_ids"] or b"",

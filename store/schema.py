@@ -217,6 +217,7 @@ job_payloads = Table(
     Column("request", JSONB, nullable=False),
     Column("prompt_token_ids", LargeBinary, nullable=False),
     Column("sampling", JSONB, nullable=False),
+    _text("grammar", nullable=True),
     postgresql_partition_by="RANGE (job_id)",
 )
 

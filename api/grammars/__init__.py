@@ -1,1 +1,1 @@
-"""Structured output: from what a client asks for to one grammar that every worker compiles alike."""
+"""Structured output: from what a client asks for to one grammar that every worker compiles."""

@@ -10,7 +10,7 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import orjson
 import structlog
@@ -53,21 +53,22 @@ class SandboxProcess:
         self._loaded: set[str] = set()
 
     async def close(self) -> None:
-        """End the process."""
+        """End the process; a later question starts another."""
         process, self._process = self._process, None
         self._loaded.clear()
         if process is None:
             return
         if process.returncode is None:
             process.kill()
-        # Reads the pipes to their end, without which their transports stay open.
-        await process.communicate()
+        await process.communicate()  # reads to the end: the pipes stay open otherwise
 
     async def refusal(self, grammar: str, tokenizer: TokenizerFile) -> str | None:
         """Why a model can't follow this grammar; None if it can.
 
-        Raises TokenizerRefused, and ServiceUnavailable where it isn't known.
+        Raises TokenizerRefused, and ServiceUnavailable where it could not be found out.
         """
+        if self._process is not None and self._process.returncode is not None:
+            await self.close()
         if tokenizer.sha256 not in self._loaded:
             await self._load(tokenizer)
         try:
@@ -81,22 +82,25 @@ class SandboxProcess:
         text, eos = await tokenizer.read()
         try:
             reason = await self._ask({"tokenizer": tokenizer.sha256, "json": text, "eos": eos})
-        except _Killed as death:
-            reason = str(death)
+        except _Killed:
+            reason = TOO_COSTLY
         if reason is not None:
             raise TokenizerRefused(reason)
         self._loaded.add(tokenizer.sha256)
 
     async def _ask(self, question: dict[str, Any]) -> str | None:
-        """Send a question, await the answer. Raises _Killed, ServiceUnavailable."""
+        """The answer's reason. Raises _Killed, ServiceUnavailable."""
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 answer = await self._exchange(orjson.dumps(question))
-        except BaseException:  # also cancelled: the answer must not be taken for the next one's
+        except BaseException as error:
+            # Also when cancelled: the answer must not be taken for the next question's.
             await self.close()
+            if isinstance(error, TimeoutError):
+                raise ServiceUnavailable from error
             raise
         if not answer:
-            await self._report_death()
+            await self._bury()
         reason: str | None = orjson.loads(answer)["reason"]
         return reason
 
@@ -111,3 +115,29 @@ class SandboxProcess:
         except ConnectionError:
             return b""
         return await process.stdout.readline()
+
+    async def _bury(self) -> NoReturn:
+        assert self._process is not None
+        returncode = await self._process.wait()
+        await self.close()
+        if -returncode in _KILLED_BY_GRAMMAR:
+            raise _Killed
+        log.error("grammar_sandbox_died", returncode=returncode)
+        raise ServiceUnavailable
+
+
+class _Killed(Exception):
+    """The process died of the question."""
+
+
+async def _start() -> Process:
+    # -I: neither the working directory nor variables decide what is imported.
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-I",
+        str(_SCRIPT),
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=DEVNULL,
+        env={name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
+    )

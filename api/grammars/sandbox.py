@@ -41,12 +41,14 @@ LIMITS = {
 _SILENT = 0
 _FAILED = "it could not be read"
 
-# llguidance's ways to say what a client can't make sense of.
-_IN_PLAIN_WORDS = {
-    "NoExtensionBias": "no text matches it",
+# What llguidance says, by how it begins, and what helps a client more.
+_IN_OTHER_WORDS = {
     "NoExtension": "no text matches it",
     "ParserTooComplex": "it is too complex",
     "LexerTooComplex": "it is too complex",
+    "fuel exhausted": "it is too complex",
+    "Resource ": "it refers to another document",
+    "oneOf constraints": "the alternatives of a oneOf must exclude each other; use anyOf",
 }
 
 
@@ -114,11 +116,10 @@ def _compile(tokenizers: dict[str, LLTokenizer], request: dict[str, Any]) -> str
 
 def _in_one_line(error: str) -> str:
     """llguidance's reason without the excerpt of the grammar that it shows below."""
-    if "not present in a registry" in error:
-        return "it refers to another document"
     cause = re.search(r"^error: (.+)$", error, re.MULTILINE)
     line = cause[1] if cause else next(iter(error.strip().splitlines()), _FAILED)
-    return _IN_PLAIN_WORDS.get(line, line)[:MAX_REASON_CHARS]
+    others = (words for start, words in _IN_OTHER_WORDS.items() if line.startswith(start))
+    return next(others, line[:MAX_REASON_CHARS])
 
 
 if __name__ == "__main__":

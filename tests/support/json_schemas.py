@@ -50,14 +50,14 @@ def faults(text: str, schema: Schema) -> list[str]:
 
     Numbers are compared as decimals: in binary 0.07 is no multiple of 0.01.
     """
-    try:
-        document = json.loads(text, parse_float=Decimal)
-    except ValueError as error:
-        return [str(error)]
     exact_schema = json.loads(json.dumps(schema), parse_float=Decimal)
     validator = jsonschema.Draft202012Validator(exact_schema, format_checker=_FORMAT_CHECKER)
-    # Untrapped, the remainder of a number of thousands of digits is NaN, which is no multiple.
+    # Untrapped, a number beyond all bounds is read as NaN, which is a number and below no bound.
     with localcontext(Context(prec=2000, traps=[])):
+        try:
+            document = json.loads(text, parse_float=Decimal)
+        except ValueError as error:
+            return [str(error)]
         return [error.message for error in validator.iter_errors(document)]
 
 

@@ -10,13 +10,26 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
-from billing.pricing import Prices, worst_case_micros
+from billing.pricing import worst_case_micros
+from store.admission import FrozenPrices
 from store.pools import DictConnection
 from store.tenants import create_tenant
 from tasks.ids import uuid7
 from tasks.token_ids import pack_token_ids
 
-PRICES = Prices(1, 1_000_000, 250_000, 2_000_000, "USD")  # a micro a token and two
+
+def frozen_prices(input_micros: int, cached_micros: int, output_micros: int) -> FrozenPrices:
+    """As a job carries them."""
+    return FrozenPrices(
+        version=1,
+        input_micros=input_micros,
+        cached_micros=cached_micros,
+        output_micros=output_micros,
+        currency="USD",
+    )
+
+
+PRICES = frozen_prices(1_000_000, 250_000, 2_000_000)  # a micro a token and two
 
 _JOB = """
 INSERT INTO jobs (id, tenant_id, api_key_id, model, model_requested, pool, service_tier, lane,

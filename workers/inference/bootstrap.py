@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import redis
 import structlog
 from celery.signals import task_revoked, worker_init, worker_shutdown, worker_shutting_down
+from prometheus_client import REGISTRY
 
 from store.attempts import ask_cancel
 from store.pools import SyncPool, sync_pool
@@ -26,6 +27,7 @@ from tasks.logs import configure_logs
 from tasks.metrics import serve_metrics
 from tasks.queues import queues_of_pool
 from tasks.settings import RedisSettings
+from workers.inference import engine_metrics
 from workers.inference import pool as task_pool
 from workers.inference.cancels import CancelListener
 from workers.inference.engine.config import EngineConfig, ModelSpec, StubConfig
@@ -107,6 +109,7 @@ def _start(worker: Any, idle_look: type[Any]) -> None:
     _consume_pool(worker, settings.pool)
     worker.concurrency = _runtime.max_running
     task_pool.set_terminator(_terminate_thread)
+    engine_metrics.export(REGISTRY, engine.stats)
     serve_metrics()
     log.info("worker_started", models=sorted(engine.models), slots=engine.max_num_seqs)
 
@@ -134,6 +137,9 @@ def _engine_config(settings: WorkerSettings, pool: SyncPool) -> EngineConfig:
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         num_threads=settings.num_threads,
+        kv_memory_share=settings.kv_memory_share,
+        enable_prefix_cache=settings.enable_prefix_cache,
+        use_native_step=settings.use_native_step,
         is_hub_allowed=settings.allow_hub,
     )
 

@@ -14,16 +14,26 @@ from tasks.errors import (
 )
 from workers.inference.engine.errors import EngineError
 
+# Every code an engine raises. Those of requests at fault are refused by the API before admission
+# where it can know; here they end a job.
 _BY_CODE: dict[str, type[ServiceError]] = {
-    "model_not_found": ModelNotFound,
+    "context_length_exceeded": ContextLengthExceeded,
     "invalid_grammar": InvalidGrammar,
     "invalid_prompt": InvalidPrompt,
-    "context_length_exceeded": ContextLengthExceeded,
     "invalid_request": InvalidRequest,
+    "model_not_found": ModelNotFound,
     "unsupported": UnsupportedParameter,
+    "duplicate_request": EngineFailed,
+    "engine_error": EngineFailed,
+    "engine_unavailable": EngineFailed,
+    "engine_unresponsive": EngineFailed,
+    "internal": EngineFailed,
+    "model_load_failed": EngineFailed,
+    "model_unsupported": EngineFailed,
+    "out_of_memory": EngineFailed,
 }
 
 
 def to_service_error(error: EngineError) -> ServiceError:
-    """The error's class on the wire; anything the table doesn't name is a fault of the engine."""
+    """The error's class on the wire; a code the table doesn't name is a fault of the engine."""
     return _BY_CODE.get(error.code, EngineFailed)(error.message)

@@ -147,7 +147,7 @@ def _request(job: RunningJob, now: float) -> EngineRequest:
         generated_token_ids=_generated(job),
         cache_salt=claimed.tenant_id.hex,
         deadline=now + claimed.remaining_s,
-        grammar=claimed.sampling.get("grammar"),
+        grammar=claimed.grammar,
     )
 
 
@@ -159,7 +159,7 @@ def _generated(job: RunningJob) -> tuple[tuple[int, ...], ...]:
 
 def _sampling(claimed: Claimed) -> SamplingParams:
     """The stored object has SamplingParams' field names; JSON made keys strings, tuples lists."""
-    fields = {name: value for name, value in claimed.sampling.items() if name != "grammar"}
+    fields = dict(claimed.sampling)
     fields["logit_bias"] = {int(k): v for k, v in (fields.get("logit_bias") or {}).items()}
     for name in ("stop", "stop_token_ids"):
         fields[name] = tuple(fields.get(name) or ())

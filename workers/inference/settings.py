@@ -23,6 +23,10 @@ class WorkerSettings(BaseSettings):
     max_num_seqs: int | None = Field(default=None, ge=1, le=1024)
     max_num_batched_tokens: int | None = Field(default=None, ge=16)
     num_threads: int | None = Field(default=None, ge=1)
+    # Of the memory that is free once the models are loaded; workers on one machine share it.
+    kv_memory_share: float = Field(default=0.5, gt=0, le=0.95)
+    enable_prefix_cache: bool = True
+    use_native_step: bool = True  # compiled code on a CPU, where the model allows it
     allow_hub: bool = False
     drain_s: float = Field(default=25.0, ge=0)  # SIGTERM: what ends within this is finished here
 

@@ -21,7 +21,8 @@ from store.catalog import apply_catalog
 from store.pools import DictConnection, connect
 from store.tenants import create_api_key, create_tenant
 from tasks.app import app as celery
-from tests.integration.api.producer import Producer
+from tests.integration.api.producer import Producer, RunningJob
+from tests.integration.api.readers import create_job
 from tests.support.services import Services
 from tests.support.tiny_tokenizer import write_model_folder
 
@@ -144,3 +145,10 @@ def producer(database: DatabaseUrls, services: Services) -> Iterator[Producer]:
     """Stands for an inference worker."""
     with Producer(database.worker, services.redis_url) as producer:
         yield producer
+
+
+@pytest.fixture
+async def running(http: httpx.AsyncClient, producer: Producer) -> RunningJob:
+    """A job that the producer has claimed and started."""
+    await create_job(http)
+    return producer.claim()

@@ -17,6 +17,7 @@ from store.attempts import Claimed, Finish, claim_any, finish
 from store.leases import Lease, register
 from store.pools import DictConnection, connect
 from tasks.events import Event, EventType, compress_event_log, make_event, text_of, token_ids_of
+from tasks.ids import format_job_id
 from tasks.jobs import COMPLETED, Ending
 from tasks.stream import Append, Reply, StreamWriter
 
@@ -34,6 +35,11 @@ class RunningJob:
     @property
     def job_id(self) -> UUID:
         return self.claimed.job_id
+
+    @property
+    def id(self) -> str:
+        """As clients know it."""
+        return format_job_id(self.job_id)
 
     @property
     def text(self) -> str:

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from uuid import UUID
 
 import httpx
 
 from store.pools import DictConnection
+from tasks.keys import stream_channel
 from tests.integration.api.conftest import Tenant
 from tests.integration.api.producer import Producer
+from tests.support.waiting import until
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "What is a service tier?"}]}
 
@@ -68,7 +71,8 @@ async def test_long_poll_answers_when_the_job_ends(
 ) -> None:
     created = (await http.post("/v1/jobs", json=CHAT)).json()
     poll = asyncio.create_task(http.get(f"/v1/jobs/{created['id']}?wait_s=20"))
-    await asyncio.sleep(0.3)
+    channel = stream_channel(UUID(created["id"].removeprefix("job_"))).encode()
+    await until(lambda: channel in producer.redis.pubsub_channels(), what="the poll's watch")
     assert not poll.done()
     began = asyncio.get_running_loop().time()
 

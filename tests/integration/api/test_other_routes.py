@@ -15,6 +15,7 @@ from tasks.queues import ServiceTier, lane_for, queue_for
 from tests.integration.api.conftest import Tenant
 from tests.integration.api.producer import Producer
 from tests.support.services import Services
+from tests.support.waiting import until
 
 BODY = {"model": "tiny", "prompt": "hello", "max_tokens": 4}
 
@@ -39,11 +40,10 @@ async def test_unknown_model_is_not_found(http: httpx.AsyncClient) -> None:
 async def test_retired_model_takes_no_jobs(http: httpx.AsyncClient, owner: DictConnection) -> None:
     owner.execute("UPDATE models SET status = 'retired'")
 
-    async with asyncio.timeout(15):
-        while True:
-            if (await http.post("/v1/jobs", json=BODY)).status_code == 404:
-                return
-            await asyncio.sleep(0.2)
+    async def is_refused() -> bool:
+        return (await http.post("/v1/jobs", json=BODY)).status_code == 404
+
+    await until(is_refused, timeout_s=15, what="the refusal")
 
 
 async def test_usage_sums_by_model_and_tier(
@@ -149,12 +149,11 @@ async def test_new_model_is_served_as_soon_as_it_is_asked_for(
 ) -> None:
     apply_catalog(owner, [catalog_file, _with_second_model(catalog_file)])
 
-    async with asyncio.timeout(5):
-        while True:
-            answer = await http.post("/v1/jobs", json=BODY | {"model": "tiny-two"})
-            if answer.status_code == 202:
-                return
-            await asyncio.sleep(0.2)
+    async def is_served() -> bool:
+        answer = await http.post("/v1/jobs", json=BODY | {"model": "tiny-two"})
+        return answer.status_code == 202
+
+    await until(is_served, timeout_s=5, what="the new model")
 
 
 def _with_second_model(catalog_file: Path) -> Path:

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from cli.stack.child import spawn
 from store.pools import DictConnection
 from tests.integration.api.conftest import Tenant
 from tests.integration.api.producer import Producer
+from tests.support.waiting import until
 
 BODY = {"model": "tiny", "prompt": "hello", "max_tokens": 100}
 ROOT = Path(__file__).resolve().parents[3]
@@ -57,7 +58,7 @@ async def running(environment: None, catalog: None) -> AsyncIterator[RunningApp]
     config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     task = asyncio.create_task(server._serve([listener]))
-    await _until(lambda: server.started or task.done())
+    await until(lambda: server.started or task.done())
     yield RunningApp(app, f"http://127.0.0.1:{listener.getsockname()[1]}")
     server.should_exit = True
     await task
@@ -81,8 +82,8 @@ async def test_client_that_leaves_is_let_go_at_once(
         await anext(chunks)
         assert running.num_listeners == 1
 
-    await _until(lambda: running.num_listeners == 0, timeout_s=0.5)
-    await _until(lambda: running.services.hub.num_channels == 0, timeout_s=3)
+    await until(lambda: running.num_listeners == 0, timeout_s=0.5)
+    await until(lambda: running.services.hub.num_channels == 0, timeout_s=3)
 
 
 async def test_heartbeat_is_one_line_that_dispatches_nothing(
@@ -108,7 +109,7 @@ async def test_reader_that_stops_reading_is_cut_off(
     url = await _create(client)
     job = producer.claim()
     with _connect_without_reading(running.url, url, tenant):
-        await _until(lambda: running.num_listeners == 1)
+        await until(lambda: running.num_listeners == 1)
 
         async with asyncio.timeout(20):
             while running.num_listeners:
@@ -152,13 +153,13 @@ async def test_an_idle_stream_is_one_task_and_little_memory(
     url = await _create(client)
     with ExitStack() as stack:
         stack.enter_context(_connect_without_reading(running.url, url, tenant))
-        await _until(lambda: running.num_listeners == 1)  # what is loaded once is loaded now
+        await until(lambda: running.num_listeners == 1)  # what is loaded once is loaded now
         num_tasks, memory = len(asyncio.all_tasks()), _memory()
 
         for _ in range(num_streams):
             stack.enter_context(_connect_without_reading(running.url, url, tenant))
-        await _until(lambda: running.num_listeners == num_streams + 1, timeout_s=30)
-        await _until(lambda: len(asyncio.all_tasks()) - num_tasks <= num_streams + 5)
+        await until(lambda: running.num_listeners == num_streams + 1, timeout_s=30)
+        await until(lambda: len(asyncio.all_tasks()) - num_tasks <= num_streams + 5)
 
         kib = (_memory() - memory) / num_streams / 1024
     print(f"{kib:.1f} KiB a stream, client socket included")
@@ -230,9 +231,3 @@ async def _create(client: httpx.AsyncClient) -> str:
     answer = await client.post("/v1/jobs", json=BODY)
     url: str = answer.json()["events_url"]
     return url
-
-
-async def _until(is_true: Callable[[], object], *, timeout_s: float = 10.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not is_true():
-            await asyncio.sleep(0.01)

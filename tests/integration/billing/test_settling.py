@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from billing import ledger
-from billing.pricing import Prices, cost_micros
+from billing.pricing import cost_micros
 from billing.usage import settle_jobs
 from cli.stack.database import DatabaseUrls
 from store.outcomes import settle
 from store.pools import DictConnection, connect
 from tests.support.roles import Connections, connections
-from tests.support.rows import Rows
+from tests.support.rows import Rows, frozen_prices
 from tests.support.waiting import wait_until
 
 CREDIT = 1_000_000_000
@@ -190,7 +190,7 @@ def test_balances_equal_the_ledger_after_a_thousand_jobs(
         for _ in range(1_000):
             tenant, payer = random_.choice(tenants), random_.choice(["tenant"] * 4 + ["nobody"])
             a, b, c = random_.choices(range(10**7), k=3)
-            prices = Prices(1, a, b, c, "USD")
+            prices = frozen_prices(a, b, c)
             num_input = random_.randrange(1, 2_000)
             counts = {
                 "input_tokens": num_input,
@@ -223,7 +223,7 @@ def test_sql_and_python_agree_on_every_cost(database: DatabaseUrls) -> None:
         @given(st.tuples(count, count, count), st.tuples(price, price, price))
         def agree(counts: tuple[int, int, int], micros: tuple[int, int, int]) -> None:
             num_input, num_cached, output = max(counts[:2]), min(counts[:2]), counts[2]
-            prices = Prices(1, micros[0], micros[1], micros[2], "USD")
+            prices = frozen_prices(*micros)
             cost = cost_micros(
                 input_tokens=num_input,
                 cached_tokens=num_cached,

@@ -140,10 +140,29 @@ def test_every_number_of_rows_gives_the_same_logits(num_rows: int, tmp_path: Pat
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_compiled_step_is_the_same_to_the_last_bit_in_any_batch_and_any_chunks(
+    dtype: Dtype, tmp_path: Path
+) -> None:
+    loaded = load(save_tiny("gemma3", tmp_path), dtype)
+    cache = KVCache(loaded.kv_shape, num_pages=200, device=CPU)
+    weights = read_weights(loaded.model, loaded.info.context_length, loaded.kv_shape)
+    under_test = NativeForward(weights, cache)
+    whole = under_test.all_logits(TOKENS)[-1].clone()
+    others = [Tokens(TOKENS[i : i + 20 + i], [50 + 4 * i + p for p in range(4)]) for i in range(31)]
+    under_test.run(Batch(tuple(chunk(r, 0, r.num_tokens - 1) for r in others)))
+    one = Tokens(TOKENS, [9, 8, 7, 6, 5])
+    under_test.run(Batch((chunk(one, 0, 33),)))
+    under_test.run(Batch((chunk(others[0], 19, 1), chunk(one, 33, 36)), num_decodes=1))
+    decodes = [chunk(r, r.num_tokens - 1, 1) for r in others]
+    found = under_test.run(Batch((*decodes[:17], chunk(one, 69, 1), *decodes[17:]), num_decodes=32))
+    assert torch.equal(found[17], whole)
+
+
 def test_without_a_compiler_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(build.BuildError, match=r"apt install g\+\+"):
         build.built_library.__wrapped__()
 

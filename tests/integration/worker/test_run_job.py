@@ -253,3 +253,17 @@ def test_job_taken_while_the_worker_was_late_is_dropped_at_the_next_beat(
     assert not thread.is_alive()
     assert jobs.row(job_id)["status"] == "queued"
     assert jobs.query("SELECT count(*) AS n FROM job_outcomes") == [{"n": 0}]
+
+
+def test_grammar_is_given_to_the_engine_whose_refusal_ends_the_job(
+    worker: InProcessWorker, jobs: Jobs
+) -> None:
+    job_id = jobs.add(grammar='{"grammars": []}')
+
+    worker.run(job_id)
+
+    row = jobs.row(job_id)
+    assert (row["status"], row["attempt"]) == ("failed", 1)
+    assert row["error_message"] == "this engine does not support grammars"
+    assert row["error_retryable"] is False
+    assert jobs.query("SELECT payer FROM job_outcomes") == [{"payer": "platform"}]

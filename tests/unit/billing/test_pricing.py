@@ -7,18 +7,13 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.pricing import Prices, cost_micros, worst_case_micros
+from billing.pricing import cost_micros, worst_case_micros
+from store.admission import FrozenPrices
+from tests.support.rows import frozen_prices
 
 TOKENS = st.integers(0, 10_000_000)
 MICROS = st.integers(0, 10**10)
-PRICES = st.builds(
-    Prices,
-    version=st.just(1),
-    input_micros=MICROS,
-    cached_micros=MICROS,
-    output_micros=MICROS,
-    currency=st.just("USD"),
-)
+PRICES = st.builds(frozen_prices, MICROS, MICROS, MICROS)
 
 
 @st.composite
@@ -29,7 +24,7 @@ def inputs(draw: st.DrawFn) -> tuple[int, int]:
 
 
 def test_a_job_costs_the_sum_of_its_parts() -> None:
-    prices = Prices(1, 500_000, 100_000, 2_000_000, "USD")
+    prices = frozen_prices(500_000, 100_000, 2_000_000)
 
     cost = cost_micros(input_tokens=1_000, cached_tokens=400, output_tokens=200, prices=prices)
 
@@ -37,21 +32,21 @@ def test_a_job_costs_the_sum_of_its_parts() -> None:
 
 
 def test_a_fraction_of_a_micro_is_rounded_up_once_a_job() -> None:
-    prices = Prices(1, 1, 1, 1, "USD")
+    prices = frozen_prices(1, 1, 1)
 
     assert cost_micros(input_tokens=1, cached_tokens=0, output_tokens=0, prices=prices) == 1
     assert cost_micros(input_tokens=500, cached_tokens=100, output_tokens=500, prices=prices) == 1
 
 
 def test_no_tokens_cost_nothing() -> None:
-    prices = Prices(1, 10**9, 10**9, 10**9, "USD")
+    prices = frozen_prices(10**9, 10**9, 10**9)
 
     assert cost_micros(input_tokens=0, cached_tokens=0, output_tokens=0, prices=prices) == 0
 
 
 @given(inputs(), TOKENS, PRICES)
 def test_a_cost_is_the_exact_one_rounded_up(
-    tokens: tuple[int, int], output_tokens: int, prices: Prices
+    tokens: tuple[int, int], output_tokens: int, prices: FrozenPrices
 ) -> None:
     num_input, cached = tokens
 
@@ -70,7 +65,7 @@ def test_a_cost_is_the_exact_one_rounded_up(
 
 @given(inputs(), TOKENS, TOKENS, PRICES)
 def test_a_charge_never_exceeds_its_reservation(
-    tokens: tuple[int, int], output_tokens: int, more: int, prices: Prices
+    tokens: tuple[int, int], output_tokens: int, more: int, prices: FrozenPrices
 ) -> None:
     num_input, cached = tokens
 
@@ -86,7 +81,7 @@ def test_a_charge_never_exceeds_its_reservation(
 
 @given(inputs(), TOKENS, TOKENS, PRICES)
 def test_more_output_never_costs_less(
-    tokens: tuple[int, int], output_tokens: int, more: int, prices: Prices
+    tokens: tuple[int, int], output_tokens: int, more: int, prices: FrozenPrices
 ) -> None:
     num_input, cached = tokens
 

@@ -27,14 +27,14 @@ def random_row(vocab: int, *, scale: float, seed: int = 0) -> torch.Tensor:
 def distribution(row: torch.Tensor, **sampling: Any) -> list[float]:
     """What a draw from row [V] follows: each token is asked whether it lies inside."""
     params = SamplingParams(max_tokens=1, **sampling)
-    weights = tempered(row[None], [params])
+    weights = tempered(row[None], [params.temperature])
     cut_to_top_k(weights, [params.top_k])
     wanted = nucleus_mass(weights, [params.top_p])
     cut_to_min_p(weights, [params.min_p])
-    inside = torch.cat(
-        [total(above(weights, weight.view(1, 1))) < wanted for weight in weights[0, : len(row)]]
-    )
-    kept = torch.where(inside, weights[0, : len(row)], 0.0).double()
+    kept = weights[0, : len(row)].double()
+    if wanted is not None:
+        sums = [total(above(weights, weight.view(1, 1))) for weight in weights[0, : len(row)]]
+        kept = torch.where(torch.cat(sums) < wanted, kept, 0.0)
     return [float(x) for x in kept / kept.sum()]
 
 
@@ -88,7 +88,7 @@ def test_limits_leave_what_the_reference_leaves(
 @pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])
 def test_nucleus_of_a_wide_vocabulary_ends_where_a_sort_ends_it(scale: float) -> None:
     row = random_row(50_000, scale=scale)
-    weights = tempered(row[None], [SamplingParams(max_tokens=1)])
+    weights = tempered(row[None], [1.0])
     ordered = row.double().softmax(-1).sort(descending=True)
     before = ordered.values.cumsum(-1) - ordered.values
 

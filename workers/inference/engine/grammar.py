@@ -16,7 +16,13 @@ be absent or null: it would end a generation inside its grammar.
 
 A request with a grammar ends with STOP when nothing may follow, with or without ignore_eos, or at
 an end-of-sequence token, which is allowed wherever the text is complete. One that ends with LENGTH
-may stop anywhere inside its grammar.
+may stop anywhere inside its grammar. Text that can go on in one way only does so in the tokens
+that the tokenizer itself would choose.
+
+Nobody but the API may bring a grammar here: it has compiled each before, in a process that may die
+of it, since a chain of some thousand references overflows llguidance's stack. llguidance 1.9.1
+departs from JSON Schema in two places: repeated keys count towards minProperties, and a number
+between an exclusive whole bound and a fraction less than 1 away may be that bound.
 """
 
 from __future__ import annotations
@@ -96,7 +102,7 @@ class GrammarCompiler:
             self._tokenizer = LLTokenizer(
                 _json_of(tokenizer), n_vocab=self._num_tokens, eos_token=sorted(eos_token_ids)
             )
-        except Exception as error:  # whatever its Rust code finds wrong
+        except BaseException as error:  # a panic in its Rust code is no Exception
             self._refusal = f"no grammars with this model's tokenizer: {error}"
 
     def compile(self, text: str) -> TokenGrammar:

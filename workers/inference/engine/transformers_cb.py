@@ -95,8 +95,8 @@ class TransformersEngine:
 
     @property
     def models(self) -> Mapping[str, ModelInfo]:
-        info = self._manager.loaded.info if self._manager else None
-        return MappingProxyType({info.name: info} if info else {})
+        infos = [self._manager.loaded.info] if self._manager else []
+        return MappingProxyType({info.name: info for info in infos})
 
     def start(self, sink: StepSink) -> None:
         if self._thread is not None:
@@ -167,8 +167,7 @@ class TransformersEngine:
         self._stop(sink, fault)
 
     def _load(self) -> None:
-        config = self._config
-        (spec,) = config.models
+        config, spec = self._config, self._config.models[0]
         self._report(spec.name, 0.0)
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import torch
 
-from workers.inference.engine.protocol import SamplingParams
 from workers.inference.engine.request import Request
 from workers.inference.engine.sampling.best import top
 
@@ -31,23 +30,27 @@ def draw(logits: torch.Tensor, requests: Sequence[Request]) -> tuple[torch.Tenso
     logits [B, V] stay as they are. Waits for the device where top_p is asked for.
     """
     params = [request.sampling for request in requests]
-    weights = tempered(logits, params)
+    weights = tempered(logits, [p.temperature for p in params])
     cut_to_top_k(weights, [p.top_k for p in params])
     wanted = nucleus_mass(weights, [p.top_p for p in params])
     cut_to_min_p(weights, [p.min_p for p in params])
-    tokens = _pick(weights, [_uniform(request, 0) for request in requests])
-    if any(p.top_p < 1 for p in params):
+    tokens, mass = _pick(weights, [_uniform(request, 0) for request in requests])
+    if wanted is not None:
         _draw_again(tokens, weights, wanted, requests)
     # In a row without a distribution the search may have ended beyond the vocabulary.
-    return tokens.clamp_(max=logits.shape[-1] - 1), ~wanted.isnan()
+    return tokens.clamp_(max=logits.shape[-1] - 1), ~mass.isnan()
 
 
-def tempered(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
+def tempered(logits: torch.Tensor, temperatures: Sequence[float]) -> torch.Tensor:
     """Probabilities [B, W] after temperature. W is V rounded up to whole blocks, 0 beyond V."""
     num_rows, vocab_size = logits.shape
+    if vocab_size % _BLOCK == 0 and all(temperature == 1 for temperature in temperatures):
+        return logits.softmax(-1)
     scaled = logits.new_empty(num_rows, -(-vocab_size // _BLOCK) * _BLOCK)
     scaled[:, vocab_size:] = -_INF
-    scale = _column([1 / max(p.temperature, _MIN_TEMPERATURE) for p in params], logits)
+    scale = _column(
+        [1 / max(temperature, _MIN_TEMPERATURE) for temperature in temperatures], logits
+    )
     torch.mul(logits, scale, out=scaled[:, :vocab_size])
     return scaled.softmax(-1)
 
@@ -71,8 +74,10 @@ def cut_to_min_p(weights: torch.Tensor, min_p: Sequence[float]) -> None:
         _cut(weights, weights.amax(-1, keepdim=True) * _column(min_p, weights))
 
 
-def nucleus_mass(weights: torch.Tensor, top_p: Sequence[float]) -> torch.Tensor:
-    """A token is inside top_p when those above it weigh less than this. [B], NaN for NaN."""
+def nucleus_mass(weights: torch.Tensor, top_p: Sequence[float]) -> torch.Tensor | None:
+    """A token is inside top_p when those above it weigh less than this [B]; None for no limits."""
+    if all(p >= 1 for p in top_p):
+        return None
     mass = total(weights)
     shares = _column([p if p < 1 else _INF for p in top_p], mass)[:, 0]
     return (mass * shares).clamp(min=_TINY)  # nothing is above the best token, which is inside
@@ -107,23 +112,25 @@ def _draw_again(
             return
         pending, attempt = [pending[row] for row in again], attempt + 1
         weights, wanted = weights[again], wanted[again]
-        tokens[pending] = _pick(weights, [_uniform(requests[row], attempt) for row in pending])
+        uniforms = [_uniform(requests[row], attempt) for row in pending]
+        tokens[pending], _ = _pick(weights, uniforms)
 
 
-def _pick(weights: torch.Tensor, uniforms: list[float]) -> torch.Tensor:
-    """The token [B] where the running sum of weights [B, W] passes this share of it.
+def _pick(weights: torch.Tensor, uniforms: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The token [B] where the running sum of weights [B, W] passes this share of it; the sum [B].
 
     Found first among the sums of blocks, then within one block.
     """
     sums = _block_sums(weights)
     ends = sums.cumsum(-1)
-    wanted = _column(uniforms, ends) * ends[:, -1:]
+    mass = ends[:, -1:]
+    wanted = _column(uniforms, ends) * mass
     block = _first_above(ends, wanted)
     size = sums.gather(1, block)
     share = ((wanted - ends.gather(1, block) + size) / size).clamp(0, _BELOW_ONE)
     window = block * _BLOCK + torch.arange(_BLOCK, device=weights.device)
     ends = weights.gather(1, window).cumsum(-1, dtype=torch.float64)
-    return (block * _BLOCK + _first_above(ends, share * ends[:, -1:]))[:, 0]
+    return (block * _BLOCK + _first_above(ends, share * ends[:, -1:]))[:, 0], mass[:, 0]
 
 
 def _first_above(ends: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
