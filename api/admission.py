@@ -77,11 +77,7 @@ class Admission:
         tier = _tier_for(key, request.service_tier)
         model = await self.registry.get(request.model)
         _check_token_ids(request, model)
-        ids = await self.encoder.encode(
-            model.codec, _prompt_of(request), context_length=model.entry.context_length
-        )
-        if not ids:
-            raise InvalidPrompt("The prompt holds no tokens.", param="prompt")
+        ids = await self._prompt_ids(request, model)
         max_output_tokens = _output_limit(request, model.entry, len(ids))
         _check_min_tokens(request, max_output_tokens)
         grammar = await self._grammar(key, request, model)
@@ -112,6 +108,14 @@ class Admission:
             idempotency_key=submission.idempotency_key,
             metadata=request.metadata or {},
         )
+
+    async def _prompt_ids(self, request: CreateJob, model: ServedModel) -> list[int]:
+        ids = await self.encoder.encode(
+            model.codec, _prompt_of(request), context_length=model.entry.context_length
+        )
+        if not ids:  # a tokenizer may drop all that a text holds
+            raise InvalidPrompt("The prompt holds no tokens.", param="prompt")
+        return ids
 
     async def _grammar(self, key: ApiKey, request: CreateJob, model: ServedModel) -> str | None:
         """What every attempt compiles. Raises InvalidGrammar for what no worker could."""

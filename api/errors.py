@@ -1,6 +1,7 @@
 """The one table from ServiceError to HTTP, in OpenAI's error shape. No other file knows a status.
 
-Nothing of the request's body is ever echoed: prompts must not reach logs through error messages.
+Nothing of the request's body is ever echoed, but for the words of a schema or grammar at which its
+compiler stumbled: prompts must not reach logs through error messages.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Required, TypedDict
+from typing import Any, Literal, Required, TypedDict
 
 ServiceTier = Literal["auto", "default", "flex", "priority", "batch"]
 
@@ -35,6 +35,11 @@ class CreateJobParams(TypedDict, total=False):
     logit_bias: Mapping[str, float]
     seed: int
     stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    min_tokens: int
+    ignore_eos: bool
+    response_format: Mapping[str, Any]
+    structured_outputs: Mapping[str, Any]
     metadata: Mapping[str, str]
     user: str
     service_tier: ServiceTier

@@ -171,12 +171,14 @@ class TestEngineProtocol:
         assert len(sink.tokens("a")) <= 3
 
     def test_abort_of_waiting_request_ends_it(self, engine: Engine, sink: Collector) -> None:
-        ids = [f"r{i}" for i in range(SLOTS)]
-        on_first_output(sink, lambda: engine.abort("waiting"))
+        def submit_and_abort() -> None:
+            engine.submit(generate("waiting"))
+            engine.abort("waiting")
 
-        for request_id in ids:
-            engine.submit(generate(request_id, max_tokens=ENDLESS))
-        engine.submit(generate("waiting"))
+        on_first_output(sink, submit_and_abort)
+
+        for i in range(SLOTS):
+            engine.submit(generate(f"r{i}", max_tokens=ENDLESS))
         sink.wait_finished("waiting")
 
         assert sink.reason("waiting") is FinishReason.ABORT

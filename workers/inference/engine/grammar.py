@@ -11,7 +11,7 @@ text, at most MAX_GRAMMAR_BYTES long in UTF-8:
 
 The first three are what `LLMatcher.grammar_from_json_schema` and `LLMatcher.grammar_from_regex`
 return. `LLMatcher.grammar_from_lark` returns the bare Lark text, which must be wrapped as shown;
-a choice is a Lark string, `json.dumps(choice, ensure_ascii=False)`. The top-level `max_tokens` must
+a choice is a Lark string, `json.dumps(choice)`. The top-level `max_tokens` must
 be absent or null: it would end a generation inside its grammar.
 
 A request with a grammar ends with STOP when nothing may follow, with or without ignore_eos, or at
