@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from api.grammars.limits import (
     MAX_SCHEMA_DEPTH,
@@ -13,17 +13,23 @@ from api.grammars.limits import (
 from tasks.errors import InvalidGrammar
 
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+_BOUNDS = {
+    "exclusiveMinimum": ("maximum", "exclusiveMaximum"),
+    "exclusiveMaximum": ("minimum", "exclusiveMinimum"),
+}
 _DATA = frozenset({"const", "default", "enum", "examples"})  # their values are no schemas
 
 
 def check_schema(schema: Mapping[str, Any], *, param: str) -> None:
-    """Raise InvalidGrammar for a schema that is too large or refers to other documents.
+    """Raise InvalidGrammar for a schema that is too large, refers to other documents, or can't be
+    kept to.
 
     Nothing is fetched and nothing recursive: it goes through the schema a level at a time.
     """
     num_properties = num_enum_values = 0
     for node in _objects(schema, param=param):
         _refuse_remote(node, param=param)
+        _refuse_departures(node, param=param)
         num_properties += _size(node.get("properties"))
         num_enum_values += _size(node.get("enum"))
     if num_properties > MAX_SCHEMA_PROPERTIES:
@@ -59,6 +65,27 @@ def _refuse_remote(node: Mapping[str, Any], *, param: str) -> None:
         if isinstance(target, str) and not target.startswith("#"):
             message = f"'{key}' may refer to a place in the same schema only, as '#/$defs/...'."
             raise InvalidGrammar(message, param=param)
+
+
+def _refuse_departures(node: Mapping[str, Any], *, param: str) -> None:
+    """What llguidance 1.9.1 takes but doesn't keep to; tests/unit/engine pin both."""
+    least = node.get("minProperties")
+    if _is_number(least) and least > _size(node.get("required")) + 1:
+        # It counts a repeated key as another property.
+        message = "'minProperties' may exceed the number of required properties by 1 at most."
+        raise InvalidGrammar(message, param=param)
+    for exclusive, others in _BOUNDS.items():
+        bound = node.get(exclusive)
+        if not _is_number(bound) or bound != int(bound):
+            continue
+        if any(_is_number(node.get(o)) and abs(node[o] - bound) < 1 for o in others):
+            # It lets the excluded whole number itself through.
+            message = f"A whole '{exclusive}' needs the other bound to be 1 away or more."
+            raise InvalidGrammar(message, param=param)
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _size(value: Any) -> int:

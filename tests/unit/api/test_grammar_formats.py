@@ -170,8 +170,21 @@ def nested(levels: int) -> dict[str, Any]:
         {"$ref": "#/$defs/a", "$defs": {"a": {"type": "string"}}},
         {"properties": {"$ref": {"type": "string"}}},
         {"const": {"$ref": "http://elsewhere"}},
+        {"minProperties": 3, "required": ["a", "b"]},
+        {"exclusiveMinimum": 0, "maximum": 1},
+        {"exclusiveMinimum": 0.5, "maximum": 0.6},
     ],
-    ids=["depth", "properties", "enum", "local reference", "property named $ref", "data"],
+    ids=[
+        "depth",
+        "properties",
+        "enum",
+        "local reference",
+        "property named $ref",
+        "data",
+        "one key of its own",
+        "whole bound, open",
+        "fraction, open",
+    ],
 )
 def test_schema_at_its_limits_is_taken(schema: dict[str, Any]) -> None:
     assert grammar_text(schema_format(schema))
@@ -191,6 +204,11 @@ LARGE = {
     "remote": ({"$ref": "https://example.com/a.json"}, "'$ref' may refer to"),
     "file": ({"items": [{"$ref": "file:///etc/passwd"}]}, "'$ref' may refer to"),
     "relative": ({"allOf": [{"$ref": "a.json#/b"}]}, "'$ref' may refer to"),
+    "many keys of its own": ({"minProperties": 2}, "'minProperties' may exceed"),
+    "whole bound, open, near another": (
+        {"items": {"exclusiveMinimum": 0, "maximum": 0.1}},
+        "whole 'exclusiveMinimum'",
+    ),
 }
 
 

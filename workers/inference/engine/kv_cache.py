@@ -7,17 +7,14 @@ reserved, not touched: a page costs nothing until a token is written to it.
 from __future__ import annotations
 
 import math
-import mmap
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 
 from workers.inference.engine.errors import EngineError
+from workers.inference.engine.memory import zeros_on_huge_pages
 
 PAGE_SIZE = 16  # tokens
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,25 +66,6 @@ def fit_num_pages(shape: KVShape, *, max_num_seqs: int, context_length: int, num
     return min(fitting, max_num_seqs * least)
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that could be used now, in bytes; a container's limit counts."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    available = int(psutil.virtual_memory().available)
-    limit, used = _number(_CGROUP / "memory.max"), _number(_CGROUP / "memory.current")
-    if limit is not None and used is not None:
-        available = min(available, max(0, limit - used))
-    return available
-
-
-def _number(path: Path) -> int | None:
-    """The content of a control file; None where there is none, or it says `max`."""
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
 def _mib(num_bytes: int) -> int:
     return math.ceil(num_bytes / 2**20)
 
@@ -96,6 +74,4 @@ def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> t
     """Zeros, because a masked NaN from stale memory would still spoil attention's weighted sum."""
     if device.type != "cpu":
         return torch.zeros(size, dtype=dtype, device=device)
-    num_bytes = math.prod(size) * dtype.itemsize
-    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(memory, dtype=dtype).view(size)
+    return zeros_on_huge_pages(size, dtype)

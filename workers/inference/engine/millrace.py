@@ -15,7 +15,8 @@ from workers.inference.engine.config import (
 from workers.inference.engine.engine import BatchEngine, OnProgress
 from workers.inference.engine.errors import EngineError
 from workers.inference.engine.forward import Forward
-from workers.inference.engine.kv_cache import KVCache, fit_num_pages, free_bytes
+from workers.inference.engine.kv_cache import KVCache, fit_num_pages
+from workers.inference.engine.memory import free_bytes
 from workers.inference.engine.model import LoadedModel, choose_device, load_model
 from workers.inference.engine.model_runner import ModelRunner
 from workers.inference.engine.native.build import BuildError, built_library

@@ -19,7 +19,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from workers.inference.engine.attention import ATTENTION_NAME, paged_attention
 from workers.inference.engine.config import ModelSpec
 from workers.inference.engine.errors import EngineError
-from workers.inference.engine.kv_cache import KVShape, free_bytes
+from workers.inference.engine.kv_cache import KVShape
+from workers.inference.engine.memory import free_bytes
 from workers.inference.engine.model_files import check_fits, model_file, read_config
 from workers.inference.engine.protocol import ModelInfo
 

@@ -46,6 +46,8 @@ def check_fits(path: str, dtype: str, free_bytes: int) -> None:
 
 def model_file(path: str, name: str, is_local: bool) -> Path:
     """Raises EngineError if there is none."""
+    if Path(path).is_absolute() and not Path(path).is_dir():
+        raise EngineError("model_load_failed", f"there is no folder {path}")
     found = cached_file(path, name, local_files_only=is_local)
     if found is None:
         raise EngineError("model_unsupported", f"the model at {path} has no {name}")

@@ -21,7 +21,7 @@ from workers.inference.engine.config import (
     EngineConfig,
 )
 from workers.inference.engine.errors import EngineError
-from workers.inference.engine.kv_cache import free_bytes
+from workers.inference.engine.memory import free_bytes
 from workers.inference.engine.model import LoadedModel
 from workers.inference.engine.protocol import SamplingParams
 

@@ -8,7 +8,6 @@ wrong, the comparison of logits in native/forward.py refuses the model.
 from __future__ import annotations
 
 import ctypes
-import mmap
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch.nn.functional import gelu, pad, silu
 from transformers import PreTrainedModel
 
+from workers.inference.engine.memory import zeros_on_huge_pages
 from workers.inference.engine.native.library import (
     LANES,
     MAX_HEAD_DIM,
@@ -24,7 +24,6 @@ from workers.inference.engine.native.library import (
 )
 
 _PANEL = 32  # kPanel in gemm.h
-_HUGE_PAGE = 2**21  # bytes
 # enum Activation in rows.h
 _ACTIVATIONS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
     silu,
@@ -167,18 +166,7 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
     num_outputs, num_inputs = weight.shape
     padded = pad(weight, (0, 0, 0, -num_outputs % _PANEL))
     panels = padded.view(-1, 2, LANES, num_inputs // unit, unit).permute(0, 3, 1, 2, 4)
-    return _empty_on_huge_pages(panels.shape, weight.dtype).copy_(panels)
-
-
-def _empty_on_huge_pages(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    """Every step walks through all weights: pages of 2 MiB save it most of the address lookups."""
-    num_bytes = shape.numel() * dtype.itemsize
-    memory = mmap.mmap(-1, num_bytes + 2 * _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    whole = torch.frombuffer(memory, dtype=torch.uint8)
-    start = -whole.data_ptr() % _HUGE_PAGE
-    return whole[start : start + num_bytes].view(dtype).view(shape)
+    return zeros_on_huge_pages(panels.shape, weight.dtype).copy_(panels)
 
 
 def _interleave(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
