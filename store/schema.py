@@ -83,6 +83,8 @@ api_keys = Table(
     _time("created_at", default=True),
     _time("expires_at", nullable=True),
     _time("revoked_at", nullable=True),
+    _text("on_disconnect", nullable=True),
+    Column("attach_retries", Boolean, nullable=False, server_default=text("true")),
     Index("api_keys_tenant", "tenant_id"),
 )
 
@@ -189,6 +191,13 @@ jobs = Table(
     _time("created_at", default=True),
     _time("started_at", nullable=True),
     _time("finished_at", nullable=True),
+    Column("dialect", Text, nullable=False, server_default=text("'job'")),
+    Column("num_choices", SmallInteger, nullable=False, server_default="1"),
+    _text("tool_format", nullable=True),
+    Column("is_background", Boolean, nullable=False, server_default=text("false")),
+    Column("on_disconnect", Text, nullable=False, server_default=text("'continue'")),
+    Column("batch_id", Uuid),
+    _time("deleted_at", nullable=True),
     Index(
         "jobs_ticket",
         "tenant_id",
@@ -206,6 +215,8 @@ jobs = Table(
         postgresql_where=text("status IN ('queued', 'in_progress')"),
     ),
     Index("jobs_of_tenant", "tenant_id", "id"),
+    Index("jobs_request_hash", "request_hash", postgresql_using="hash"),
+    Index("jobs_of_batch", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
     postgresql_partition_by="RANGE (id)",
 )
 
@@ -247,6 +258,7 @@ job_attempts = Table(
     _micros("checkpoint_seq", default="0"),
     Column("checkpoint_token_ids", LargeBinary, nullable=False, server_default=text("''::bytea")),
     Column("checkpoint_text", Text, nullable=False, server_default=text("''")),
+    Column("checkpoint_splits", JSONB),
     _count("output_tokens", default="0"),
     postgresql_partition_by="RANGE (job_id)",
 )
