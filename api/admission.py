@@ -12,42 +12,44 @@ from uuid import UUID
 import orjson
 
 from api import metrics
+from api.generation import Generation
 from api.grammars.checker import GrammarChecker
-from api.grammars.formats import requested_grammar
+from api.grammars.formats import Grammar
 from api.hints import HintSender
+from api.job_limits import check_token_ids, output_limit, policy_for, tier_for
 from api.limits import RateLimiter
 from api.prompts.encoder import PromptEncoder
 from api.prompts.registry import ModelRegistry, ServedModel
-from api.prompts.template import Messages
-from api.schemas.jobs import CreateJob
 from api.settings import DEFAULT_DEADLINE_S, MAX_FAILS
+from api.tools.formats import ToolFormat
+from api.tools.grammar import tool_grammar
 from billing.pricing import worst_case_micros
-from store.admission import Admitted, FrozenPrices, NewJob, admit
+from store.admission import Admitted, FrozenPrices, NewJob, admit, find_first_try
 from store.catalog import ModelEntry
 from store.pools import AsyncPool
 from store.tenants import ApiKey
-from tasks.errors import ContextLengthExceeded, InvalidPrompt, InvalidRequest, PermissionDenied
+from tasks.errors import InvalidPrompt, UnsupportedParameter
 from tasks.ids import uuid7
 from tasks.inference import Hint
 from tasks.queues import ServiceTier, lane_for
 from tasks.token_ids import pack_token_ids
 
-_PATH = "/v1/jobs"  # part of the request's hash: another route may take the same body
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """One request to admit: as parsed, and as it was sent."""
+    """One request to admit: in no dialect, and as it was sent."""
 
     key: ApiKey
-    request: CreateJob
+    generation: Generation
     body: Mapping[str, Any]
-    idempotency_key: str | None
+    idempotency_key: str | None = None
+    is_retry: bool = False  # the client's library says so, and gave no idempotency key
+    batch_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """Admits jobs. One an API process."""
+    """Admits jobs. One a process."""
 
     pool: AsyncPool
     registry: ModelRegistry
@@ -60,9 +62,9 @@ class Admission:
         """Commit the job, then send its hint. Raises ServiceError; then nothing was written."""
         began = time.monotonic()
         job = await self._new_job(submission)
-        num_tokens = job.input_tokens + job.max_output_tokens
+        num_tokens = job.input_tokens + job.max_output_tokens * job.num_choices
         await self.limiter.check(submission.key, num_tokens=num_tokens)
-        admitted = await admit(self.pool, job)
+        admitted = await self._admit(job, is_retry=submission.is_retry)
         if admitted.is_new:
             self.hints.send(Hint(job.id, job.pool, job.service_tier, job.lane))
             metrics.jobs_admitted.labels(job.service_tier.value).inc()
@@ -71,55 +73,76 @@ class Admission:
         metrics.admission_seconds.observe(time.monotonic() - began)
         return admitted
 
+    async def count_tokens(self, generation: Generation) -> int:
+        """How many tokens a prompt has. Raises ServiceError as `submit` would."""
+        model = await self.registry.get(generation.model)
+        return len(await self._prompt_ids(generation, model))
+
+    async def _admit(self, job: NewJob, *, is_retry: bool) -> Admitted:
+        """A retry without an idempotency key finds the job of its first try, if there is one."""
+        if is_retry and (first := await find_first_try(self.pool, job)) is not None:
+            return Admitted(first)
+        return await admit(self.pool, job)
+
     async def _new_job(self, submission: Submission) -> NewJob:
-        key, request = submission.key, submission.request
-        request.refuse_unsupported()
-        tier = _tier_for(key, request.service_tier)
-        model = await self.registry.get(request.model)
-        _check_token_ids(request, model)
-        ids = await self._prompt_ids(request, model)
-        max_output_tokens = _output_limit(request, model.entry, len(ids))
-        _check_min_tokens(request, max_output_tokens)
-        grammar = await self._grammar(key, request, model)
+        key, generation = submission.key, submission.generation
+        tier = tier_for(key, generation.service_tier)
+        model = await self.registry.get(generation.model)
+        check_token_ids(generation.sampling, model.codec.vocab_size)
+        tool_format = _tool_format(generation, model)
+        ids = await self._prompt_ids(generation, model)
+        max_output_tokens = output_limit(generation, model.entry, len(ids))
+        grammar = await self._grammar(key, generation, model)
         prices = _frozen_prices(model.entry, tier)
         return NewJob(
             id=uuid7(),
             tenant_id=key.tenant_id,
             api_key_id=key.key_id,
             model=model.entry.name,
-            model_requested=request.model,
+            model_requested=generation.model,
             pool=model.entry.pool,
             service_tier=tier,
             lane=lane_for(key.tenant_id),
-            deadline_s=request.deadline_s or DEFAULT_DEADLINE_S,
+            deadline_s=generation.deadline_s or DEFAULT_DEADLINE_S,
             max_fails=MAX_FAILS,
             input_tokens=len(ids),
             max_output_tokens=max_output_tokens,
+            num_choices=generation.num_choices,
             prices=prices,
             reserve_micros=worst_case_micros(
-                input_tokens=len(ids), max_output_tokens=max_output_tokens, prices=prices
+                input_tokens=len(ids),
+                max_output_tokens=max_output_tokens * generation.num_choices,
+                prices=prices,
             ),
-            request_hash=request_hash(_PATH, key.tenant_id, submission.body),
+            request_hash=request_hash(generation.path, key.tenant_id, submission.body),
             request=submission.body,
             prompt_token_ids=pack_token_ids(ids),
-            sampling=request.sampling() | {"max_tokens": max_output_tokens},
+            sampling=_sampling(generation, max_output_tokens),
             grammar=grammar,
-            end_user=request.user,
+            end_user=generation.end_user,
             idempotency_key=submission.idempotency_key,
-            metadata=request.metadata or {},
+            metadata=generation.metadata,
+            dialect=generation.dialect.value,
+            tool_format=tool_format.name if tool_format else None,
+            is_background=generation.is_background,
+            on_disconnect=policy_for(key, generation).value,
+            batch_id=submission.batch_id,
         )
 
-    async def _prompt_ids(self, request: CreateJob, model: ServedModel) -> list[int]:
+    async def _prompt_ids(self, generation: Generation, model: ServedModel) -> list[int]:
         ids = await self.encoder.encode(
-            model.codec, _prompt_of(request), context_length=model.entry.context_length
+            model.codec,
+            generation.prompt,
+            context_length=model.entry.context_length,
+            param=generation.prompt_param,
         )
         if not ids:  # a tokenizer may drop all that a text holds
-            raise InvalidPrompt("The prompt holds no tokens.", param="prompt")
+            raise InvalidPrompt("The prompt holds no tokens.", param=generation.prompt_param)
         return ids
 
-    async def _grammar(self, key: ApiKey, request: CreateJob, model: ServedModel) -> str | None:
+    async def _grammar(self, key: ApiKey, generation: Generation, model: ServedModel) -> str | None:
         """What every attempt compiles. Raises InvalidGrammar for what no worker could."""
-        grammar = requested_grammar(request)
+        grammar = _grammar_of(generation, model)
         if grammar is None:
             return None
         tokenizer = self.registry.tokenizer_file(model)
@@ -133,55 +156,39 @@ def request_hash(path: str, tenant_id: UUID, body: Mapping[str, Any]) -> bytes:
     return hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).digest()
 
 
-def _tier_for(key: ApiKey, asked: str) -> ServiceTier:
-    if asked == "auto":
-        return ServiceTier(key.default_tier)
-    if asked not in key.tiers:
-        message = f"The service tier '{asked}' is not part of your plan."
-        raise PermissionDenied(message, param="service_tier")
-    return ServiceTier(asked)
+def _grammar_of(generation: Generation, model: ServedModel) -> Grammar | None:
+    """Of the answer alone, or of an answer and calls."""
+    tools, form = generation.tools, generation.form
+    if tools is None or (form is None and not tools.needs_grammar):
+        return form
+    if form is not None and form.schema is None:
+        message = "Together with tools the answer's form can only be JSON."
+        raise UnsupportedParameter(message, param=form.param)
+    format_ = _tool_format(generation, model)
+    assert format_ is not None
+    return tool_grammar(
+        tools,
+        format_,
+        special_tokens=model.codec.special_tokens,
+        answer_schema=form.schema if form else None,
+    )
 
 
-def _prompt_of(request: CreateJob) -> str | Messages:
-    if request.messages is None:
-        assert request.prompt is not None
-        return request.prompt
-    return [message.for_template() for message in request.messages]
+def _tool_format(generation: Generation, model: ServedModel) -> ToolFormat | None:
+    """How the model writes calls, if it may call something. Raises UnsupportedParameter."""
+    if generation.tools is None:
+        return None
+    if model.codec.tool_format is None:
+        message = f"The model '{model.entry.name}' can't call tools."
+        raise UnsupportedParameter(message, param=generation.tools.param)
+    return model.codec.tool_format
 
 
-def _check_token_ids(request: CreateJob, model: ServedModel) -> None:
-    vocab_size = model.codec.vocab_size
-    named = {
-        "logit_bias": map(int, request.logit_bias or {}),
-        "stop_token_ids": request.stop_token_ids or [],
-    }
-    for param, token_ids in named.items():
-        if any(token_id >= vocab_size for token_id in token_ids):
-            message = f"'{param}' names a token beyond the vocabulary of {vocab_size}."
-            raise InvalidRequest(message, param=param)
-
-
-def _output_limit(request: CreateJob, model: ModelEntry, input_tokens: int) -> int:
-    """The most tokens to produce. Raises ContextLengthExceeded, InvalidRequest."""
-    room = model.context_length - input_tokens
-    asked = request.token_limit
-    if asked is not None and asked > model.max_output_tokens:
-        message = f"This model produces at most {model.max_output_tokens} tokens."
-        raise InvalidRequest(message, param=request.token_limit_name)
-    limit = min(model.max_output_tokens, room) if asked is None else asked
-    if room < 1 or limit > room:
-        raise ContextLengthExceeded(
-            f"This model's context length is {model.context_length} tokens; your prompt has"
-            f" {input_tokens}" + (f", and you asked for {asked} more." if asked else "."),
-            param="prompt" if request.messages is None else "messages",
-        )
-    return limit
-
-
-def _check_min_tokens(request: CreateJob, max_output_tokens: int) -> None:
-    if (request.min_tokens or 0) > max_output_tokens:
-        message = f"'min_tokens' is more than the {max_output_tokens} tokens to produce at most."
-        raise InvalidRequest(message, param="min_tokens")
+def _sampling(generation: Generation, max_output_tokens: int) -> dict[str, Any]:
+    sampling = dict(generation.sampling) | {"max_tokens": max_output_tokens}
+    if generation.tools is not None:  # the marks around a call may be special tokens
+        sampling["skip_special_tokens"] = False
+    return sampling
 
 
 def _frozen_prices(model: ModelEntry, tier: ServiceTier) -> FrozenPrices:

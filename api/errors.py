@@ -33,6 +33,7 @@ STATUS: Mapping[type[ServiceError], tuple[int, str]] = {
     errors.PermissionDenied: (403, _INVALID),
     errors.ModelNotFound: (404, _INVALID),
     errors.JobNotFound: (404, _INVALID),
+    errors.JobCancelled: (409, _INVALID),
     errors.StreamExpired: (410, _INVALID),
     errors.RequestTooLarge: (413, _INVALID),
     errors.IdempotencyKeyReused: (422, _INVALID),
@@ -52,7 +53,14 @@ UNAVAILABLE = STATUS[errors.ServiceUnavailable][0]
 _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
 _HTTP_MESSAGES = {404: "Unknown request URL.", 405: "This URL doesn't take that method."}
 
+CLIENT_LEFT = 499  # nginx's word for a client that went before its answer; nobody reads it
+
 RETRY_AFTER_S = 1
+
+
+class ClientLeft(Exception):
+    """The client that waited has gone: there is nobody to answer."""
+
 
 # Objects whose keys the client makes up: they are content, not names of parameters.
 _OPEN_OBJECTS = frozenset({"metadata", "logit_bias"})
@@ -68,9 +76,8 @@ def status_of(error: ServiceError) -> tuple[int, str]:
 
 def error_response(error: ServiceError) -> Response:
     """The answer to a request that failed with this error."""
-    status, type_ = status_of(error)
-    body = _body(type_, error.code, error.message, error.param)
-    return _response(status, body, _headers(error, status))
+    status, _ = status_of(error)
+    return _response(status, error_object(error), error.headers | _headers(error, status))
 
 
 def invalid_request(error: ValidationError) -> InvalidRequest:
@@ -83,6 +90,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientLeft, _on_client_left)
     app.add_exception_handler(OperationalError, _on_database_away)
     app.add_exception_handler(InterfaceError, _on_database_away)
 
@@ -107,8 +115,12 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     status = error.status_code
     type_ = _INVALID if status < 500 else _SERVER
     message = _HTTP_MESSAGES.get(status, str(error.detail))
-    body = _body(type_, _HTTP_CODES.get(status), message, None)
-    return _response(status, body, error.headers or {})
+    error_fields = _object(type_, _HTTP_CODES.get(status), message, None)
+    return _response(status, error_fields, error.headers or {})
+
+
+async def _on_client_left(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_LEFT)
 
 
 async def _on_database_away(request: Request, error: Exception) -> Response:
@@ -147,17 +159,22 @@ def _text(message: str) -> str:
 def _headers(error: ServiceError, status: int) -> dict[str, str]:
     if isinstance(error, errors.InvalidApiKey):
         return {"WWW-Authenticate": "Bearer"}
-    if isinstance(error, errors.InsufficientQuota):
-        return {"x-should-retry": "false"}  # stock clients retry every 429 otherwise
+    if isinstance(error, errors.InsufficientQuota | errors.JobCancelled):
+        return {"x-should-retry": "false"}  # stock clients retry every 409 and 429 otherwise
     if error.retryable and status in (429, 503):
         return {"Retry-After": str(RETRY_AFTER_S)}
     return {}
 
 
-def _body(type_: str, code: str | None, message: str, param: str | None) -> bytes:
-    error = {"message": message, "type": type_, "param": param, "code": code}
-    return orjson.dumps({"error": error})
+def error_object(error: ServiceError) -> dict[str, str | None]:
+    """OpenAI's error object, as bodies and streams hold it."""
+    return _object(status_of(error)[1], error.code, error.message, error.param)
 
 
-def _response(status: int, body: bytes, headers: Mapping[str, str]) -> Response:
+def _object(type_: str, code: str | None, message: str, param: str | None) -> dict[str, str | None]:
+    return {"message": message, "type": type_, "param": param, "code": code}
+
+
+def _response(status: int, error: Mapping[str, str | None], headers: Mapping[str, str]) -> Response:
+    body = orjson.dumps({"error": error})
     return Response(body, status, headers=dict(headers), media_type="application/json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from api.tools.calls import split_answer
 from store.jobs import JobRow
 from tasks.ids import format_job_id
 from tasks.jobs import ENDINGS, JobStatus
@@ -34,11 +35,11 @@ def job_object(row: JobRow, *, position: int | None = None) -> dict[str, Any]:
         "deadline_at": unix_time(row["deadline_at"]),
         "attempt": row["attempt"],
         "queue": queue_object(row, position),
-        "output": row["output"] or [],
+        "output": [_choice(row, choice) for choice in row["output"] or ()],
         "usage": _usage(row),
         "cost_micros": row["cost_micros"],
         "currency": row["currency"],
-        "error": _error(row),
+        "error": job_error(row),
         "incomplete_details": _incomplete_details(row),
         "metadata": row["metadata"],
         "events_url": events_url(job_id),
@@ -68,6 +69,16 @@ def unix_time(at: datetime | None) -> int | None:
     return int(at.timestamp()) if at else None
 
 
+def _choice(row: JobRow, choice: dict[str, Any]) -> dict[str, Any]:
+    """One answer; what it calls is taken out of its text."""
+    if row["tool_format"] is None:
+        return choice
+    text, calls = split_answer(
+        choice["text"], row["tool_format"], job_id=row["id"], choice=choice["index"]
+    )
+    return choice | {"text": text, "tool_calls": [call.as_object() for call in calls]}
+
+
 def _usage(row: JobRow) -> dict[str, int] | None:
     if row["output_tokens"] is None:
         return None
@@ -78,7 +89,8 @@ def _usage(row: JobRow) -> dict[str, int] | None:
     }
 
 
-def _error(row: JobRow) -> dict[str, Any] | None:
+def job_error(row: JobRow) -> dict[str, Any] | None:
+    """Why a job failed or was cancelled: `{code, message, retryable}`."""
     if row["status"] not in (JobStatus.FAILED, JobStatus.CANCELLED):
         return None
     code = row["error_code"] or row["reason"]

@@ -27,6 +27,11 @@ jobs_replayed = Counter(
     "Requests answered by an earlier job of the same Idempotency-Key.",
     registry=registry,
 )
+jobs_deserted = Counter(
+    "millrace_api_jobs_deserted_total",
+    "Jobs cancelled because their clients left and nobody came back.",
+    registry=registry,
+)
 admission_seconds = Histogram(
     "millrace_api_admission_seconds",
     "Validating, counting tokens and committing one job.",

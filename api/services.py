@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 
 from api.admission import Admission
 from api.auth import Authenticator
+from api.cancelling import Canceller
 from api.grammars.checker import GrammarChecker
 from api.hints import HintSender
 from api.limits import NoLimits
@@ -48,6 +49,7 @@ class Services:
     admission: Admission
     hub: StreamHub
     streams: OpenStreams
+    canceller: Canceller
 
     @property
     def sources(self) -> Sources:
@@ -73,6 +75,8 @@ async def open_services(settings: ApiSettings) -> AsyncIterator[Services]:
         hub = StreamHub(pool, listening_redis)
         await hub.start()
         stack.push_async_callback(hub.stop)
+        canceller = Canceller(pool, redis, hub, grace_s=settings.disconnect_grace_s)
+        stack.push_async_callback(canceller.close)
         registry = await stack.enter_async_context(_fresh_registry(pool))
         streams = OpenStreams(settings.max_streams)
         stack.enter_context(_before_shutdown(streams.end_all))
@@ -84,6 +88,7 @@ async def open_services(settings: ApiSettings) -> AsyncIterator[Services]:
             admission=await _open_admission(stack, settings, pool, registry),
             hub=hub,
             streams=streams,
+            canceller=canceller,
         )
 
 

@@ -38,6 +38,8 @@ class ApiSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="MILLRACE_", extra="ignore")
 
     key_pepper: SecretStr = Field(min_length=1)
+    # How long a client that left may take to come back before its job is cancelled.
+    disconnect_grace_s: float = Field(default=10.0, ge=0.0, le=600.0)
     max_streams: int = Field(default=20_000, ge=1)  # open event streams of this process
     tokenizer_threads: int = Field(default=2, ge=1, le=64)
     tokenizer_queue: int = Field(default=256, ge=1)  # long prompts waiting for a thread

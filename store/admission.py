@@ -12,9 +12,12 @@ from psycopg.types.json import Jsonb
 
 from store.pools import AsyncPool, as_tenant
 from tasks.errors import IdempotencyKeyReused, InsufficientQuota, InvalidRequest
+from tasks.ids import uuid7_floor
+from tasks.jobs import Dialect, OnDisconnect
 from tasks.queues import ServiceTier
 
 IDEMPOTENCY_TTL_H = 24
+RETRY_WINDOW_S = 900  # SDKs wait 600 s for an answer before they try again
 INSUFFICIENT_QUOTA = "MR402"  # SQLSTATE raised by refuse_admission()
 
 # NUL and half a surrogate pair: valid in JSON, refused by Postgres; None: refused by psycopg.
@@ -58,6 +61,12 @@ class NewJob:
     end_user: str | None = None
     idempotency_key: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    num_choices: int = 1
+    dialect: str = Dialect.JOB.value
+    tool_format: str | None = None  # how the model writes calls, if it may call something
+    is_background: bool = False
+    on_disconnect: str = OnDisconnect.CONTINUE.value
+    batch_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +107,15 @@ WITH key AS (
     INSERT INTO jobs (id, tenant_id, api_key_id, end_user, model, model_requested, pool,
         service_tier, lane, status, max_fails, deadline_at, hinted_at, hint_count, input_tokens,
         max_output_tokens, price_version, input_price, cached_price, output_price, currency,
-        metadata, request_hash, idempotency_key)
+        metadata, request_hash, idempotency_key, num_choices, dialect, tool_format, is_background,
+        on_disconnect, batch_id)
     SELECT %(id)s, %(tenant_id)s, %(api_key_id)s, %(end_user)s, %(model)s, %(model_requested)s,
         %(pool)s, %(service_tier)s, %(lane)s, 'queued', %(max_fails)s,
         now() + make_interval(secs => %(deadline_s)s), now(), 1, %(input_tokens)s,
         %(max_output_tokens)s, %(price_version)s, %(input_price)s, %(cached_price)s,
-        %(output_price)s, %(currency)s, %(metadata)s, %(request_hash)s, %(idempotency_key)s
+        %(output_price)s, %(currency)s, %(metadata)s, %(request_hash)s, %(idempotency_key)s,
+        %(num_choices)s, %(dialect)s, %(tool_format)s, %(is_background)s, %(on_disconnect)s,
+        %(batch_id)s
     FROM account RETURNING *
 ), payload AS (
     INSERT INTO job_payloads (job_id, tenant_id, request, prompt_token_ids, sampling, grammar)
@@ -117,6 +129,12 @@ SELECT job.*, NULL AS output, NULL AS last_seq, EXISTS (SELECT FROM fresh) AS is
     WHEN EXISTS (SELECT FROM fresh) AND NOT EXISTS (SELECT FROM job) THEN refuse_admission()
 END AS refused
 FROM (VALUES (1)) AS one LEFT JOIN job ON true
+"""
+
+_FIRST_TRY = """
+SELECT id FROM jobs WHERE request_hash = %s AND tenant_id = %s AND api_key_id = %s AND id > %s
+    AND status <> 'failed' AND deleted_at IS NULL
+ORDER BY id DESC LIMIT 1
 """
 
 _FIRST_USE = """
@@ -147,6 +165,19 @@ async def admit(pool: AsyncPool, job: NewJob) -> Admitted:
     if row["is_fresh"]:
         return Admitted(job.id, row)
     return await _first_use(pool, job)
+
+
+async def find_first_try(pool: AsyncPool, job: NewJob) -> UUID | None:
+    """The job that the same key asked for by the same request a short while ago, unless it failed:
+    a failure is what the retry is for.
+    """
+    oldest = uuid7_floor((job.id.int >> 80) - RETRY_WINDOW_S * 1_000)
+    async with as_tenant(pool, job.tenant_id) as connection:
+        cursor = await connection.execute(
+            _FIRST_TRY, (job.request_hash, job.tenant_id, job.api_key_id, oldest)
+        )
+        row = await cursor.fetchone()
+    return row["id"] if row else None
 
 
 async def _first_use(pool: AsyncPool, job: NewJob) -> Admitted:
@@ -188,4 +219,10 @@ def _parameters(job: NewJob) -> dict[str, Any]:
         "prompt_token_ids": job.prompt_token_ids,
         "sampling": Jsonb(dict(job.sampling)),
         "grammar": job.grammar,
+        "num_choices": job.num_choices,
+        "dialect": job.dialect,
+        "tool_format": job.tool_format,
+        "is_background": job.is_background,
+        "on_disconnect": job.on_disconnect,
+        "batch_id": job.batch_id,
     }

@@ -18,6 +18,12 @@ SELECT j.*, r.output, r.last_seq FROM jobs j LEFT JOIN job_results r ON r.job_id
 
 _GET = f"{_JOB} WHERE j.id = %(job_id)s AND j.tenant_id = %(tenant_id)s"
 
+_GET_WITH_REQUEST = """
+SELECT j.*, r.output, r.last_seq, p.request FROM jobs j
+LEFT JOIN job_results r ON r.job_id = j.id LEFT JOIN job_payloads p ON p.job_id = j.id
+WHERE j.id = %(job_id)s AND j.tenant_id = %(tenant_id)s
+"""
+
 _LIST = f"""{_JOB}
 WHERE j.tenant_id = %(tenant_id)s
     AND (%(after)s::uuid IS NULL OR j.id < %(after)s)
@@ -68,6 +74,14 @@ async def get_job(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> JobRow | No
     """A tenant's job with its output, None if it has no such job."""
     async with as_tenant(pool, tenant_id) as connection:
         cursor = await connection.execute(_GET, {"job_id": job_id, "tenant_id": tenant_id})
+        return await cursor.fetchone()
+
+
+async def get_job_with_request(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> JobRow | None:
+    """The same with `request`, the body it was asked for with; null once that is deleted."""
+    async with as_tenant(pool, tenant_id) as connection:
+        parameters = {"job_id": job_id, "tenant_id": tenant_id}
+        cursor = await connection.execute(_GET_WITH_REQUEST, parameters)
         return await cursor.fetchone()
 
 

@@ -43,6 +43,8 @@ class ApiKey:
     tenant_id: UUID
     tiers: tuple[str, ...]
     default_tier: str
+    on_disconnect: str | None  # what its jobs do when their client leaves; None: the default
+    attach_retries: bool  # a library's retry without an idempotency key gets the first try's job
 
 
 def create_tenant(
@@ -130,6 +132,7 @@ async def find_api_key(pool: AsyncPool, key_id: str) -> ApiKey | None:
 
 _FIND_API_KEY = """
     SELECT k.key_id, k.hash, k.pepper_version, k.scopes, k.tenant_id, t.tiers, t.default_tier,
+        k.on_disconnect, k.attach_retries,
         k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AS is_live
     FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
     WHERE k.key_id = %s

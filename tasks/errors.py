@@ -15,6 +15,7 @@ ServiceError
 ├── InsufficientQuota         429  no retry helps
 ├── RateLimitExceeded         429
 ├── StreamExpired             410
+├── JobCancelled              409  while its client waited
 ├── EngineFailed                   ends a job
 ├── WorkerLost                     ends a job
 ├── DeadlineExceeded               ends a job
@@ -38,6 +39,7 @@ class ServiceError(Exception):
     def __init__(self, message: str | None = None, *, param: str | None = None) -> None:
         self.message = message or (type(self).__doc__ or "").strip().splitlines()[0]
         self.param = param
+        self.headers: dict[str, str] = {}  # of the answer, beside those its class brings
         super().__init__(self.message)
 
 
@@ -124,6 +126,12 @@ class StreamExpired(ServiceError):
     """The events of this job are no longer kept."""
 
     code = "stream_expired"
+
+
+class JobCancelled(ServiceError):
+    """The job was cancelled before it produced anything."""
+
+    code = "cancelled"
 
 
 class EngineFailed(ServiceError):

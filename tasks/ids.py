@@ -9,6 +9,10 @@ import time
 from uuid import UUID
 
 JOB_PREFIX = "job_"
+# The same job by the name each dialect gives it.
+CHAT_PREFIX = "chatcmpl-"
+COMPLETION_PREFIX = "cmpl-"
+RESPONSE_PREFIX = "resp_"
 
 _DIGITS = re.compile("[0-9a-f]{32}")
 

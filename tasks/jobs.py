@@ -22,6 +22,22 @@ TERMINAL = frozenset(
 )
 
 
+class Dialect(StrEnum):
+    """The words a job was asked for in, and is shown in. Stored."""
+
+    JOB = "job"  # our own
+    CHAT = "chat"  # chat completions
+    COMPLETION = "completion"  # text completions
+    RESPONSE = "response"  # responses
+
+
+class OnDisconnect(StrEnum):
+    """What becomes of a job when nobody waits for it any more. Stored."""
+
+    CONTINUE = "continue"  # it runs to its end; its stream can be resumed
+    CANCEL = "cancel"  # it is cancelled after a grace; what was produced is billed
+
+
 class Payer(StrEnum):
     """Who bears the tokens of a job. Stored in its outcome."""
 

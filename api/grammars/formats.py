@@ -32,10 +32,11 @@ class Grammar:
     text: str
     param: str
     noun: str  # what the client calls it: schema, regex, choice list, grammar
+    schema: Mapping[str, Any] | None = None  # of JSON
 
 
-def requested_grammar(request: StructuredOutputFields) -> Grammar | None:
-    """The grammar of the output that a request asks for; None for free text.
+def requested_form(request: StructuredOutputFields) -> Grammar | None:
+    """The grammar of the answer that a request asks for; None for free text.
 
     Raises InvalidGrammar for what is too large or refers to other documents.
     """
@@ -51,8 +52,13 @@ def requested_grammar(request: StructuredOutputFields) -> Grammar | None:
 def schema_grammar(schema: Mapping[str, Any], *, param: str) -> Grammar:
     """JSON that a schema describes. Raises InvalidGrammar."""
     check_schema(schema, param=param)
-    document = {"grammars": [{"json_schema": {**schema, "x-guidance": _JSON_OPTIONS}}]}
-    return _bounded(Grammar(orjson.dumps(document).decode(), param, "schema"))
+    document = {"grammars": [{"json_schema": json_schema_document(schema)}]}
+    return bounded_grammar(Grammar(orjson.dumps(document).decode(), param, "schema", schema))
+
+
+def json_schema_document(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema with our options in place of any of the client's own."""
+    return {**schema, "x-guidance": _JSON_OPTIONS}
 
 
 def _of_response_format(asked: ResponseFormat | None) -> Grammar | None:
@@ -68,12 +74,14 @@ def _of_structured_outputs(asked: StructuredOutputs) -> Grammar:
         return schema_grammar(asked.json_, param="structured_outputs.json")
     if asked.regex is not None:
         text = LLMatcher.grammar_from_regex(asked.regex)
-        return _bounded(Grammar(text, "structured_outputs.regex", "regex"))
+        return bounded_grammar(Grammar(text, "structured_outputs.regex", "regex"))
     if asked.choice is not None:
         text = _of_lark(_choices(asked.choice))
-        return _bounded(Grammar(text, "structured_outputs.choice", "choice list"))
+        return bounded_grammar(Grammar(text, "structured_outputs.choice", "choice list"))
     assert asked.grammar is not None
-    return _bounded(Grammar(_of_lark(asked.grammar), "structured_outputs.grammar", "grammar"))
+    return bounded_grammar(
+        Grammar(_of_lark(asked.grammar), "structured_outputs.grammar", "grammar")
+    )
 
 
 def _choices(choices: Sequence[str]) -> str:
@@ -85,7 +93,8 @@ def _of_lark(lark: str) -> str:
     return orjson.dumps({"grammars": [{"lark_grammar": lark}]}).decode()
 
 
-def _bounded(grammar: Grammar) -> Grammar:
+def bounded_grammar(grammar: Grammar) -> Grammar:
+    """The grammar, if the engine takes one as large. Raises InvalidGrammar."""
     if len(grammar.text.encode()) > MAX_GRAMMAR_BYTES:
         message = f"The {grammar.noun} is larger than {MAX_GRAMMAR_BYTES} bytes."
         raise InvalidGrammar(message, param=grammar.param)

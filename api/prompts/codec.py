@@ -18,7 +18,10 @@ from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
-from api.prompts.template import ChatTemplate, Messages
+from api.prompts.prompt import ChatPrompt, texts_of
+from api.prompts.template import ChatTemplate
+from api.prompts.vocabulary import Vocabulary
+from api.tools.formats import find_format
 from store.model_assets import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from tasks.errors import InvalidPrompt
 
@@ -41,25 +44,29 @@ class PromptCodec:
         self._control = _any_of(token["content"] for token in special)
         template = assets.get(CHAT_TEMPLATE)
         self._template = ChatTemplate(template.decode(), config) if template else None
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocabulary.values(), default=-1) + 1
-        self.longest_token = max(map(len, vocabulary), default=1)
+        self.tool_format = find_format(template.decode()) if template else None
+        self.special_tokens = frozenset(token["content"] for token in special)
+        self.vocabulary = Vocabulary(self._tokenizer, document)
+        ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(ids.values(), default=-1) + 1
+        self.longest_token = max(map(len, ids), default=1)
 
     @property
     def has_template(self) -> bool:
         """Whether the model takes messages."""
         return self._template is not None
 
-    def encode_messages(self, messages: Messages) -> list[int]:
+    def encode_chat(self, chat: ChatPrompt) -> list[int]:
         """Token ids of a chat, up to where the assistant speaks. Raises InvalidPrompt."""
         if self._template is None:
             message = "This model has no chat template; send `prompt` instead of `messages`."
             raise InvalidPrompt(message, param="messages")
-        mark = self._mark_for(_texts(messages))
+        messages, tools = chat.messages, chat.tools
+        mark = self._mark_for(texts_of([messages, tools]))
         if mark is None:
-            return self._encode(self._template.render(messages), has_frame=True)
-        marked = [_map_texts(message, lambda text: self._break(text, mark)) for message in messages]
-        return self._encode_marked(self._template.render(marked), mark, has_frame=True)
+            return self._encode(self._template.render(messages, tools), has_frame=True)
+        messages, tools = _map_texts([messages, tools], lambda text: self._break(text, mark))
+        return self._encode_marked(self._template.render(messages, tools), mark, has_frame=True)
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Token ids of a bare text, with what the tokenizer itself puts around one."""
@@ -148,23 +155,11 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(escaped)) if escaped else None
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """All strings below a value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for member in value.values():
-            yield from _texts(member)
-    elif isinstance(value, list | tuple):
-        for member in value:
-            yield from _texts(member)
-
-
 def _map_texts(value: Any, change: Any) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {name: _map_texts(member, change) for name, member in value.items()}
+        return {_map_texts(k, change): _map_texts(member, change) for k, member in value.items()}
     if isinstance(value, list | tuple):
         return [_map_texts(member, change) for member in value]
     return value

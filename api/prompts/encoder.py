@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from api import metrics
 from api.prompts.codec import PromptCodec
-from api.prompts.template import Messages
-from tasks.errors import ContextLengthExceeded, ServiceUnavailable
+from api.prompts.prompt import ChatPrompt, Prompt, TextPrompt, TokenPrompt, num_chars
+from tasks.errors import ContextLengthExceeded, InvalidPrompt, ServiceUnavailable
 
 # Up to here it takes less than a change of threads.
 INLINE_CHARS = 2_000
@@ -33,13 +33,16 @@ class PromptEncoder:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def encode(
-        self, codec: PromptCodec, prompt: str | Messages, *, context_length: int
+        self, codec: PromptCodec, prompt: Prompt, *, context_length: int, param: str
     ) -> list[int]:
-        """Token ids of a text or a chat. Raises InvalidPrompt, ContextLengthExceeded."""
-        num_chars = _num_chars(prompt)
-        _refuse_hopeless(codec, num_chars, context_length)
+        """Token ids of a prompt, which the client calls `param`.
+
+        Raises InvalidPrompt, ContextLengthExceeded, and ServiceUnavailable when too many wait.
+        """
+        length = num_chars(prompt)
+        _refuse_hopeless(codec, length, context_length, param)
         began = time.monotonic()
-        ids = await self._run(lambda: _encode(codec, prompt), is_short=num_chars <= INLINE_CHARS)
+        ids = await self._run(lambda: _encode(codec, prompt), is_short=length <= INLINE_CHARS)
         metrics.prompt_seconds.observe(time.monotonic() - began)
         return ids
 
@@ -55,22 +58,25 @@ class PromptEncoder:
             self._num_pending -= 1
 
 
-def _encode(codec: PromptCodec, prompt: str | Messages) -> list[int]:
-    return codec.encode_prompt(prompt) if isinstance(prompt, str) else codec.encode_messages(prompt)
+def _encode(codec: PromptCodec, prompt: Prompt) -> list[int]:
+    match prompt:
+        case TextPrompt(text):
+            return codec.encode_prompt(text)
+        case ChatPrompt():
+            return codec.encode_chat(prompt)
+        case TokenPrompt(token_ids):
+            if any(token_id >= codec.vocab_size for token_id in token_ids):
+                message = f"The prompt names a token beyond the vocabulary of {codec.vocab_size}."
+                raise InvalidPrompt(message, param="prompt")
+            return list(token_ids)
 
 
-def _num_chars(prompt: str | Messages) -> int:
-    if isinstance(prompt, str):
-        return len(prompt)
-    return sum(len(text) for message in prompt for text in message.values())
-
-
-def _refuse_hopeless(codec: PromptCodec, num_chars: int, context_length: int) -> None:
+def _refuse_hopeless(codec: PromptCodec, length: int, context_length: int, param: str) -> None:
     """Say no before tokenizing what can't fit, however its characters fall into tokens."""
     chars_per_token = max(codec.longest_token, MIN_CHARS_PER_TOKEN_LIMIT)
-    if num_chars > context_length * chars_per_token:
+    if length > context_length * chars_per_token:
         raise ContextLengthExceeded(
             f"This model's context length is {context_length} tokens;"
-            f" a prompt of {num_chars} characters can't fit.",
-            param="messages",
+            f" a prompt of {length} characters can't fit.",
+            param=param,
         )

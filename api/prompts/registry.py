@@ -46,6 +46,10 @@ class ModelRegistry:
         """All models, by name."""
         return list(self._models.values())
 
+    def find(self, name: str) -> ServedModel | None:
+        """A model by name, if the snapshot has it."""
+        return self._models.get(name)
+
     async def get(self, name: str) -> ServedModel:
         """A model by name. Looks into Postgres before it says no. Raises ModelNotFound."""
         if name not in self._models:

@@ -16,9 +16,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from api.prompts.prompt import Messages
 from tasks.errors import InvalidPrompt
-
-Messages = Sequence[Mapping[str, Any]]
 
 # Entries of tokenizer_config.json that templates may name.
 _SPECIAL_TOKEN_NAMES = (
@@ -39,12 +38,12 @@ class ChatTemplate:
         self._template: Template = _environment().from_string(source)
         self._variables = special_tokens(tokenizer_config)
 
-    def render(self, messages: Messages) -> str:
+    def render(self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None) -> str:
         """The whole prompt as text, up to where the assistant speaks. Raises InvalidPrompt."""
         try:
             return self._template.render(
                 messages=messages,
-                tools=None,
+                tools=tools,
                 documents=None,
                 add_generation_prompt=True,
                 **self._variables,

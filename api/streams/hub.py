@@ -83,6 +83,16 @@ class StreamHub:
         if channel := self._channels.get(job_id):
             channel.listeners.discard(listener)
 
+    def has_listeners(self, job_id: UUID) -> bool:
+        """Whether anybody in this process listens to a job."""
+        channel = self._channels.get(job_id)
+        return channel is not None and bool(channel.listeners)
+
+    def is_subscribed(self, job_id: UUID) -> bool:
+        """Whether this process's connection is subscribed to a job, deserted or not."""
+        channel = self._channels.get(job_id)
+        return channel is not None and channel.is_subscribed
+
     def note_over(self, job_id: UUID) -> None:
         """This process has ended the job itself: its listeners needn't wait to be told."""
         if channel := self._channels.get(job_id):

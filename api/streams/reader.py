@@ -57,6 +57,7 @@ class Reader:
         self._position: int | None = None
         self._position_is_due = self._is_waiting
         self.is_done = False
+        self.finished: JobRow | None = None  # the job's last row, once it is done
 
     @property
     def job_id(self) -> UUID:
@@ -186,6 +187,7 @@ class Reader:
             done = make_event(events[-1].seq, EventType.DONE, job=job_object(row))
             events = [*events[:-1], done]
             self.is_done = True
+            self.finished = row
         self._cursor = events[-1].seq
         return events
 

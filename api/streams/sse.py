@@ -1,8 +1,5 @@
 """Server-sent events as an ASGI response of our own.
 
-What stock decoders forbid: a block without JSON data. So a heartbeat is a lone comment line with
-one newline, which dispatches nothing, and `retry:` stands inside the first block.
-
 An idle stream costs the request's own task and nothing else: that task waits for the client to
 leave. When there is something to send, a task of its own sends it and ends.
 """
@@ -11,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 from starlette.responses import Response
@@ -19,36 +16,43 @@ from starlette.types import Receive, Scope, Send
 
 from api import metrics
 from api.settings import HEARTBEAT_S, SEND_TIMEOUT_S
+from api.streams.encoder import Encoder
 from api.streams.hub import StreamHub
 from api.streams.open_streams import OpenStreams
-from api.streams.reader import UNNUMBERED, Reader
+from api.streams.reader import Reader
 from tasks.events import Event
 
 log = structlog.get_logger(__name__)
 
-RETRY_MS = 1_000  # how long a browser waits before it resumes
 _HEARTBEAT = b":\n"
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache, no-store, no-transform"),
     (b"x-accel-buffering", b"no"),
 ]
-
-
-def encode_event(event: Event, *, is_first: bool) -> bytes:
-    """One block. Events outside the numbering have no `id:`, so that a client's last id stays."""
-    number = b"" if event.seq == UNNUMBERED else b"id: %d\n" % event.seq
-    retry = b"retry: %d\n" % RETRY_MS if is_first else b""
-    return b"%b%bevent: %b\ndata: %b\n\n" % (number, retry, event.type.encode(), event.data)
+# Ends that a client brought about; after the others it comes back, or has all there is.
+_LEFT = frozenset({None, "send_timeout"})
 
 
 class EventStreamResponse(Response):
     """Streams a job's events until `done`, or until one of the other ends (see the package)."""
 
     def __init__(
-        self, *, hub: StreamHub, streams: OpenStreams, reader: Reader, max_age_s: float
+        self,
+        *,
+        hub: StreamHub,
+        streams: OpenStreams,
+        reader: Reader,
+        encoder: Encoder,
+        max_age_s: float,
+        headers: Mapping[str, str] | None = None,
+        on_left: Callable[[], None] | None = None,
     ) -> None:
+        """`on_left` is called when the client goes before the end."""
         super().__init__()
+        self._encoder = encoder
+        self._extra_headers = headers or {}
+        self._on_left = on_left
         self._hub = hub
         self._streams = streams
         self._reader = reader
@@ -57,7 +61,7 @@ class EventStreamResponse(Response):
         self._sent_at = time.monotonic()
         self._sending_since: float | None = None
         self._position_at = time.monotonic() + streams.position_interval_s
-        self._is_first = True
+        self._is_open = False  # the head is written: now events may follow
         self._is_woken = False
         self._ending: str | None = None  # how it ends, once that is settled
         self._is_given_up = False
@@ -86,6 +90,9 @@ class EventStreamResponse(Response):
         channel = await self._hub.join(self._reader.job_id, self)
         self._reader.attach(channel, now)
         await self._write_start()
+        if opening := self._encoder.begin():
+            await self._write(opening)
+        self._is_open = True
         self.wake()
 
     def _close(self) -> None:
@@ -94,12 +101,14 @@ class EventStreamResponse(Response):
         if self._sender:
             self._sender.cancel()
         self._is_given_up = True
+        if self._ending in _LEFT and self._on_left is not None:
+            self._on_left()
         metrics.streams_ended.labels(self._ending or "client_left").inc()
 
     def wake(self) -> None:
         """Look for events to send."""
         self._is_woken = True
-        if self._sender is None and not self._is_given_up:
+        if self._sender is None and self._is_open and not self._is_given_up:
             self._sender = asyncio.create_task(self._send_pending())
 
     def wake_for_log(self) -> None:
@@ -148,6 +157,8 @@ class EventStreamResponse(Response):
             await self._write_events(events)
             if self._reader.is_done:
                 self._ending = "done"
+            elif self._encoder.is_broken:
+                self._ending = "broken"
         if self._ending is not None:
             await self._write(b"", more_body=False)
             self._give_up(self._ending)
@@ -155,11 +166,8 @@ class EventStreamResponse(Response):
             await self._write(_HEARTBEAT)
 
     async def _write_events(self, events: Sequence[Event]) -> None:
-        blocks = [encode_event(event, is_first=False) for event in events]
-        if self._is_first:
-            blocks[0] = encode_event(events[0], is_first=True)
-            self._is_first = False
-        await self._write(b"".join(blocks))
+        if blocks := self._encoder.encode(events, self._reader.finished):
+            await self._write(blocks)
 
     async def _write(self, body: bytes, *, more_body: bool = True) -> None:
         assert self._send is not None
@@ -170,7 +178,9 @@ class EventStreamResponse(Response):
 
     async def _write_start(self) -> None:
         assert self._send is not None
-        await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        extra = [(k.lower().encode(), v.encode()) for k, v in self._extra_headers.items()]
+        headers = [*_HEADERS, *extra]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     def _give_up(self, how: str) -> None:
         """End the request's task, which waits for a client that may never say that it left."""

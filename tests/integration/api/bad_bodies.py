@@ -34,6 +34,9 @@ ENDLESS: dict[str, Any] = {
     "allOf": [{"type": "string", "pattern": f".*a.{{{i}}}b.*"} for i in range(1, 40)]
 }
 
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+NO_TOOL = {"type": "function", "function": {"name": "leap"}}
+
 BAD_BODIES: dict[str, tuple[bytes, int, str]] = {
     "empty": (b"", 400, "invalid_request"),
     "not JSON": (b"{", 400, "invalid_request"),
@@ -115,9 +118,13 @@ BAD_BODIES: dict[str, tuple[bytes, int, str]] = {
     "negative minimum": (chat(min_tokens=-1), 400, "invalid_request"),
     "much metadata": (chat(metadata={str(i): "" for i in range(17)}), 400, "invalid_request"),
     "long metadata": (chat(metadata={"a": "b" * 513}), 400, "invalid_request"),
-    "n": (chat(n=2), 400, "unsupported_parameter"),
-    "logprobs": (chat(logprobs=True), 400, "unsupported_parameter"),
-    "tools": (chat(tools=[{"type": "function"}]), 400, "unsupported_parameter"),
+    "n": (chat(n=9), 400, "invalid_request"),
+    "top_logprobs": (chat(logprobs=True, top_logprobs=21), 400, "invalid_request"),
+    "top_logprobs alone": (chat(top_logprobs=3), 400, "invalid_request"),
+    "tool without function": (chat(tools=[{"type": "function"}]), 400, "invalid_request"),
+    "tools of a model without": (chat(tools=[TOOL]), 400, "unsupported_parameter"),
+    "two tools of a name": (chat(tools=[TOOL, TOOL]), 400, "invalid_request"),
+    "choice of no tool": (chat(tools=[TOOL], tool_choice=NO_TOOL), 400, "invalid_request"),
     "stream": (chat(stream=True), 400, "unsupported_parameter"),
     "tier": (chat(service_tier="gold"), 400, "invalid_request"),
     "deadline": (chat(deadline_s=0), 400, "invalid_request"),

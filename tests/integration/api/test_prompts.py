@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from api.prompts.codec import PromptCodec
 from api.prompts.encoder import PromptEncoder
+from api.prompts.prompt import ChatPrompt, TextPrompt
 from store.model_assets import read_model_files
 from tasks.errors import ContextLengthExceeded, InvalidPrompt, ServiceUnavailable
 from tests.support.tiny_tokenizer import CONTROL_TOKENS, write_model_folder
@@ -61,7 +62,7 @@ def _expected(folder: Path, chat: list[dict[str, str]]) -> list[int]:
 def test_equal_to_apply_chat_template(
     tiny: Path, codec: PromptCodec, chat: list[dict[str, str]]
 ) -> None:
-    assert codec.encode_messages(chat) == _expected(tiny, chat)
+    assert codec.encode_chat(ChatPrompt(chat)) == _expected(tiny, chat)
 
 
 @pytest.mark.parametrize("folder", DEMO_MODELS, ids=lambda folder: folder.name)
@@ -69,7 +70,7 @@ def test_equal_to_apply_chat_template(
 def test_demo_models_are_equal_to_apply_chat_template(
     folder: Path, chat: list[dict[str, str]]
 ) -> None:
-    assert _codec(folder).encode_messages(chat) == _expected(folder, chat)
+    assert _codec(folder).encode_chat(ChatPrompt(chat)) == _expected(folder, chat)
 
 
 def test_bare_prompt_is_equal_to_the_tokenizer(tiny: Path, codec: PromptCodec) -> None:
@@ -83,11 +84,11 @@ def test_control_tokens_in_client_text_stay_text(folder: Path | None, tiny: Path
     codec, reference = _codec(folder), _reference(folder)
     control = set(reference.all_special_ids)
     harmless = [{"role": "user", "content": "hello"}]
-    framing = [i for i in codec.encode_messages(harmless) if i in control]
+    framing = [i for i in codec.encode_chat(ChatPrompt(harmless)) if i in control]
 
     for token in reference.all_special_tokens:
         text = f"hello{token}system{token}\n{token}"
-        chat_ids = codec.encode_messages([{"role": "user", "content": text}])
+        chat_ids = codec.encode_chat(ChatPrompt([{"role": "user", "content": text}]))
         prompt_ids = codec.encode_prompt(text)
 
         assert [i for i in chat_ids if i in control] == framing
@@ -109,7 +110,7 @@ def test_no_mixture_makes_a_control_token(codec: PromptCodec, pieces: list[str])
 
 def test_template_that_refuses_is_an_invalid_prompt(codec: PromptCodec) -> None:
     with pytest.raises(InvalidPrompt, match="no developers here"):
-        codec.encode_messages([{"role": "developer", "content": "x"}])
+        codec.encode_chat(ChatPrompt([{"role": "developer", "content": "x"}]))
 
 
 def test_text_with_every_mark_and_a_control_token_is_refused(codec: PromptCodec) -> None:
@@ -126,12 +127,12 @@ def test_model_without_a_template_takes_no_messages(tiny: Path) -> None:
 
     assert not codec.has_template
     with pytest.raises(InvalidPrompt):
-        codec.encode_messages(CHATS[0])
+        codec.encode_chat(ChatPrompt(CHATS[0]))
 
 
 async def test_long_prompts_do_not_hold_up_the_event_loop(codec: PromptCodec) -> None:
     encoder = PromptEncoder(num_threads=2, max_waiting=8)
-    prompt = "What is a service tier? " * 20_000
+    prompt = TextPrompt("What is a service tier? " * 20_000)
     lag = 0.0
 
     async def watch() -> None:
@@ -143,7 +144,9 @@ async def test_long_prompts_do_not_hold_up_the_event_loop(codec: PromptCodec) ->
 
     watcher = asyncio.create_task(watch())
     began = time.monotonic()
-    await asyncio.gather(*(encoder.encode(codec, prompt, context_length=1 << 20) for _ in range(4)))
+    await asyncio.gather(
+        *(encoder.encode(codec, prompt, context_length=1 << 20, param="prompt") for _ in range(4))
+    )
     elapsed = time.monotonic() - began
     watcher.cancel()
     encoder.close()
@@ -153,10 +156,10 @@ async def test_long_prompts_do_not_hold_up_the_event_loop(codec: PromptCodec) ->
 
 async def test_too_many_long_prompts_are_refused(codec: PromptCodec) -> None:
     encoder = PromptEncoder(num_threads=1, max_waiting=1)
-    prompt = "What is a service tier? " * 2_000
+    prompt = TextPrompt("What is a service tier? " * 2_000)
 
     answers = await asyncio.gather(
-        *(encoder.encode(codec, prompt, context_length=1 << 20) for _ in range(5)),
+        *(encoder.encode(codec, prompt, context_length=1 << 20, param="prompt") for _ in range(5)),
         return_exceptions=True,
     )
     encoder.close()
@@ -170,5 +173,5 @@ async def test_hopeless_prompt_is_refused_without_tokenizing(codec: PromptCodec)
     encoder = PromptEncoder(num_threads=1, max_waiting=1)
 
     with pytest.raises(ContextLengthExceeded):
-        await encoder.encode(codec, "x" * 1_000_000, context_length=16)
+        await encoder.encode(codec, TextPrompt("x" * 1_000_000), context_length=16, param="prompt")
     encoder.close()

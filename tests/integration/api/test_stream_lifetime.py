@@ -19,8 +19,8 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from api import submitting
 from api.app import create_app
-from api.routes import events
 from api.services import Services
 from api.streams import sse
 from cli.stack.child import spawn
@@ -120,7 +120,7 @@ async def test_reader_that_stops_reading_is_cut_off(
 async def test_stream_ends_at_its_greatest_age(
     client: httpx.AsyncClient, owner: DictConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "STREAM_GRACE_S", 0.5)
+    monkeypatch.setattr(submitting, "STREAM_GRACE_S", 0.5)
     url = await _create(client)
     owner.execute("UPDATE jobs SET deadline_at = now()")
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from api.errors import invalid_request
 from api.grammars import sandbox
-from api.grammars.formats import requested_grammar
+from api.grammars.formats import requested_form
 from api.grammars.limits import (
     MAX_CHOICES,
     MAX_GRAMMAR_BYTES,
@@ -44,7 +44,7 @@ def structured(**fields: Any) -> dict[str, Any]:
 
 
 def grammar_text(fields: dict[str, Any]) -> str:
-    grammar = requested_grammar(StructuredOutputFields.model_validate(fields))
+    grammar = requested_form(StructuredOutputFields.model_validate(fields))
     assert grammar is not None
     return grammar.text
 
@@ -64,7 +64,7 @@ def is_accepted(grammar: str, text: str) -> bool:
 def test_free_text_needs_no_grammar(format_: Any) -> None:
     fields = StructuredOutputFields.model_validate({"response_format": format_})
 
-    assert requested_grammar(fields) is None
+    assert requested_form(fields) is None
 
 
 @pytest.mark.parametrize(

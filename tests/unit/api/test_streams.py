@@ -7,10 +7,10 @@ import httpx
 import pytest
 from openai._streaming import SSEDecoder
 
+from api.streams.encoder import NativeEncoder
 from api.streams.history import remaining_events
 from api.streams.reader import UNNUMBERED
 from api.streams.ring import Ring
-from api.streams.sse import encode_event
 from tasks.events import Event, EventType, compress_event_log, make_event
 
 OUTPUT: list[dict[str, Any]] = [{"index": 0, "text": "the whole", "finish_reason": "stop"}]
@@ -120,13 +120,14 @@ class TestFraming:
     def test_openais_decoder_reads_our_bytes(self) -> None:
         """Its decoder dispatches an event without data at any blank line after an `id:`."""
         queued = make_event(UNNUMBERED, EventType.QUEUED, position=1)
+        encoder = NativeEncoder()
         blocks = [
-            encode_event(queued, is_first=True),
+            encoder.encode([queued], None),
             b":\n",
-            encode_event(_token(1), is_first=False),
+            encoder.encode([_token(1)], None),
             b":\n",
             b":\n",
-            encode_event(make_event(2, EventType.DONE, job={}), is_first=False),
+            encoder.encode([make_event(2, EventType.DONE, job={})], None),
         ]
 
         decoded = list(SSEDecoder().iter_bytes(iter(blocks)))
@@ -136,9 +137,8 @@ class TestFraming:
         assert decoded[2].id == "2"
 
     def test_any_split_of_the_bytes_reads_the_same(self) -> None:
-        data = (
-            encode_event(_token(1), is_first=True) + b":\n" + encode_event(_gap(2), is_first=False)
-        )
+        encoder = NativeEncoder()
+        data = encoder.encode([_token(1)], None) + b":\n" + encoder.encode([_gap(2)], None)
         response = httpx.Response(200, content=data)
 
         decoded = list(SSEDecoder().iter_bytes(response.iter_bytes(chunk_size=1)))

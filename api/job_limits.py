@@ -1,0 +1,67 @@
+"""What a request may ask of a model and of a key, checked before anything is written. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from api.generation import Generation
+from store.catalog import ModelEntry
+from store.tenants import ApiKey
+from tasks.errors import ContextLengthExceeded, InvalidRequest, PermissionDenied
+from tasks.jobs import Dialect, OnDisconnect
+from tasks.queues import ServiceTier
+
+# Their clients wait for the answer; those of jobs, and in the background, come back for it.
+_WAITING_DIALECTS = frozenset({Dialect.CHAT, Dialect.COMPLETION, Dialect.RESPONSE})
+
+
+def tier_for(key: ApiKey, asked: str) -> ServiceTier:
+    """The tier a job runs in. Raises PermissionDenied for one beyond the tenant's plan."""
+    if asked == "auto":
+        return ServiceTier(key.default_tier)
+    if asked not in key.tiers:
+        message = f"The service tier '{asked}' is not part of your plan."
+        raise PermissionDenied(message, param="service_tier")
+    return ServiceTier(asked)
+
+
+def policy_for(key: ApiKey, generation: Generation) -> OnDisconnect:
+    """What becomes of a job whose client leaves: by the request, the key, or the default."""
+    if generation.on_disconnect is not None:
+        return generation.on_disconnect
+    if generation.is_background or generation.dialect not in _WAITING_DIALECTS:
+        return OnDisconnect.CONTINUE
+    return OnDisconnect(key.on_disconnect or OnDisconnect.CANCEL)
+
+
+def check_token_ids(sampling: Mapping[str, Any], vocab_size: int) -> None:
+    """Raise InvalidRequest for a token the model doesn't have."""
+    named = {
+        "logit_bias": map(int, sampling.get("logit_bias", ())),
+        "stop_token_ids": sampling.get("stop_token_ids", ()),
+    }
+    for param, token_ids in named.items():
+        if any(token_id >= vocab_size for token_id in token_ids):
+            message = f"'{param}' names a token beyond the vocabulary of {vocab_size}."
+            raise InvalidRequest(message, param=param)
+
+
+def output_limit(generation: Generation, model: ModelEntry, input_tokens: int) -> int:
+    """The most tokens a choice may have. Raises ContextLengthExceeded, InvalidRequest."""
+    room = model.context_length - input_tokens
+    asked = generation.token_limit.value
+    if asked is not None and asked > model.max_output_tokens:
+        message = f"This model produces at most {model.max_output_tokens} tokens."
+        raise InvalidRequest(message, param=generation.token_limit.param)
+    limit = min(model.max_output_tokens, room) if asked is None else asked
+    if room < 1 or limit > room:
+        raise ContextLengthExceeded(
+            f"This model's context length is {model.context_length} tokens; your prompt has"
+            f" {input_tokens}" + (f", and you asked for {asked} more." if asked else "."),
+            param=generation.prompt_param,
+        )
+    if generation.sampling.get("min_tokens", 0) > limit:
+        message = f"'min_tokens' is more than the {limit} tokens to produce at most."
+        raise InvalidRequest(message, param="min_tokens")
+    return limit

@@ -1,0 +1,74 @@
+"""Text completions: create, and go on with a stream."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request
+from starlette.responses import Response
+
+from api.deps import JobsReader, ServicesDep, Submitter
+from api.dialects.completion import CompletionFold, text_completion
+from api.json_body import read_json_object
+from api.json_response import JsonResponse
+from api.resuming import MAX_SEQ, cursor_of, find_shown_job
+from api.schemas.completions import CreateCompletion
+from api.submitting import (
+    Retry,
+    answer_headers,
+    answer_when_over,
+    parse_body,
+    shown_job,
+    stream_of,
+    submit,
+)
+from api.waiting import wait_with_client
+from tasks.ids import COMPLETION_PREFIX
+from tasks.jobs import Dialect
+
+router = APIRouter(prefix="/v1/completions")
+
+
+@router.post("")
+async def create(
+    request: Request, services: ServicesDep, caller: Submitter, retry: Retry
+) -> Response:
+    """An answer, or with `stream` its chunks."""
+    body = await read_json_object(request)
+    parsed = parse_body(CreateCompletion, body)
+    admitted = await submit(services, caller, parsed.generation(), body, retry)
+    headers = answer_headers(admitted, CreateCompletion, body)
+    job = await shown_job(services, caller, admitted, body)
+    if parsed.stream:
+        return stream_of(services, job, CompletionFold(job), cursor=0, headers=headers)
+    return await answer_when_over(
+        services, caller, job, request=request, show=text_completion, headers=headers
+    )
+
+
+@router.get("/{completion_id}")
+async def get(
+    request: Request, services: ServicesDep, caller: JobsReader, completion_id: str
+) -> Response:
+    """The answer, waited for if it isn't there yet."""
+    job = await find_shown_job(
+        services, caller, completion_id, COMPLETION_PREFIX, Dialect.COMPLETION
+    )
+    row = await wait_with_client(services, caller, job.id, request)
+    return JsonResponse(text_completion(job.with_row(row)))
+
+
+@router.get("/{completion_id}/events")
+async def events(
+    services: ServicesDep,
+    caller: JobsReader,
+    completion_id: str,
+    last_event_id: Annotated[str | None, Header()] = None,
+    starting_after: Annotated[int | None, Query(ge=0, le=MAX_SEQ)] = None,
+) -> Response:
+    """The chunks behind a number on, at any replica, as often as one likes."""
+    job = await find_shown_job(
+        services, caller, completion_id, COMPLETION_PREFIX, Dialect.COMPLETION
+    )
+    cursor = cursor_of(last_event_id, starting_after)
+    return stream_of(services, job, CompletionFold(job), cursor=cursor)

@@ -1,0 +1,134 @@
+"""From a job's events to the bytes of a stream: in our own words, or in those of a dialect.
+
+What stock decoders forbid: a block without JSON data. So `retry:` stands inside the first block,
+and a heartbeat is a lone comment line with one newline, which dispatches nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from api.dialects.fold import Fold, Frame
+from api.streams.reader import UNNUMBERED
+from store.jobs import JobRow
+from tasks.errors import StreamExpired
+from tasks.events import Event, EventType
+
+RETRY_MS = 1_000  # how long a browser waits before it resumes
+
+
+class Encoder(Protocol):
+    """One stream's. Not shared."""
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the stream can't go on: what was encoded last ends it."""
+        ...
+
+    def begin(self) -> bytes:
+        """What is sent before any event."""
+        ...
+
+    def encode(self, events: Sequence[Event], finished: JobRow | None) -> bytes:
+        """Events as blocks. `finished` is the row of the job once `done` is among them."""
+        ...
+
+
+class NativeEncoder:
+    """Our own events, one block each."""
+
+    is_broken = False
+
+    def __init__(self) -> None:
+        self._retry = _Retry()
+
+    def begin(self) -> bytes:
+        """Nothing."""
+        return b""
+
+    def encode(self, events: Sequence[Event], finished: JobRow | None) -> bytes:
+        """Events outside the numbering have no `id:`, so that a client's last id stays."""
+        blocks = b"".join(
+            _block(event.data, name=event.type, seq=None if event.seq == UNNUMBERED else event.seq)
+            for event in events
+        )
+        return self._retry.on_first(blocks)
+
+
+class DialectEncoder:
+    """A dialect's frames. The fold sees all events from the first on, since its state depends on
+    them; the client gets what is behind its cursor.
+    """
+
+    def __init__(self, fold: Fold, cursor: int) -> None:
+        """`cursor` is the number of the last frame the client has, in the dialect's numbering."""
+        self.is_broken = False
+        self._fold = fold
+        self._cursor = cursor
+        self._last_seq = cursor if cursor <= 0 else 0  # of the frames made so far
+        self._retry = _Retry()
+
+    def begin(self) -> bytes:
+        """What the dialect says before the job starts."""
+        return self._blocks(self._fold.begin())
+
+    def encode(self, events: Sequence[Event], finished: JobRow | None) -> bytes:
+        """Frames of events; at the end of the job, or where history is lost, the trailer too."""
+        blocks = b""
+        for event in events:
+            if event.seq == UNNUMBERED:
+                continue
+            if self._is_lost(event):
+                return blocks + self._break(event)
+            if event.type == EventType.DONE:
+                assert finished is not None
+                return blocks + self._blocks(self._fold.finish(event.seq, finished)) + self._trail()
+            try:
+                blocks += self._blocks(self._fold.feed(event))
+            except StreamExpired:
+                return blocks + self._break(event)
+        return blocks
+
+    def _is_lost(self, event: Event) -> bool:
+        """Whether a gap stands between what we know and what the client has."""
+        if event.type != EventType.GAP or self._last_seq >= self._cursor:
+            return False
+        return not (self._fold.has_native_numbers and event.seq <= self._cursor)
+
+    def _break(self, event: Event) -> bytes:
+        self.is_broken = True
+        error = StreamExpired("The events that this stream continues are lost.")
+        frames = self._fold.failure(max(event.seq, self._cursor + 1), error)
+        return self._blocks(frames) + self._trail()
+
+    def _trail(self) -> bytes:
+        return self._fold.trailer
+
+    def _blocks(self, frames: Iterable[Frame]) -> bytes:
+        blocks = b""
+        for frame in frames:
+            self._last_seq = max(self._last_seq, frame.seq)
+            if frame.seq > self._cursor:
+                seq = frame.seq if frame.has_id else None
+                blocks += _block(frame.data, name=frame.event, seq=seq)
+        return self._retry.on_first(blocks)
+
+
+class _Retry:
+    """`retry:` as a line of the stream's first block."""
+
+    def __init__(self) -> None:
+        self._is_due = True
+
+    def on_first(self, blocks: bytes) -> bytes:
+        if not blocks or not self._is_due:
+            return blocks
+        self._is_due = False
+        return blocks.replace(b"data: ", b"retry: %d\ndata: " % RETRY_MS, 1)
+
+
+def _block(data: bytes, *, name: str | None, seq: int | None) -> bytes:
+    number = b"" if seq is None else b"id: %d\n" % seq
+    event = b"" if name is None else b"event: %b\n" % name.encode()
+    return b"%b%bdata: %b\n\n" % (number, event, data)

@@ -1,0 +1,1 @@
+"""Function calling: how a model writes calls, grammars that make it, and parsing what it wrote."""

@@ -1,0 +1,65 @@
+"""Waiting for a job's end without holding anything but a place among its listeners."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from uuid import UUID
+
+from starlette.requests import Request
+
+from api.deps import find_job
+from api.errors import ClientLeft
+from api.job_view import is_terminal
+from api.services import Services
+from api.settings import STREAM_GRACE_S
+from store.jobs import JobRow
+from store.tenants import ApiKey
+
+
+async def wait_for_end(services: Services, caller: ApiKey, job_id: UUID, wait_s: float) -> JobRow:
+    """The job, over or not, at the latest after `wait_s`. Raises JobNotFound."""
+    row = await find_job(services, caller, job_id)
+    if not wait_s or is_terminal(row):
+        return row
+    with suppress(TimeoutError):
+        async with asyncio.timeout(wait_s), services.hub.watch(job_id) as channel:
+            row = await find_job(services, caller, job_id)  # it may have ended before the watch
+            if is_terminal(row):
+                return row
+            await channel.over.wait()
+    return await find_job(services, caller, job_id)
+
+
+async def wait_with_client(
+    services: Services, caller: ApiKey, job_id: UUID, request: Request
+) -> JobRow:
+    """The job once it is over, for a client that waits as long as it takes.
+
+    Raises ClientLeft when the client goes first; then its disconnect policy takes its course.
+    """
+    row = await find_job(services, caller, job_id)
+    if is_terminal(row):
+        return row
+    remaining_s = row["deadline_at"].timestamp() - time.time()
+    end = asyncio.create_task(
+        wait_for_end(services, caller, job_id, max(0.0, remaining_s) + STREAM_GRACE_S)
+    )
+    left = asyncio.create_task(_leaving(request))
+    try:
+        await asyncio.wait((end, left), return_when=asyncio.FIRST_COMPLETED)
+        if end.done():
+            return end.result()
+        services.canceller.client_left(row)
+        raise ClientLeft
+    finally:
+        for task in (end, left):
+            task.cancel()
+        await asyncio.gather(end, left, return_exceptions=True)
+
+
+async def _leaving(request: Request) -> None:
+    """Returns when the client has gone. Its body was read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
