@@ -57,6 +57,12 @@ class NewJob:
     grammar: str | None = None  # serialised, as every attempt compiles it
     end_user: str | None = None
     idempotency_key: str | None = None
+    num_choices: int = 1
+    dialect: str = "job"  # which API made it: job, chat, completion or response
+    tool_format: str | None = None
+    is_background: bool = False
+    on_disconnect: str = "continue"  # or cancel
+    batch_id: UUID | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -98,12 +104,15 @@ WITH key AS (
     INSERT INTO jobs (id, tenant_id, api_key_id, end_user, model, model_requested, pool,
         service_tier, lane, status, max_fails, deadline_at, hinted_at, hint_count, input_tokens,
         max_output_tokens, price_version, input_price, cached_price, output_price, currency,
-        metadata, request_hash, idempotency_key)
+        metadata, request_hash, idempotency_key, num_choices, dialect, tool_format, is_background,
+        on_disconnect, batch_id)
     SELECT %(id)s, %(tenant_id)s, %(api_key_id)s, %(end_user)s, %(model)s, %(model_requested)s,
         %(pool)s, %(service_tier)s, %(lane)s, 'queued', %(max_fails)s,
         now() + make_interval(secs => %(deadline_s)s), now(), 1, %(input_tokens)s,
         %(max_output_tokens)s, %(price_version)s, %(input_price)s, %(cached_price)s,
-        %(output_price)s, %(currency)s, %(metadata)s, %(request_hash)s, %(idempotency_key)s
+        %(output_price)s, %(currency)s, %(metadata)s, %(request_hash)s, %(idempotency_key)s,
+        %(num_choices)s, %(dialect)s, %(tool_format)s, %(is_background)s, %(on_disconnect)s,
+        %(batch_id)s
     FROM account RETURNING *
 ), payload AS (
     INSERT INTO job_payloads (job_id, tenant_id, request, prompt_token_ids, sampling, grammar)
@@ -184,6 +193,12 @@ def _parameters(job: NewJob) -> dict[str, Any]:
         "metadata": Jsonb(dict(job.metadata)),
         "request_hash": job.request_hash,
         "idempotency_key": job.idempotency_key,
+        "num_choices": job.num_choices,
+        "dialect": job.dialect,
+        "tool_format": job.tool_format,
+        "is_background": job.is_background,
+        "on_disconnect": job.on_disconnect,
+        "batch_id": job.batch_id,
         "request": Jsonb(dict(job.request)),
         "prompt_token_ids": job.prompt_token_ids,
         "sampling": Jsonb(dict(job.sampling)),
