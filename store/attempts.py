@@ -33,14 +33,16 @@ _CLAIM = """
 )
 SELECT job.id, job.tenant_id, job.attempt, job.fail_count, job.max_fails, job.model,
     job.service_tier, job.input_tokens, job.max_output_tokens, job.price_version, job.input_price,
-    job.cached_price, job.output_price, job.currency,
+    job.cached_price, job.output_price, job.currency, job.num_choices,
     extract(epoch FROM job.deadline_at - now())::float AS remaining_s,
     payload.prompt_token_ids, payload.sampling, payload.grammar,
-    previous.checkpoint_seq, previous.checkpoint_token_ids, previous.checkpoint_text
+    previous.checkpoint_seq, previous.checkpoint_token_ids, previous.checkpoint_text,
+    previous.checkpoint_splits
 FROM job JOIN job_payloads payload ON payload.job_id = job.id
 LEFT JOIN LATERAL (
-    SELECT checkpoint_seq, checkpoint_token_ids, checkpoint_text FROM job_attempts a
-    WHERE a.job_id = job.id AND a.attempt < job.attempt ORDER BY checkpoint_seq DESC LIMIT 1
+    SELECT checkpoint_seq, checkpoint_token_ids, checkpoint_text, checkpoint_splits
+    FROM job_attempts a WHERE a.job_id = job.id AND a.attempt < job.attempt
+    ORDER BY checkpoint_seq DESC LIMIT 1
 ) previous ON true
 """
 
@@ -68,10 +70,10 @@ WITH best AS (
 
 _CHECKPOINT = """
 UPDATE job_attempts a SET checkpoint_seq = v.seq, checkpoint_token_ids = v.token_ids,
-    checkpoint_text = v.text, output_tokens = v.output_tokens
+    checkpoint_text = v.text, checkpoint_splits = v.splits, output_tokens = v.output_tokens
 FROM unnest(%(job_ids)s::uuid[], %(attempts)s::int[], %(seqs)s::bigint[], %(token_ids)s::bytea[],
-    %(texts)s::text[], %(output_tokens)s::int[])
-    AS v (job_id, attempt, seq, token_ids, text, output_tokens)
+    %(texts)s::text[], %(splits)s::jsonb[], %(output_tokens)s::int[])
+    AS v (job_id, attempt, seq, token_ids, text, splits, output_tokens)
 WHERE a.job_id = v.job_id AND a.attempt = v.attempt AND a.ended_at IS NULL
 """
 
@@ -122,7 +124,7 @@ WITH job AS (
 ), attempt AS (
     UPDATE job_attempts a SET ended_at = now(), outcome = %(attempt_outcome)s,
         checkpoint_seq = %(seq)s, checkpoint_token_ids = %(token_ids)s, checkpoint_text = %(text)s,
-        output_tokens = %(attempt_tokens)s
+        checkpoint_splits = %(splits)s, output_tokens = %(attempt_tokens)s
     FROM job WHERE a.job_id = job.id AND a.attempt = job.attempt
 )
 SELECT id FROM job
@@ -148,15 +150,25 @@ class Claimed:
     sampling: Mapping[str, Any]
     checkpoint: Checkpoint
     grammar: str | None = None  # serialised; every attempt compiles the same
+    num_choices: int = 1
+
+
+# One choice's share of a checkpoint: its tokens, its characters, and its finish_reason on the wire,
+# None while it goes on.
+Split = tuple[int, int, str | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """How far a job has come: the last event, and the output of all attempts up to it."""
+    """How far a job has come: the last event, and the output of all attempts up to it.
+
+    Tokens and texts of several choices stand one after another, in the order of their indexes.
+    """
 
     seq: int = 0
     token_ids: bytes = b""  # little-endian uint32
     text: str = ""
+    splits: tuple[Split, ...] | None = None  # one for each choice; None: there is one choice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +238,7 @@ def save_checkpoints(connection: DictConnection, running: Sequence[RunningCheckp
             "seqs": [item.checkpoint.seq for item in running],
             "token_ids": [item.checkpoint.token_ids for item in running],
             "texts": [item.checkpoint.text for item in running],
+            "splits": [_splits(item.checkpoint) for item in running],
             "output_tokens": [item.output_tokens for item in running],
         },
     )
@@ -274,6 +287,7 @@ def requeue(connection: DictConnection, back: Requeue) -> bool:
             "seq": back.checkpoint.seq,
             "token_ids": back.checkpoint.token_ids,
             "text": back.checkpoint.text,
+            "splits": _splits(back.checkpoint),
         },
     ).fetchone()
     return row is not None
@@ -305,6 +319,10 @@ def _was_finished_by(connection: DictConnection, end: Finish) -> bool:
     return bool(row and row["mine"])
 
 
+def _splits(checkpoint: Checkpoint) -> Jsonb | None:
+    return None if checkpoint.splits is None else Jsonb(checkpoint.splits)
+
+
 def _claimed(row: dict[str, Any] | None) -> Claimed | None:
     if row is None:
         return None
@@ -329,9 +347,16 @@ def _claimed(row: dict[str, Any] | None) -> Claimed | None:
         prompt_token_ids=row["prompt_token_ids"],
         sampling=row["sampling"],
         grammar=row["grammar"],
-        checkpoint=Checkpoint(
-            seq=row["checkpoint_seq"] or 0,
-            token_ids=row["checkpoint_token_ids"] or b"",
-            text=row["checkpoint_text"] or "",
-        ),
+        num_choices=row["num_choices"],
+        checkpoint=_checkpoint(row),
+    )
+
+
+def _checkpoint(row: dict[str, Any]) -> Checkpoint:
+    splits = row["checkpoint_splits"]
+    return Checkpoint(
+        seq=row["checkpoint_seq"] or 0,
+        token_ids=row["checkpoint_token_ids"] or b"",
+        text=row["checkpoint_text"] or "",
+        splits=None if splits is None else tuple((*split,) for split in splits),
     )

@@ -64,10 +64,10 @@ WITH found AS MATERIALIZED (
 _CARRY_OUT: LiteralString = """
 , measured AS MATERIALIZED (
     SELECT d.*, coalesce(c.seq, 0) AS last_seq, coalesce(c.text, '') AS produced_text,
-        coalesce(c.num_tokens, 0) AS produced
+        coalesce(c.num_tokens, 0) AS produced, c.splits
     FROM judged d LEFT JOIN LATERAL (
         SELECT a.checkpoint_seq AS seq, a.checkpoint_text AS text,
-            length(a.checkpoint_token_ids) / 4 AS num_tokens
+            length(a.checkpoint_token_ids) / 4 AS num_tokens, a.checkpoint_splits AS splits
         FROM job_attempts a WHERE a.job_id = d.id ORDER BY a.checkpoint_seq DESC LIMIT 1
     ) c ON true
 ), requeued AS (
@@ -98,10 +98,20 @@ _CARRY_OUT: LiteralString = """
     FROM priced p WHERE j.id = p.id
 ), results AS (
     INSERT INTO job_results (job_id, tenant_id, output, last_seq)
-    SELECT id, tenant_id, CASE WHEN end_status = 'failed' THEN jsonb_build_array()
-        ELSE jsonb_build_array(jsonb_build_object(
-            'index', 0, 'text', produced_text, 'finish_reason', finish_reason)) END, last_seq
-    FROM priced ON CONFLICT DO NOTHING
+    SELECT p.id, p.tenant_id, CASE WHEN p.end_status = 'failed' THEN jsonb_build_array() ELSE (
+        SELECT jsonb_agg(jsonb_build_object('index', c.index,
+            'text', substr(p.produced_text, c.num_chars_before + 1, c.num_chars),
+            'finish_reason', coalesce(c.finish_reason, p.finish_reason)) ORDER BY c.index)
+        FROM (
+            SELECT i AS index, coalesce((split->>1)::int, 0) AS num_chars,
+                coalesce(sum((split->>1)::int) OVER (ORDER BY i ROWS BETWEEN UNBOUNDED PRECEDING
+                    AND 1 PRECEDING), 0)::int AS num_chars_before, split->>2 AS finish_reason
+            FROM generate_series(0, p.num_choices - 1) AS i
+            LEFT JOIN jsonb_array_elements(coalesce(p.splits, jsonb_build_array(
+                    jsonb_build_array(p.produced, length(p.produced_text)))))
+                WITH ORDINALITY AS splits (split, position) ON position = i + 1
+        ) c) END, p.last_seq
+    FROM priced p ON CONFLICT DO NOTHING
 ), outcomes AS (
     INSERT INTO job_outcomes (job_id, tenant_id, api_key_id, model, service_tier, status, reason,
         payer, attempt, input_tokens, cached_tokens, output_tokens, price_version, input_price,

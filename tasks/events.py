@@ -1,14 +1,18 @@
 """Native events of a job: what the log holds, and its three encodings.
 
-`started {attempt, model}`, `token {index, text, token_ids}`, `gap {from, to, text}`, and a final
-marker `done {}`: readers replace its data by the job object, whose truth is Postgres. A sequence
-number is never given to two different events.
+`started {attempt, model}`, `token {index, text, token_ids, logprobs?}`, `gap {from, to, text,
+texts?}`, and a final marker `done {}`: readers replace its data by the job object, whose truth is
+Postgres. A sequence number is never given to two different events.
+
+`logprobs` is there where the job asks for them: for each of `token_ids` one `[logprob, [[token id,
+logprob], ...]]`. A gap restates text alone, that of choice 0 in `text` and, of a job with several
+choices, all in `texts`: log-probabilities from before it are lost to the reader.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -20,8 +24,8 @@ class EventType(StrEnum):
 
     QUEUED = "queued"  # where the job waits; has no sequence number and is not replayed
     STARTED = "started"  # an attempt took the job
-    TOKEN = "token"  # what one engine step produced
-    GAP = "gap"  # events from..to are not to be had; `text` is the whole text up to `to`
+    TOKEN = "token"  # what one engine step produced of one choice
+    GAP = "gap"  # events from..to are not to be had; restates the whole text up to `to`
     DONE = "done"  # the only terminal event
 
 
@@ -48,6 +52,12 @@ def make_event(seq: int, type_: EventType, **fields: Any) -> Event:
     return Event(seq, type_.value, orjson.dumps(fields))
 
 
+def make_gap(seq: int, texts: Sequence[str]) -> Event:
+    """What stands for all events up to `seq`: each choice's text so far."""
+    several = {"texts": list(texts)} if len(texts) > 1 else {}
+    return make_event(seq, EventType.GAP, **{"from": 1, "to": seq, "text": texts[0]}, **several)
+
+
 def parse_payload(seq: int, payload: bytes) -> Event:
     """An event from a log entry."""
     type_, _, data = payload.partition(b" ")
@@ -71,23 +81,40 @@ def decompress_event_log(blob: bytes) -> list[Event]:
     return [parse_message(line) for line in text.split(b"\n")] if text else []
 
 
-def text_of(events: Iterable[Event]) -> str:
-    """The text the events add up to. A gap restates all text before it."""
-    text = ""
+def texts_of(events: Iterable[Event], num_choices: int = 1) -> list[str]:
+    """The text the events add up to, for each choice. A gap restates all text before it."""
+    parts: list[list[str]] = [[] for _ in range(num_choices)]
     for event in events:
         if event.type == EventType.TOKEN:
-            text += event.fields()["text"]
+            fields = event.fields()
+            parts[fields["index"]].append(fields["text"])
         elif event.type == EventType.GAP:
-            text = event.fields()["text"]
-    return text
+            parts = _restated(event.fields(), num_choices)
+    return ["".join(of_choice) for of_choice in parts]
 
 
-def token_ids_of(events: Iterable[Event]) -> list[int]:
-    """The token ids the events carry since the last gap, which restates text without its ids."""
-    ids: list[int] = []
+def token_ids_of(events: Iterable[Event], num_choices: int = 1) -> list[list[int]]:
+    """Each choice's token ids since the last gap, which restates text without its ids."""
+    return _since_gap(events, "token_ids", num_choices)
+
+
+def logprobs_of(events: Iterable[Event], num_choices: int = 1) -> list[list[Any]]:
+    """Each choice's log-probabilities since the last gap; none where nobody asked for them."""
+    return _since_gap(events, "logprobs", num_choices)
+
+
+def _restated(gap: dict[str, Any], num_choices: int) -> list[list[str]]:
+    texts = gap.get("texts") or [gap["text"]]
+    return [[text] for text in texts] + [[] for _ in range(num_choices - len(texts))]
+
+
+def _since_gap(events: Iterable[Event], name: str, num_choices: int) -> list[list[Any]]:
+    """What the token events hold under a name, one entry a token."""
+    found: list[list[Any]] = [[] for _ in range(num_choices)]
     for event in events:
         if event.type == EventType.TOKEN:
-            ids += event.fields()["token_ids"]
+            fields = event.fields()
+            found[fields["index"]] += fields.get(name, ())
         elif event.type == EventType.GAP:
-            ids = []
-    return ids
+            found = [[] for _ in range(num_choices)]
+    return found

@@ -12,7 +12,8 @@ STREAM_PATTERN = "stream:{*}"
 STREAM_RUNNING_TTL_MS = 3_600_000
 STREAM_FINAL_TTL_MS = 900_000
 
-# Entries kept a stream. One entry is one engine step, so this is more than any output.
+# Entries kept a stream. One entry is one engine step of one choice: more than any output but the
+# largest of many choices. Beyond it readers from the start, and the next attempt, get a gap.
 STREAM_MAX_ENTRIES = 100_000
 
 

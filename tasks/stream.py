@@ -25,9 +25,10 @@ APPEND_SCRIPT = (_LUA / "append.lua").read_text()
 OPEN_SCRIPT = (_LUA / "open.lua").read_text()
 
 # After a loss of Redis data readers may have seen events that no store holds any more. Attempt n
-# then goes on at n times this number. No attempt has as many events, so that whatever was lost,
-# earlier attempts gave lower numbers only: no number is given to two events.
-SEQUENCE_JUMP = 1_000_000
+# then goes on at n times this number. No attempt has as many events (128 choices of 131,072 tokens
+# are 17 million), so that whatever was lost, earlier attempts gave lower numbers only: no number is
+# given to two events.
+SEQUENCE_JUMP = 100_000_000
 
 
 class Code(IntEnum):

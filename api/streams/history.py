@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.events import Event, EventType, decompress_event_log, make_event
+from tasks.events import Event, EventType, decompress_event_log, make_event, make_gap
 
 
 def remaining_events(
@@ -30,8 +30,7 @@ def remaining_events(
 def _whole_text(seq: int, output: list[dict[str, Any]] | None) -> list[Event]:
     if not output:
         return [_marker(seq + 1)]
-    fields = {"from": 1, "to": seq + 1, "text": output[0]["text"]}
-    return [make_event(seq + 1, EventType.GAP, **fields), _marker(seq + 2)]
+    return [make_gap(seq + 1, [choice["text"] for choice in output]), _marker(seq + 2)]
 
 
 def _marker(seq: int) -> Event:

@@ -23,7 +23,7 @@ from api.streams.channel import Channel
 from api.streams.history import remaining_events
 from store.jobs import JobRow, get_event_log, get_job, queue_position
 from store.pools import AsyncPool
-from tasks.events import Event, EventType, make_event, text_of
+from tasks.events import Event, EventType, make_event, make_gap, texts_of
 from tasks.jobs import JobStatus
 from tasks.stream import read_log
 
@@ -160,8 +160,7 @@ class Reader:
         events = await read_log(redis, self.job_id, 0)
         if not events or not _follows(events, 0):
             return []
-        seq = events[-1].seq
-        return [make_event(seq, EventType.GAP, **{"from": 1, "to": seq, "text": text_of(events)})]
+        return [make_gap(events[-1].seq, texts_of(events, self._row["num_choices"]))]
 
     async def _read_postgres(self) -> list[Event]:
         row = await self._finished_row()

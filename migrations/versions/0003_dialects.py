@@ -29,7 +29,7 @@ _UP = (
     # A retry without an idempotency key looks its first try up by what it asks for.
     "CREATE INDEX jobs_request_hash ON jobs USING hash (request_hash)",
     "CREATE INDEX jobs_of_batch ON jobs (batch_id) WHERE batch_id IS NOT NULL",
-    # Where the choices of a checkpoint end: [[number of tokens, number of characters], ...]; null
+    # Where the choices of a checkpoint end: for each [tokens, characters, finish_reason or null]; null
     # for one choice, whose end needs no saying.
     "ALTER TABLE job_attempts ADD checkpoint_splits jsonb",
     """

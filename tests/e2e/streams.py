@@ -15,17 +15,22 @@ import httpx
 class Reader:
     """Follows one job's events, over as many connections as it takes.
 
-    `text` and `seqs` are what a client has after applying each event in turn.
+    `texts` (one a choice) and `seqs` are what a client has after applying each event in turn.
     """
 
     http: httpx.Client
     job_id: str
     last_seq: int = 0
-    text: str = ""
+    texts: dict[int, str] = field(default_factory=dict)
     seqs: list[int] = field(default_factory=list)
     attempts: list[int] = field(default_factory=list)
     job: dict[str, Any] | None = None  # of the terminal event
     num_connections: int = 0
+
+    @property
+    def text(self) -> str:
+        """Of the first choice."""
+        return self.texts.get(0, "")
 
     def read(self, *, drop_after_s: float | None = None) -> None:
         """One connection: until the end, or until it is dropped."""
@@ -59,9 +64,9 @@ class Reader:
             case "started":
                 self.attempts.append(data["attempt"])
             case "token":
-                self.text += data["text"]
+                self.texts[data["index"]] = self.texts.get(data["index"], "") + data["text"]
             case "gap":
-                self.text = data["text"]
+                self.texts = dict(enumerate(data.get("texts") or [data["text"]]))
             case "done":
                 self.job = data["job"]
 

@@ -6,9 +6,12 @@ test begins with.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
+
+from psycopg.types.json import Jsonb
 
 from billing.pricing import worst_case_micros
 from store.admission import FrozenPrices
@@ -35,20 +38,21 @@ _JOB = """
 INSERT INTO jobs (id, tenant_id, api_key_id, model, model_requested, pool, service_tier, lane,
     status, reason, attempt, fail_count, max_fails, worker_id, run_after, deadline_at, hinted_at,
     hint_count, cancel_requested_at, cancel_by, input_tokens, max_output_tokens, price_version,
-    input_price, cached_price, output_price, currency, request_hash, started_at, finished_at)
+    input_price, cached_price, output_price, currency, request_hash, started_at, finished_at,
+    num_choices)
 VALUES (%(id)s, %(tenant_id)s, 'key', 'demo', 'demo', %(pool)s, %(tier)s, 3, %(status)s, NULL,
     %(attempt)s, %(fail_count)s, 3, %(worker_id)s, now() + make_interval(secs => %(run_after_s)s),
     now() + make_interval(secs => %(deadline_s)s), now() - make_interval(secs => %(hinted_ago_s)s),
     %(hint_count)s, CASE WHEN %(cancel_by)s::text IS NOT NULL THEN now() END, %(cancel_by)s,
     %(input_tokens)s, %(max_output_tokens)s, %(version)s, %(input_price)s, %(cached_price)s,
     %(output_price)s, 'USD', '', CASE WHEN %(attempt)s > 0 THEN now() END,
-    CASE WHEN %(is_finished)s THEN now() END)
+    CASE WHEN %(is_finished)s THEN now() END, %(num_choices)s)
 """
 
 _ATTEMPT = """
 INSERT INTO job_attempts (job_id, attempt, tenant_id, worker_id, checkpoint_seq,
-    checkpoint_token_ids, checkpoint_text, output_tokens, ended_at, outcome)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, CASE WHEN %s::text IS NOT NULL THEN now() END, %s)
+    checkpoint_token_ids, checkpoint_text, checkpoint_splits, output_tokens, ended_at, outcome)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, CASE WHEN %s::text IS NOT NULL THEN now() END, %s)
 """
 
 _OUTCOME = """
@@ -100,6 +104,7 @@ class Rows:
             "cancel_by": None,
             "input_tokens": 100,
             "max_output_tokens": 50,
+            "num_choices": 1,
             "prices": PRICES,
             **fields,
         }
@@ -131,13 +136,16 @@ class Rows:
         )
 
     def running_job(self, tenant_id: UUID, worker_id: UUID, **fields: Any) -> UUID:
-        """A job in its first attempt. `produced`: the text of its checkpoint, a token a letter."""
-        produced = fields.pop("produced", "")
+        """A job in its first attempt.
+
+        `produced`: the text of its checkpoint, a token a letter; `splits`: of its choices.
+        """
+        produced, splits = fields.pop("produced", ""), fields.pop("splits", None)
         attempt = fields.pop("attempt", 1)
         job_id = self.job(
             tenant_id, status="in_progress", attempt=attempt, worker_id=worker_id, **fields
         )
-        self.attempt(job_id, tenant_id, attempt, worker_id, produced=produced)
+        self.attempt(job_id, tenant_id, attempt, worker_id, produced=produced, splits=splits)
         return job_id
 
     def attempt(
@@ -148,6 +156,7 @@ class Rows:
         worker_id: UUID,
         *,
         produced: str = "",
+        splits: Sequence[Any] | None = None,
         outcome: str | None = None,
     ) -> None:
         ids = pack_token_ids(range(len(produced)))
@@ -162,6 +171,7 @@ class Rows:
                 seq,
                 ids,
                 produced,
+                None if splits is None else Jsonb(splits),
                 len(produced),
                 *[outcome] * 2,
             ),

@@ -1,4 +1,4 @@
-"""One running job's output: its events in order, its tokens, and how much of it is in Redis.
+"""One running job's output: its events in order, its choices, and how much of it is in Redis.
 
 The publisher thread writes; the handler reads once `finished` is set; the heartbeat takes
 checkpoints under the lock.
@@ -14,31 +14,41 @@ from uuid import UUID
 from store.attempts import Checkpoint, Claimed, RunningCheckpoint
 from tasks.events import Event, EventType, compress_event_log, make_event
 from tasks.stream import Append, Code, Reply
-from tasks.token_ids import pack_token_ids
-from workers.inference.engine.protocol import TokenOutput
+from workers.inference.choices import Choice, to_checkpoint, wire_logprobs
+from workers.inference.engine.protocol import FinishReason, TokenOutput
 
 # Stands for NUL, which models can produce and Postgres can't store in text or JSON: a checkpoint
 # with one would fail for all jobs of the worker.
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+# How choices end, the gravest first: it is how their job ends. The first two end all choices.
+_GRAVITY = (
+    FinishReason.ERROR,
+    FinishReason.ABORT,
+    FinishReason.DEADLINE,
+    FinishReason.LENGTH,
+    FinishReason.STOP,
+)
+_END_ALL = _GRAVITY[:2]
 
 
 class JobStream:
     """The stream of one attempt, with the history it continues."""
 
     def __init__(
-        self, claimed: Claimed, *, history: Sequence[Event], token_ids: Sequence[int], text: str
+        self, claimed: Claimed, *, history: Sequence[Event], choices: Sequence[Choice]
     ) -> None:
         """`history` is all events so far, beginning with number 1 or with a gap."""
         self.claimed = claimed
-        self.finished = threading.Event()  # a terminal output came, or the job was taken away
-        self.terminal: TokenOutput | None = None
+        self.choices = choices
+        self.finished = threading.Event()  # the output is over, or the job was taken away
         self.is_fenced = False
         self.first_token_at: float | None = None
         self._lock = threading.Lock()
         self._events = list(history)
-        self._resumed_tokens = len(token_ids)
-        self._token_ids = list(token_ids)
-        self._text = [text]
+        self._resumed_tokens = self.num_tokens
+        self._end: TokenOutput | None = None  # not the engine's
+        self._is_closed = False
         self._acked = history[-1].seq if history else 0
         self._resets_log = False
         self._has_marker = False
@@ -50,14 +60,14 @@ class JobStream:
         return self.claimed.job_id
 
     @property
-    def token_ids(self) -> list[int]:
-        """All output tokens so far, those of earlier attempts included."""
-        return self._token_ids
+    def num_tokens(self) -> int:
+        """All output tokens so far, of all choices, those of earlier attempts included."""
+        return sum(len(choice.token_ids) for choice in self.choices)
 
     @property
-    def text(self) -> str:
-        """All output text so far."""
-        return "".join(self._text)
+    def asks_logprobs(self) -> bool:
+        """Whether events and result hold log-probabilities."""
+        return self.claimed.sampling.get("logprobs") is not None
 
     @property
     def last_seq(self) -> int:
@@ -67,7 +77,36 @@ class JobStream:
     @property
     def attempt_tokens(self) -> int:
         """Tokens this attempt produced itself."""
-        return len(self._token_ids) - self._resumed_tokens
+        return self.num_tokens - self._resumed_tokens
+
+    @property
+    def terminal(self) -> TokenOutput | None:
+        """The output that tells how the job ends: of its choices' last ones the gravest."""
+        if self._end is not None or not self.is_over:
+            return self._end
+        return min(self._terminals(), key=_gravity)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all choices have ended, or one so that it ends the rest."""
+        terminals = self._terminals()
+        ends_all = any(output.finish_reason in _END_ALL for output in terminals)
+        return self._end is not None or ends_all or len(terminals) == len(self.choices)
+
+    @property
+    def is_generating(self) -> bool:
+        """Whether the engine may still be at work for a choice."""
+        return len(self._terminals()) < len(self.choices)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that a cache served.
+
+        The prompt is counted once, as input is billed, and choice 0 is the one that computes it:
+        the others find in the cache what it has just put there.
+        """
+        first = self.choices[0].terminal
+        return first.cached_tokens if first else 0
 
     def must_reset_log(self) -> None:
         """The log in Redis is not whole: the next append replaces it by what is in memory."""
@@ -79,20 +118,39 @@ class JobStream:
         self._add(EventType.STARTED, attempt=self.claimed.attempt, model=self.claimed.model)
 
     def add_output(self, output: TokenOutput) -> None:
-        """What one engine step produced. Nothing is added after the terminal output."""
+        """What one engine step produced of one choice. Nothing is added once that has ended."""
         with self._lock:
-            if self.terminal is not None:
+            choice = self.choices[output.index]
+            if self._is_closed or choice.terminal is not None:
                 return
-            if output.token_ids or output.text:
-                self._add_tokens(output)
+            # An aborted choice's last output is text that was held back: see add_held_back.
+            if output.finish_reason is not FinishReason.ABORT:
+                self._add_tokens(choice, output)
             if output.finish_reason is not None:
-                self.terminal = output
+                choice.terminal = output
+
+    def add_held_back(self) -> None:
+        """The job ends with its abort: text that waited for further tokens comes out.
+
+        Where the job goes on in another attempt, that one produces it.
+        """
+        with self._lock:
+            for output in self._terminals():
+                if output.finish_reason is FinishReason.ABORT:
+                    self._add_tokens(self.choices[output.index], output)
+
+    def close(self) -> None:
+        """The output is over: its handler goes on, and nothing is added any more."""
+        with self._lock:
+            self._is_closed = True
+        self.finished.set()
 
     def end(self, terminal: TokenOutput) -> None:
         """End the output without the engine. If the engine has ended it, its end stands."""
         with self._lock:
-            if self.terminal is None:
-                self.terminal = terminal
+            if not self.is_over:
+                self._end = terminal
+            self._is_closed = True
 
     def add_marker(self) -> None:
         """The final marker; call once the job's end is committed. Idempotent."""
@@ -160,8 +218,10 @@ class JobStream:
         self._checkpointed = seq
 
     def _checkpoint(self) -> Checkpoint:
-        token_ids = pack_token_ids(self._token_ids)
-        return Checkpoint(seq=self.last_seq, token_ids=token_ids, text=self.text)
+        return to_checkpoint(self.last_seq, self.choices)
+
+    def _terminals(self) -> list[TokenOutput]:
+        return [choice.terminal for choice in self.choices if choice.terminal is not None]
 
     def _tail(self) -> list[Event]:
         """Events after the confirmed one; their numbers are consecutive."""
@@ -170,13 +230,27 @@ class JobStream:
             return []
         return events[max(0, self._acked - events[0].seq + 1) :]
 
-    def _add_tokens(self, output: TokenOutput) -> None:
+    def _add_tokens(self, choice: Choice, output: TokenOutput) -> None:
+        if not output.token_ids and not output.text:
+            return
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
         text = output.text.replace("\0", REPLACEMENT)
-        self._token_ids += output.token_ids
-        self._text.append(text)
-        self._add(EventType.TOKEN, index=output.index, text=text, token_ids=output.token_ids)
+        fields: dict[str, object] = {
+            "index": choice.index,
+            "text": text,
+            "token_ids": output.token_ids,
+        }
+        logprobs = wire_logprobs(output.logprobs)
+        if self.asks_logprobs:
+            fields["logprobs"] = logprobs
+        choice.add(output.token_ids, text, logprobs)
+        self._add(EventType.TOKEN, **fields)
 
     def _add(self, type_: EventType, **fields: object) -> None:
         self._events.append(make_event(self.last_seq + 1, type_, **fields))
+
+
+def _gravity(output: TokenOutput) -> int:
+    assert output.finish_reason is not None
+    return _GRAVITY.index(output.finish_reason)

@@ -74,17 +74,17 @@ class Publisher:
         while True:
             items, is_last = self._take()
             try:
-                ended = [job for item in items for job in self._accept(item)]
+                ended = {job for item in items for job in self._accept(item)}
             except Exception:  # the thread's boundary; the handlers' own deadline ends the jobs
                 log.exception("outputs_lost")
-                ended = []
+                ended = set()
             try:
                 if is_last or time.monotonic() >= self._retry_at:
                     self._publish()
             except Exception:  # the thread's boundary: no handler waits for the stream
                 log.exception("publish_failed")
             for job in ended:
-                job.finished.set()
+                job.close()
             if is_last:
                 return
 
@@ -101,12 +101,12 @@ class Publisher:
         return items, True
 
     def _accept(self, item: Sequence[TokenOutput] | JobStream) -> list[JobStream]:
-        """Turn outputs into events; returns the jobs that ended."""
+        """Turn outputs into events; returns the jobs whose output is over."""
         deadline = time.monotonic() + LINGER_S
         if isinstance(item, JobStream):
             self._dirty[item] = deadline
             return []
-        ended = []
+        ended = set()
         for output in item:
             job = self._jobs.get(output.request_id)
             if job is None or job.is_fenced:
@@ -114,8 +114,8 @@ class Publisher:
             job.add_output(output)
             self._dirty[job] = deadline
             if output.finish_reason is not None:
-                ended.append(job)
-        return ended
+                ended.add(job)
+        return [job for job in ended if job.is_over]
 
     def _publish(self) -> None:
         """One pipeline; jobs it confirms are clean, the rest is tried again."""

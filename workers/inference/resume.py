@@ -11,9 +11,9 @@ import redis
 import structlog
 
 from store.attempts import Claimed
-from tasks.events import Event, EventType, make_event, text_of, token_ids_of
+from tasks.events import Event, EventType, logprobs_of, make_gap, texts_of, token_ids_of
 from tasks.stream import SEQUENCE_JUMP, Code, Reply, StreamWriter
-from tasks.token_ids import unpack_token_ids
+from workers.inference.choices import Choice, from_checkpoint
 from workers.inference.job_stream import JobStream
 
 log = structlog.get_logger(__name__)
@@ -40,23 +40,30 @@ def open_stream(writer: StreamWriter, claimed: Claimed) -> JobStream:
 def _resume(claimed: Claimed, reply: Reply, events: list[Event]) -> JobStream:
     checkpoint = claimed.checkpoint
     newer = [event for event in events if event.seq > checkpoint.seq]
-    token_ids = unpack_token_ids(checkpoint.token_ids)
-    text = checkpoint.text
+    choices = from_checkpoint(checkpoint, claimed.num_choices)
     # Tokens the checkpoint lacks. One missing in between, or a gap's, would make other text of it.
     is_usable = _joins(checkpoint.seq, newer)
     if is_usable:
-        token_ids += token_ids_of(newer)
-        text += text_of(newer)
+        _go_on(choices, newer)
     if reply.code == Code.OK and is_usable and _is_whole(events, reply.last_seq):
-        return JobStream(claimed, history=events, token_ids=token_ids, text=text)
-    return _beyond(claimed, token_ids, text)
+        for choice, logprobs in zip(choices, logprobs_of(events, len(choices)), strict=True):
+            choice.logprobs = logprobs
+        return JobStream(claimed, history=events, choices=choices)
+    return _beyond(claimed, choices)
 
 
-def _beyond(claimed: Claimed, token_ids: list[int], text: str) -> JobStream:
+def _go_on(choices: list[Choice], events: list[Event]) -> None:
+    """Add what events say that come after a checkpoint."""
+    token_ids, texts = token_ids_of(events, len(choices)), texts_of(events, len(choices))
+    for choice in choices:
+        choice.add(token_ids[choice.index], texts[choice.index])
+
+
+def _beyond(claimed: Claimed, choices: list[Choice]) -> JobStream:
     """Go on where no reader can have been."""
     seq = claimed.attempt * SEQUENCE_JUMP
-    gap = make_event(seq, EventType.GAP, **{"from": 1, "to": seq, "text": text})
-    job = JobStream(claimed, history=[gap], token_ids=token_ids, text=text)
+    gap = make_gap(seq, [choice.text for choice in choices])
+    job = JobStream(claimed, history=[gap], choices=choices)
     job.must_reset_log()
     return job
 

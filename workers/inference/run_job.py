@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 from uuid import UUID
 
 import psycopg
 import structlog
 
-from billing.pricing import cost_micros
 from store import attempts
-from store.attempts import Claimed, Finish, Requeue
+from store.attempts import Claimed, Requeue
 from store.pools import DictConnection
 from tasks.billing import enqueue_settle
 from tasks.errors import DeadlineExceeded
@@ -26,23 +25,15 @@ from tasks.jobs import (
     DEADLINE_BEFORE_START,
     ENGINE_ERROR,
     MAX_OUTPUT_TOKENS,
-    Ending,
-    JobStatus,
-    Payer,
     cancelled_by,
 )
 from tasks.stream import StreamWriter
-from tasks.token_ids import unpack_token_ids
 from workers.inference import metrics
 from workers.inference.engine.errors import EngineError
-from workers.inference.engine.protocol import (
-    EngineRequest,
-    FinishReason,
-    SamplingParams,
-    TokenOutput,
-)
+from workers.inference.engine.protocol import FinishReason, TokenOutput
 from workers.inference.errors import to_service_error
-from workers.inference.job_stream import JobStream
+from workers.inference.request import engine_request
+from workers.inference.result import End, finish_record
 from workers.inference.resume import StreamTaken, open_stream
 from workers.inference.runtime import RunningJob, Runtime
 
@@ -60,16 +51,6 @@ _ENDINGS = {
     FinishReason.STOP: COMPLETED,
     FinishReason.LENGTH: MAX_OUTPUT_TOKENS,
     FinishReason.DEADLINE: DEADLINE_AFTER_START,
-}
-# OpenAI's closed list of finish reasons; a cancelled choice has none.
-_WIRE_REASONS = {
-    FinishReason.STOP: "stop",
-    FinishReason.LENGTH: "length",
-    FinishReason.DEADLINE: "length",
-}
-_OUTCOMES: dict[FinishReason, attempts.AttemptOutcome] = {
-    FinishReason.ERROR: "error",
-    FinishReason.ABORT: "cancelled",
 }
 
 
@@ -112,22 +93,23 @@ def _generate_or_fail(runtime: Runtime, job: RunningJob) -> None:
 
 
 def _generate(runtime: Runtime, job: RunningJob) -> None:
-    """Submit and wait for the terminal output."""
+    """Submit and wait until the output is over."""
     stream, claimed = job.stream, job.stream.claimed
     submitted_at = time.monotonic()
     stream.add_started()
     runtime.publisher.register(job.request_id, stream)
     runtime.publisher.flush(stream)
     try:
-        runtime.engine.submit(_request(job, submitted_at))
+        runtime.engine.submit(engine_request(job, submitted_at))
     except EngineError as refusal:
         stream.end(_failed(job, refusal))
         return
     if not stream.finished.wait(max(0.0, claimed.remaining_s) + DEADLINE_GRACE_S):
         log.error("engine_unresponsive")
-        runtime.abort(job)
         silence = EngineError("engine_unresponsive", "The engine didn't answer.", retryable=True)
         stream.end(_failed(job, silence))
+    if stream.is_generating:  # one choice's failure ended all, or the job is another attempt's
+        runtime.abort(job)
     metrics.STAGE_SECONDS.labels("generate").observe(time.monotonic() - submitted_at)
     if stream.first_token_at is not None:
         metrics.STAGE_SECONDS.labels("first_token").observe(stream.first_token_at - submitted_at)
@@ -135,35 +117,6 @@ def _generate(runtime: Runtime, job: RunningJob) -> None:
 
 def _failed(job: RunningJob, error: EngineError) -> TokenOutput:
     return TokenOutput(request_id=job.request_id, finish_reason=FinishReason.ERROR, error=error)
-
-
-def _request(job: RunningJob, now: float) -> EngineRequest:
-    claimed = job.stream.claimed
-    return EngineRequest(
-        request_id=job.request_id,
-        model=claimed.model,
-        prompt_token_ids=unpack_token_ids(claimed.prompt_token_ids),
-        sampling=_sampling(claimed),
-        generated_token_ids=_generated(job),
-        cache_salt=claimed.tenant_id.hex,
-        deadline=now + claimed.remaining_s,
-        grammar=claimed.grammar,
-    )
-
-
-def _generated(job: RunningJob) -> tuple[tuple[int, ...], ...]:
-    """What earlier attempts produced of the one choice."""
-    token_ids = tuple(job.stream.token_ids)
-    return (token_ids,) if token_ids else ()
-
-
-def _sampling(claimed: Claimed) -> SamplingParams:
-    """The stored object has SamplingParams' field names; JSON made keys strings, tuples lists."""
-    fields = dict(claimed.sampling)
-    fields["logit_bias"] = {int(k): v for k, v in (fields.get("logit_bias") or {}).items()}
-    for name in ("stop", "stop_token_ids"):
-        fields[name] = tuple(fields.get(name) or ())
-    return SamplingParams(**{"max_tokens": claimed.max_output_tokens, **fields})
 
 
 def _conclude(runtime: Runtime, job: RunningJob) -> None:
@@ -175,21 +128,22 @@ def _conclude(runtime: Runtime, job: RunningJob) -> None:
             assert terminal.error is not None
             _fail(runtime, job, terminal.error)
         case FinishReason.ABORT:
-            _conclude_abort(runtime, job, terminal)
-        case FinishReason.DEADLINE if not job.stream.token_ids:
+            _conclude_abort(runtime, job)
+        case FinishReason.DEADLINE if not job.stream.num_tokens:
             late = DeadlineExceeded().message
             _finish(runtime, job, End(DEADLINE_BEFORE_START, terminal.finish_reason, 0, late))
         case FinishReason.STOP | FinishReason.LENGTH | FinishReason.DEADLINE as reason:
-            _finish(runtime, job, End(_ENDINGS[reason], reason, terminal.cached_tokens))
+            _finish(runtime, job, End(_ENDINGS[reason], reason, job.stream.cached_tokens))
 
 
-def _conclude_abort(runtime: Runtime, job: RunningJob, terminal: TokenOutput) -> None:
+def _conclude_abort(runtime: Runtime, job: RunningJob) -> None:
     """Somebody cancelled the job, or this process is going down."""
     who = _commit(runtime, lambda c: attempts.cancel_asked_by(c, job.stream.job_id))
     if who is None:
         _give_back(runtime, job, reason="worker_drained", delay_s=0.0, counts_as_failure=False)
         return
-    _finish(runtime, job, End(cancelled_by(who), FinishReason.ABORT, terminal.cached_tokens))
+    job.stream.add_held_back()
+    _finish(runtime, job, End(cancelled_by(who), FinishReason.ABORT, job.stream.cached_tokens))
 
 
 def _fail(runtime: Runtime, job: RunningJob, error: EngineError) -> None:
@@ -206,19 +160,9 @@ def _fail(runtime: Runtime, job: RunningJob, error: EngineError) -> None:
     _finish(runtime, job, End(ending, FinishReason.ERROR, 0, service_error.message))
 
 
-@dataclass(frozen=True, slots=True)
-class End:
-    """How an attempt ended the job."""
-
-    ending: Ending
-    finish_reason: FinishReason
-    cached_tokens: int
-    error_message: str | None = None
-
-
 def _finish(runtime: Runtime, job: RunningJob, end: End) -> None:
     stream = job.stream
-    record = _finish_record(job, end)
+    record = finish_record(stream, job.worker_id, end)
     with metrics.STAGE_SECONDS.labels("finish").time():
         is_done = _commit(runtime, lambda connection: attempts.finish(connection, record))
     if not is_done:
@@ -233,44 +177,6 @@ def _finish(runtime: Runtime, job: RunningJob, end: End) -> None:
         stream.attempt_tokens
     )
     log.info("job_finished", status=end.ending.status.value, reason=end.ending.reason)
-
-
-def _finish_record(job: RunningJob, end: End) -> Finish:
-    stream, claimed = job.stream, job.stream.claimed
-    num_tokens = len(stream.token_ids)
-    ending = end.ending
-    if num_tokens == 0 and ending.payer == Payer.TENANT:
-        ending = replace(ending, payer=Payer.NOBODY)
-    is_charged = ending.payer == Payer.TENANT
-    cost = cost_micros(
-        input_tokens=claimed.input_tokens,
-        cached_tokens=end.cached_tokens,
-        output_tokens=num_tokens,
-        prices=claimed.prices,
-    )
-    return Finish(
-        job_id=claimed.job_id,
-        attempt=claimed.attempt,
-        worker_id=job.worker_id,
-        ending=ending,
-        attempt_outcome=_OUTCOMES.get(end.finish_reason, "ok"),
-        cached_tokens=end.cached_tokens,
-        output_tokens=num_tokens,
-        attempt_tokens=stream.attempt_tokens,
-        cost_micros=cost if is_charged else 0,
-        output=_output(stream, end),
-        last_seq=stream.marker_seq(),
-        event_log=stream.event_log(),
-        error_message=end.error_message,
-    )
-
-
-def _output(stream: JobStream, end: End) -> list[dict[str, object]]:
-    """The job object's `output`; a failed job has none."""
-    if end.ending.status is JobStatus.FAILED:
-        return []
-    reason = _WIRE_REASONS.get(end.finish_reason)
-    return [{"index": 0, "text": stream.text, "finish_reason": reason}]
 
 
 def _give_back(

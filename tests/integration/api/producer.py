@@ -16,7 +16,7 @@ import redis
 from store.attempts import Claimed, Finish, claim_any, finish
 from store.leases import Lease, register
 from store.pools import DictConnection, connect
-from tasks.events import Event, EventType, compress_event_log, make_event, text_of, token_ids_of
+from tasks.events import Event, EventType, compress_event_log, make_event, texts_of, token_ids_of
 from tasks.ids import format_job_id
 from tasks.jobs import COMPLETED, Ending
 from tasks.stream import Append, Reply, StreamWriter
@@ -43,15 +43,19 @@ class RunningJob:
 
     @property
     def text(self) -> str:
-        return text_of(self.events)
+        return self.texts[0]
+
+    @property
+    def texts(self) -> list[str]:
+        return texts_of(self.events, self.claimed.num_choices)
 
     def add(self, type_: EventType, **fields: object) -> Event:
         seq = self.events[-1].seq + 1 if self.events else 1
         self.events.append(make_event(seq, type_, **fields))
         return self.events[-1]
 
-    def add_token(self, text: str) -> Event:
-        return self.add(EventType.TOKEN, index=0, text=text, token_ids=[len(self.events)])
+    def add_token(self, text: str, *, index: int = 0) -> Event:
+        return self.add(EventType.TOKEN, index=index, text=text, token_ids=[len(self.events)])
 
     def publish(self, *, is_final: bool = False, count: int = 1) -> Reply:
         """The last `count` events."""
@@ -68,9 +72,9 @@ class RunningJob:
         )
         return self._writer.append([append])[0]
 
-    def say(self, text: str) -> None:
-        """One token, published at once."""
-        self.add_token(text)
+    def say(self, text: str, *, index: int = 0) -> None:
+        """One token of a choice, published at once."""
+        self.add_token(text, index=index)
         self.publish()
 
 
@@ -119,7 +123,7 @@ class Producer:
     def commit(self, job: RunningJob, ending: Ending = COMPLETED, *, keep_log: bool = True) -> None:
         """End the job in Postgres; readers are not told."""
         marker = make_event(job.events[-1].seq + 1, EventType.DONE)
-        num_tokens = len(token_ids_of(job.events))
+        num_tokens = sum(map(len, token_ids_of(job.events, job.claimed.num_choices)))
         committed = finish(
             self._connection,
             Finish(
@@ -132,7 +136,10 @@ class Producer:
                 output_tokens=num_tokens,
                 attempt_tokens=num_tokens,
                 cost_micros=7,
-                output=[{"index": 0, "text": job.text, "finish_reason": "stop"}],
+                output=[
+                    {"index": index, "text": text, "finish_reason": "stop"}
+                    for index, text in enumerate(job.texts)
+                ],
                 last_seq=marker.seq,
                 event_log=compress_event_log([*job.events, marker]) if keep_log else None,
             ),

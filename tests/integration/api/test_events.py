@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import httpx
+import pytest
 
 from store.pools import DictConnection
 from tasks.jobs import ENGINE_ERROR
@@ -109,6 +110,28 @@ async def test_reader_ahead_of_a_running_job_gets_the_text_so_far(
 
     assert seen.types == ["gap", "token", "done"]
     assert seen.text == "so far so good"
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+async def test_gap_restates_every_choice(
+    http: httpx.AsyncClient, producer: Producer, owner: DictConnection, is_over: bool
+) -> None:
+    job_id = await create_job(http)
+    owner.execute("UPDATE jobs SET num_choices = 2")
+    running = producer.claim()
+    running.say("first")
+    running.say("second", index=1)
+    if is_over:
+        producer.finish(running)
+
+    async with reading(http, job_id, after=999) as seen:
+        await until(lambda: seen.events)
+        if not is_over:
+            producer.finish(running)
+
+    assert seen.types == ["gap", "done"]
+    assert seen.events[0].data["texts"] == ["first", "second"]
+    assert [choice["text"] for choice in seen.done["output"]] == ["first", "second"]
 
 
 async def test_reader_ahead_of_a_finished_job_gets_all_text_and_the_end(

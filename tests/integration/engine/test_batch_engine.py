@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.integration.engine.collector import Collector
-from tests.support.tiny_models import save_tiny_llama
+from tests.support.tiny_models import EOS_TOKEN_ID, save_tiny_llama
 from workers.inference.engine.config import EngineConfig, ModelSpec
 from workers.inference.engine.detokenizer import TokenizerDecoder
 from workers.inference.engine.errors import EngineError
@@ -216,7 +217,7 @@ def test_request_whose_text_fails_falls_alone(
 
     engine, sink = start()
     make_decoder = ModelRunner.decoder
-    monkeypatch.setattr(ModelRunner, "decoder", lambda self: BrokenDecoder(self._tokenizer))
+    monkeypatch.setattr(ModelRunner, "decoder", lambda self, _: BrokenDecoder(self._tokenizer))
 
     engine.submit(request("a", [5]))
     monkeypatch.setattr(ModelRunner, "decoder", make_decoder)
@@ -225,6 +226,24 @@ def test_request_whose_text_fails_falls_alone(
 
     assert sink.reason("a") is FinishReason.ERROR
     assert sink.reason("b") is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize(("is_skipped", "said"), [(True, ""), (False, "<|end|>" * 3)])
+def test_special_tokens_are_said_where_they_are_not_skipped(
+    start: Start, is_skipped: bool, said: str
+) -> None:
+    engine, sink = start()
+    forced = {"logit_bias": {EOS_TOKEN_ID: 100.0}, "skip_special_tokens": is_skipped}
+
+    engine.submit(request("a", [5], max_tokens=3, **forced))
+    again = replace(request("b", [5], max_tokens=3, **forced), generated_token_ids=([0],))
+    engine.submit(again)
+    engine.submit(request("ended", [5], ignore_eos=False, **forced))
+    sink.wait_finished("a", "b", "ended")
+
+    assert sink.tokens("a") == [EOS_TOKEN_ID] * 3
+    assert (sink.text("a"), sink.text("b")) == (said, said[: len(said) // 3 * 2])
+    assert (sink.tokens("ended"), sink.text("ended")) == ([EOS_TOKEN_ID], "")
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "int8", "nf4"])

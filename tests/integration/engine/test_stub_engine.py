@@ -17,7 +17,13 @@ from workers.inference.engine.config import StubConfig
 from workers.inference.engine.errors import EngineError
 from workers.inference.engine.protocol import EngineRequest, FinishReason, Phase
 from workers.inference.engine.scheduler import Batch, Scheduler
-from workers.inference.engine.stub import StubEngine, expected_text, expected_tokens, prompt_seed
+from workers.inference.engine.stub import (
+    StubEngine,
+    expected_logprobs,
+    expected_text,
+    expected_tokens,
+    prompt_seed,
+)
 
 Start = Callable[..., StubEngine]
 
@@ -93,6 +99,19 @@ def test_prompt_is_the_seed_of_an_unseeded_request(engine: StubEngine, sink: Col
     sink.wait_finished("a")
 
     assert sink.text("a") == expected_text(prompt_seed([3, 4]), 4)
+
+
+def test_choices_and_logprobs_are_foretold_by_the_seed(engine: StubEngine, sink: Collector) -> None:
+    engine.submit(stub_request("a", seed=9, n=3, logprobs=2))
+
+    sink.wait_finished("a", n=3)
+
+    for index in range(3):
+        outputs = sink.outputs("a", index)
+        token_ids = [*expected_tokens(9 + index, 4), 0]
+        assert [output.token_ids for output in outputs] == [(token_id,) for token_id in token_ids]
+        assert [o.logprobs for o in outputs] == [(expected_logprobs(t, 2),) for t in token_ids]
+        assert sink.text("a", index) == expected_text(9 + index, 4)
 
 
 def test_hang_stops_progress_until_released(engine: StubEngine, sink: Collector) -> None:

@@ -131,6 +131,39 @@ def test_a_lost_job_past_its_deadline_keeps_what_it_produced(
     assert rows.account(tenant) == (CREDIT - 106, 0)
 
 
+def test_every_choice_of_a_lost_job_keeps_what_it_produced(
+    roles: Connections, rows: Rows, dead_worker: UUID
+) -> None:
+    tenant = rows.tenant(credit_micros=CREDIT)
+    splits = [[2, 2, None], [0, 0, None], [3, 3, "stop"]]
+    job = rows.running_job(
+        tenant, dead_worker, produced="é🦊cde", splits=splits, num_choices=3, deadline_s=-1
+    )
+
+    reap_lost(roles.worker)
+    settle_jobs(roles.billing)
+
+    assert _result(rows, job)["output"] == [
+        {"index": 0, "text": "é🦊", "finish_reason": "length"},
+        {"index": 1, "text": "", "finish_reason": "length"},
+        {"index": 2, "text": "cde", "finish_reason": "stop"},
+    ]
+    assert rows.of_job(job)["output_tokens"] == 5
+    assert rows.account(tenant) == (CREDIT - 110, 0)
+
+
+def test_choices_of_a_job_cancelled_before_its_first_checkpoint_are_empty(
+    roles: Connections, rows: Rows, dead_worker: UUID
+) -> None:
+    job = rows.running_job(rows.tenant(), dead_worker, num_choices=2, cancel_by="user")
+
+    reap_lost(roles.worker)
+
+    assert _result(rows, job)["output"] == [
+        {"index": index, "text": "", "finish_reason": None} for index in range(2)
+    ]
+
+
 def test_a_lost_job_past_its_deadline_that_produced_nothing_fails_for_free(
     roles: Connections, rows: Rows, dead_worker: UUID
 ) -> None:

@@ -8,10 +8,11 @@ from uuid import UUID
 
 import pytest
 
-from store.attempts import finish, requeue, save_checkpoints
+from store.attempts import Checkpoint, finish, requeue, save_checkpoints
 from store.pools import DictConnection
 from store.reaping import reap_lost
 from tasks.jobs import ENGINE_ERROR
+from tasks.token_ids import pack_token_ids
 from tests.integration.store.writes import (
     OUTPUT,
     checkpoint,
@@ -172,6 +173,40 @@ def test_requeue_hands_the_checkpoint_to_the_next_attempt(
     assert _attempt(jobs, first.job_id)["outcome"] == "drained"
     second = claim(connection, worker_id, first.job_id)
     assert (second.attempt, second.checkpoint) == (2, checkpoint("four"))
+
+
+SPLIT = Checkpoint(
+    seq=9, token_ids=pack_token_ids([1, 2, 3]), text="abcd", splits=((1, 1, None), (2, 3, "stop"))
+)
+
+
+def test_requeue_hands_on_where_the_choices_of_a_checkpoint_end(
+    jobs: Jobs, connection: DictConnection, worker_id: UUID
+) -> None:
+    first = claim(connection, worker_id, jobs.add(num_choices=2))
+
+    requeue(connection, requeue_of(first, worker_id, checkpoint=SPLIT, attempt_tokens=3))
+
+    second = claim(connection, worker_id, first.job_id)
+    assert (first.num_choices, second.num_choices) == (2, 2)
+    assert second.checkpoint == SPLIT
+
+
+def test_checkpoints_with_and_without_several_choices_are_saved_together(
+    jobs: Jobs, connection: DictConnection, worker_id: UUID
+) -> None:
+    one = claim(connection, worker_id, jobs.add())
+    two = claim(connection, worker_id, jobs.add(num_choices=2))
+
+    save_checkpoints(
+        connection,
+        [running_checkpoint(one, "four"), running_checkpoint(two, "", checkpoint=SPLIT)],
+    )
+
+    assert _attempt(jobs, one.job_id)["checkpoint_splits"] is None
+    saved = _attempt(jobs, two.job_id)
+    assert saved["checkpoint_splits"] == [[1, 1, None], [2, 3, "stop"]]
+    assert saved["checkpoint_text"] == "abcd"
 
 
 def test_requeue_after_a_failure_counts_it_and_waits(

@@ -1,5 +1,5 @@
-"""Whatever befalls producers and Redis, a reader's text is the stored text, and no sequence number
-is seen with two different events.
+"""Whatever befalls producers and Redis, a reader's texts are the stored ones, one for each choice,
+and no sequence number is seen with two different events.
 
 A stale attempt goes on even after Redis, which fences it, forgot who owns the stream; but it begins
 no log: the publisher holds such appends back once the worker's lease is over.
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from store.attempts import Checkpoint, Claimed
 from tasks import keys
-from tasks.events import Event, EventType, decompress_event_log, parse_message, text_of
+from tasks.events import Event, EventType, decompress_event_log, parse_message, texts_of
 from tasks.ids import uuid7
 from tasks.stream import Append, Code, StreamWriter
 from tests.integration.tasks.conftest import RedisServer
@@ -31,11 +31,11 @@ from workers.inference.resume import open_stream
 class Reader:
     """Follows one job by the reading rules: subscribe, replay, follow, drop what it had."""
 
-    def __init__(self, client: redis.Redis, job_id: UUID) -> None:
+    def __init__(self, client: redis.Redis, job_id: UUID, num_choices: int) -> None:
         self._client = client
         self._job_id = job_id
         self.last = 0
-        self.text = ""
+        self.texts = [""] * num_choices
         self.seen: list[Event] = []
         self._subscription = client.pubsub()  # type: ignore[no-untyped-call]  # redis-py's gap
         self._subscription.subscribe(keys.stream_channel(job_id))
@@ -65,9 +65,10 @@ class Reader:
             return
         self.last = event.seq
         if event.type == EventType.GAP:
-            self.text = event.fields()["text"]
+            self.texts = texts_of([event], len(self.texts))
         elif event.type == EventType.TOKEN:
-            self.text += event.fields()["text"]
+            fields = event.fields()
+            self.texts[fields["index"]] += fields["text"]
 
     def _published(self) -> list[Event]:
         """All so far: Redis answers the ping after what it sent before."""
@@ -87,8 +88,9 @@ class Life:
     Each action takes a number from 0 to 5, to be read as it likes.
     """
 
-    def __init__(self, server: RedisServer) -> None:
+    def __init__(self, server: RedisServer, num_choices: int) -> None:
         self.client = server.client()
+        self.num_choices = num_choices
         self.writer = StreamWriter(self.client)
         self.nowhere = StreamWriter(redis.Redis.from_url("redis://127.0.0.1:1/0"))
         self.job_id = uuid7()
@@ -97,7 +99,7 @@ class Life:
         self.stale: list[JobStream] = []
         self.sent: list[Append] = []
         self.by_seq: dict[int, bytes] = {}
-        self.follower, self.witness = (Reader(self.client, self.job_id) for _ in range(2))
+        self.follower, self.witness = (self._reader() for _ in range(2))
         self._claim(1, self.writer)
 
     # What goes well --------------------------------------------------------------------------
@@ -172,29 +174,34 @@ class Life:
         self.witness.seen.clear()
 
     def end(self) -> None:
-        """The job ends. Every reader has the text that is stored."""
+        """The job ends. Every reader has the texts that are stored."""
         owner = self.owner
         stored = decompress_event_log(owner.event_log())
         owner.add_marker()
         for _ in range(3):
             self._send(owner)
         self.check()
-        late_reader = Reader(self.client, self.job_id)
+        late_reader = self._reader()
         for reader in (self.follower, self.witness, late_reader):
             reader.replay()
 
         assert self.writer.read_log(self.job_id) == stored
         assert stored[-1].type == EventType.DONE
-        assert text_of(stored) == owner.text
+        texts = [choice.text for choice in owner.choices]
+        assert texts_of(stored, self.num_choices) == texts
         for reader in (self.follower, self.witness, late_reader):
-            assert (reader.text, reader.last) == (owner.text, stored[-1].seq)
+            assert (reader.texts, reader.last) == (texts, stored[-1].seq)
             reader.close()
         self.client.close()
 
     # -----------------------------------------------------------------------------------------
 
+    def _reader(self) -> Reader:
+        return Reader(self.client, self.job_id, self.num_choices)
+
     def _claim(self, attempt: int, writer: StreamWriter) -> None:
-        self.owner = open_stream(writer, claimed(self.job_id, attempt, self.checkpoint))
+        job = claimed(self.job_id, attempt, self.checkpoint, self.num_choices)
+        self.owner = open_stream(writer, job)
         self.owner.add_started()
 
     def _take_over(self, writer: StreamWriter) -> None:
@@ -205,7 +212,8 @@ class Life:
         """Every token is another one: attempts don't produce equal text."""
         ids = tuple(itertools.islice(self.tokens, num))
         text = "".join(f" {token_id}" for token_id in ids)
-        job.add_output(TokenOutput(request_id="r", token_ids=ids, text=text))
+        index = sum(ids) % self.num_choices
+        job.add_output(TokenOutput(request_id="r", token_ids=ids, text=text, index=index))
 
     def _send(self, job: JobStream, *, is_heard: bool = True) -> None:
         append = job.pending()
@@ -236,7 +244,7 @@ ACTIONS: tuple[Action, ...] = (
 )
 
 
-def claimed(job_id: UUID, attempt: int, checkpoint: Checkpoint) -> Claimed:
+def claimed(job_id: UUID, attempt: int, checkpoint: Checkpoint, num_choices: int) -> Claimed:
     return Claimed(
         job_id=job_id,
         tenant_id=uuid7(),
@@ -252,6 +260,7 @@ def claimed(job_id: UUID, attempt: int, checkpoint: Checkpoint) -> Claimed:
         prompt_token_ids=b"\x01\x00\x00\x00",
         sampling={},
         checkpoint=checkpoint,
+        num_choices=num_choices,
     )
 
 
@@ -265,12 +274,13 @@ def claimed(job_id: UUID, attempt: int, checkpoint: Checkpoint) -> Claimed:
 @given(
     actions=st.lists(
         st.tuples(st.sampled_from(ACTIONS), st.integers(0, 5)), min_size=30, max_size=60
-    )
+    ),
+    num_choices=st.integers(1, 3),
 )
 def test_readers_text_is_the_stored_text_whatever_is_tried(
-    redis_server: RedisServer, actions: list[tuple[Action, int]]
+    redis_server: RedisServer, actions: list[tuple[Action, int]], num_choices: int
 ) -> None:
-    live(Life(redis_server), actions)
+    live(Life(redis_server, num_choices), actions)
 
 
 def test_readers_text_is_the_stored_text_whatever_the_dice_say(redis_server: RedisServer) -> None:
@@ -279,7 +289,7 @@ def test_readers_text_is_the_stored_text_whatever_the_dice_say(redis_server: Red
         dice = random.Random(seed)
         actions = [(dice.choice(ACTIONS), dice.randrange(6)) for _ in range(50)]
         try:
-            live(Life(redis_server), actions)
+            live(Life(redis_server, 1 + seed % 3), actions)
         except AssertionError as error:
             error.add_note(f"seed {seed}: {[act.__name__ for act, _ in actions]}")
             raise

@@ -6,7 +6,7 @@ import redis
 
 from store import leases
 from store.attempts import ask_cancel
-from tasks.events import EventType, decompress_event_log, text_of, token_ids_of
+from tasks.events import EventType, decompress_event_log, texts_of, token_ids_of
 from tasks.stream import SEQUENCE_JUMP
 from tasks.token_ids import unpack_token_ids
 from tests.integration.worker.conftest import InProcessWorker, MakeWorker
@@ -45,7 +45,7 @@ def test_stream_in_redis_equals_the_stored_event_log(worker: InProcessWorker, jo
     assert events == decompress_event_log(row["event_log"])
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     assert events[-1].seq == row["last_seq"]
-    assert text_of(events) == expected_text(7, 20)
+    assert texts_of(events) == [expected_text(7, 20)]
 
 
 def test_surplus_ticket_claims_nothing(worker: InProcessWorker, jobs: Jobs) -> None:
@@ -112,7 +112,7 @@ def test_drained_job_goes_on_in_another_worker_without_a_seam(
     assert row["attempt"] == 2
     assert row["output"][0]["text"] == expected_text(7, 300)
     events = decompress_event_log(row["event_log"])
-    assert text_of(events) == expected_text(7, 300)
+    assert texts_of(events) == [expected_text(7, 300)]
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     attempts = jobs.query("SELECT outcome, output_tokens FROM job_attempts ORDER BY attempt")
     assert [attempt["outcome"] for attempt in attempts] == ["drained", "ok"]
@@ -133,7 +133,7 @@ def test_stale_attempt_can_neither_publish_nor_finish(make_worker: MakeWorker, j
     assert row["attempt"] == 2
     assert row["output"][0]["text"] == expected_text(7, 200)
     events = decompress_event_log(row["event_log"])
-    assert text_of(events) == expected_text(7, 200)
+    assert texts_of(events) == [expected_text(7, 200)]
     assert jobs.query("SELECT count(*) AS n FROM job_outcomes") == [{"n": 1}]
 
 
@@ -152,7 +152,7 @@ def test_redis_emptied_while_running_loses_no_event(
     wait_until(lambda: worker.log(job_id)[-1].type == EventType.DONE)
     events = worker.log(job_id)
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
-    assert text_of(events) == expected_text(7, 200)
+    assert texts_of(events) == [expected_text(7, 200)]
 
 
 def test_attempt_after_a_lost_log_goes_on_from_the_checkpoint_behind_a_gap(
@@ -176,8 +176,8 @@ def test_attempt_after_a_lost_log_goes_on_from_the_checkpoint_behind_a_gap(
     assert (gap["from"], gap["to"]) == (1, events[0].seq)
     assert events[0].seq == 2 * SEQUENCE_JUMP
     assert gap["text"] == checkpoint["checkpoint_text"]
-    assert text_of(events) == expected_text(7, 300)
-    tokens = unpack_token_ids(checkpoint["checkpoint_token_ids"]) + token_ids_of(events)
+    assert texts_of(events) == [expected_text(7, 300)]
+    tokens = unpack_token_ids(checkpoint["checkpoint_token_ids"]) + token_ids_of(events)[0]
     assert len(tokens) == 300
     assert jobs.row(job_id)["output"][0]["text"] == expected_text(7, 300)
 

@@ -95,6 +95,13 @@ class TestHistory:
 
         assert [(event.type, event.seq) for event in events] == [("gap", 6), ("done", 7)]
 
+    def test_all_text_of_several_choices_is_restated(self) -> None:
+        output = [{"index": i, "text": text} for i, text in enumerate(("one", "two"))]
+
+        gap, _ = remaining_events(2, event_log=None, output=output, last_seq=5)
+
+        assert gap.fields() == {"from": 1, "to": 6, "text": "one", "texts": ["one", "two"]}
+
     def test_job_without_output_just_ends(self) -> None:
         outputs: list[list[dict[str, object]] | None] = [None, []]
         for output in outputs:

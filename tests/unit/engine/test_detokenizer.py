@@ -24,8 +24,8 @@ TOKENIZER = byte_tokenizer()
 END = TOKENIZER.get_vocab_size() - 1  # the special token
 
 
-def texts(token_ids: list[int]) -> list[str]:
-    decoder = TokenizerDecoder(TOKENIZER)
+def texts(token_ids: list[int], *, skip_special_tokens: bool = True) -> list[str]:
+    decoder = TokenizerDecoder(TOKENIZER, skip_special_tokens=skip_special_tokens)
     return [decoder.push(token_id) for token_id in token_ids] + [decoder.flush()]
 
 
@@ -50,11 +50,21 @@ def test_special_token_says_nothing() -> None:
     assert "".join(texts([a, END, b])) == "ab"
 
 
+def test_special_token_says_its_name_where_it_is_not_skipped() -> None:
+    a, b = TOKENIZER.encode("ab").ids
+
+    assert texts([a, END, b], skip_special_tokens=False) == ["a", "<|end|>", "b", ""]
+
+
 @pytest.mark.parametrize("text", ["", "plain", "Größe 東京 🦊🦊", "مرحبا\n\t  x"])
 def test_pieces_add_up_to_the_text(text: str) -> None:
     assert "".join(texts(TOKENIZER.encode(text).ids)) == text
 
 
-@given(st.lists(st.integers(0, END), max_size=24))
-def test_pieces_of_any_tokens_add_up_to_what_decode_says(token_ids: list[int]) -> None:
-    assert "".join(texts(token_ids)) == TOKENIZER.decode(token_ids)
+@given(st.lists(st.integers(0, END), max_size=24), st.booleans())
+def test_pieces_of_any_tokens_add_up_to_what_decode_says(
+    token_ids: list[int], skip_special_tokens: bool
+) -> None:
+    pieces = texts(token_ids, skip_special_tokens=skip_special_tokens)
+
+    assert "".join(pieces) == TOKENIZER.decode(token_ids, skip_special_tokens=skip_special_tokens)

@@ -29,6 +29,9 @@ class CountingGrammar:
             raise EngineError("engine_error", "the token may not follow", retryable=True)
         self.accepted.append(token_id)
 
+    def copy(self) -> CountingGrammar:
+        raise NotImplementedError
+
 
 def append(request: Request, token_id: int) -> TokenOutput:
     return request.append(SampledToken(token_id))

@@ -12,7 +12,12 @@ from tests.unit.engine.requests import MODEL, running_request
 from workers.inference.engine.counters import Counters
 from workers.inference.engine.errors import EngineError
 from workers.inference.engine.executor import SampledToken
-from workers.inference.engine.protocol import EngineRequest, FinishReason, TokenOutput
+from workers.inference.engine.protocol import (
+    EngineRequest,
+    FinishReason,
+    SamplingParams,
+    TokenOutput,
+)
 from workers.inference.engine.request import Grammar, Request
 from workers.inference.engine.scheduler import Batch
 from workers.inference.engine.served import ServedModel
@@ -36,7 +41,7 @@ class FaultyExecutor:
         self.errors: dict[str, EngineError] = {}  # in place of a request's token
         self.runs: list[int] = []  # tokens of each
 
-    def decoder(self) -> StubDecoder:
+    def decoder(self, _sampling: SamplingParams) -> StubDecoder:
         return StubDecoder()
 
     def seed(self, request: EngineRequest) -> int | None:

@@ -12,18 +12,20 @@ from tasks.events import (
     EventType,
     compress_event_log,
     decompress_event_log,
+    logprobs_of,
     make_event,
+    make_gap,
     parse_message,
     parse_payload,
-    text_of,
+    texts_of,
     token_ids_of,
 )
 
 TEXTS = ["", " ", "a\nb\r\n", "\n", "\N{GRINNING FACE}", '"\\', "\0", "e\N{COMBINING ACUTE ACCENT}"]
 
 
-def token(seq: int, text: str, *ids: int) -> Event:
-    return make_event(seq, EventType.TOKEN, index=0, text=text, token_ids=ids)
+def token(seq: int, text: str, *ids: int, index: int = 0) -> Event:
+    return make_event(seq, EventType.TOKEN, index=index, text=text, token_ids=ids)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -71,21 +73,52 @@ def test_stored_log_of_repeating_text_is_small() -> None:
 def test_text_is_the_tokens_in_order() -> None:
     started = make_event(1, EventType.STARTED, attempt=1, model="m")
 
-    assert text_of([started, token(2, "a"), token(3, ""), token(4, "b")]) == "ab"
-    assert text_of([]) == ""
+    assert texts_of([started, token(2, "a"), token(3, ""), token(4, "b")]) == ["ab"]
+    assert texts_of([]) == [""]
 
 
 def test_gap_restates_all_text_before_it() -> None:
-    gap = make_event(9, EventType.GAP, **{"from": 1, "to": 9, "text": "xyz"})
+    gap = make_gap(9, ["xyz"])
 
-    assert text_of([token(1, "lost"), gap, token(10, "!")]) == "xyz!"
+    assert texts_of([token(1, "lost"), gap, token(10, "!")]) == ["xyz!"]
 
 
 def test_token_ids_before_a_gap_are_not_counted() -> None:
-    gap = make_event(9, EventType.GAP, **{"from": 1, "to": 9, "text": "xyz"})
+    gap = make_gap(9, ["xyz"])
 
-    assert token_ids_of([token(1, "a", 1, 2), token(2, "b", 3)]) == [1, 2, 3]
-    assert token_ids_of([token(1, "a", 1, 2), gap, token(10, "!", 4)]) == [4]
+    assert token_ids_of([token(1, "a", 1, 2), token(2, "b", 3)]) == [[1, 2, 3]]
+    assert token_ids_of([token(1, "a", 1, 2), gap, token(10, "!", 4)]) == [[4]]
+
+
+def test_texts_and_ids_of_several_choices_are_kept_apart() -> None:
+    events = [token(1, "a", 1), token(2, "x", 7, index=2), token(3, "b", 2), token(4, "y", index=2)]
+
+    assert texts_of(events, 3) == ["ab", "", "xy"]
+    assert token_ids_of(events, 3) == [[1, 2], [], [7]]
+
+
+def test_gap_restates_every_choice() -> None:
+    gap = make_gap(9, ["a", "", "c"])
+
+    assert gap.fields() == {"from": 1, "to": 9, "text": "a", "texts": ["a", "", "c"]}
+    assert texts_of([token(1, "lost"), gap, token(10, "d", index=2)], 3) == ["a", "", "cd"]
+
+
+def test_gap_of_one_choice_has_no_list_and_is_read_as_the_first_of_several() -> None:
+    gap = make_gap(9, ["a"])
+
+    assert gap.fields() == {"from": 1, "to": 9, "text": "a"}
+    assert texts_of([gap], 2) == ["a", ""]
+
+
+def test_logprobs_are_those_since_the_last_gap() -> None:
+    def scored(seq: int, token_id: int) -> Event:
+        fields = {"index": 0, "text": "", "token_ids": [token_id], "logprobs": [[-0.5, [[1, -1]]]]}
+        return make_event(seq, EventType.TOKEN, **fields)
+
+    assert logprobs_of([scored(1, 5), scored(2, 6)]) == [[[-0.5, [[1, -1]]]] * 2]
+    assert logprobs_of([scored(1, 5), make_gap(2, ["a"]), scored(3, 6)]) == [[[-0.5, [[1, -1]]]]]
+    assert logprobs_of([token(1, "a", 1)]) == [[]]
 
 
 def test_data_is_one_json_object() -> None:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from store.attempts import Checkpoint, Claimed
-from tasks.events import Event, EventType, decompress_event_log, make_event, text_of
+from tasks.events import Event, decompress_event_log, make_gap, texts_of
 from tasks.ids import uuid7
 from tasks.stream import Code, Reply
-from tasks.token_ids import unpack_token_ids
+from tasks.token_ids import pack_token_ids, unpack_token_ids
 from tests.support.jobs import PRICES
+from workers.inference.choices import from_checkpoint
 from workers.inference.engine.errors import EngineError
-from workers.inference.engine.protocol import FinishReason, TokenOutput
+from workers.inference.engine.protocol import FinishReason, TokenLogprobs, TokenOutput
 from workers.inference.job_stream import JobStream
 
 
-def new_stream(*history: Event, token_ids: tuple[int, ...] = (), text: str = "") -> JobStream:
+def new_stream(
+    *history: Event,
+    num_choices: int = 1,
+    checkpoint: Checkpoint | None = None,
+    sampling: dict[str, Any] | None = None,
+) -> JobStream:
     claimed = Claimed(
         job_id=uuid7(),
         tenant_id=uuid7(),
@@ -27,14 +37,20 @@ def new_stream(*history: Event, token_ids: tuple[int, ...] = (), text: str = "")
         prices=PRICES,
         remaining_s=60.0,
         prompt_token_ids=b"\x01\x00\x00\x00",
-        sampling={},
+        sampling=sampling or {},
         checkpoint=Checkpoint(),
+        num_choices=num_choices,
     )
-    return JobStream(claimed, history=history, token_ids=token_ids, text=text)
+    choices = from_checkpoint(checkpoint or Checkpoint(), num_choices)
+    return JobStream(claimed, history=history, choices=choices)
 
 
-def output(text: str, *ids: int, reason: FinishReason | None = None) -> TokenOutput:
-    return TokenOutput(request_id="r", token_ids=ids, text=text, finish_reason=reason)
+def output(
+    text: str, *ids: int, index: int = 0, reason: FinishReason | None = None, **fields: Any
+) -> TokenOutput:
+    return TokenOutput(
+        request_id="r", token_ids=ids, text=text, index=index, finish_reason=reason, **fields
+    )
 
 
 def pending_numbers(stream: JobStream) -> list[int]:
@@ -70,8 +86,8 @@ def test_hole_makes_everything_pending_again() -> None:
 
 
 def test_history_behind_a_gap_is_numbered_on() -> None:
-    gap = make_event(2_000_000, EventType.GAP, **{"from": 1, "to": 2_000_000, "text": "ab"})
-    stream = new_stream(gap, token_ids=(1, 2), text="ab")
+    checkpoint = Checkpoint(seq=3, token_ids=pack_token_ids([1, 2]), text="ab")
+    stream = new_stream(make_gap(2_000_000, ["ab"]), checkpoint=checkpoint)
     stream.must_reset_log()
 
     stream.add_output(output("c", 3))
@@ -81,7 +97,8 @@ def test_history_behind_a_gap_is_numbered_on() -> None:
 
     assert before == [2_000_000, 2_000_001]
     assert pending_numbers(stream) == [2_000_002]
-    assert (stream.text, stream.token_ids, stream.attempt_tokens) == ("abcd", [1, 2, 3, 4], 2)
+    (choice,) = stream.choices
+    assert (choice.text, choice.token_ids, stream.attempt_tokens) == ("abcd", [1, 2, 3, 4], 2)
 
 
 def test_only_an_append_with_the_marker_is_final() -> None:
@@ -125,7 +142,7 @@ def test_output_after_the_end_is_dropped() -> None:
 
     assert stream.terminal is not None
     assert stream.terminal.finish_reason is FinishReason.ERROR
-    assert (stream.text, stream.marker_seq()) == ("a", number)
+    assert (stream.choices[0].text, stream.marker_seq()) == ("a", number)
 
 
 def test_end_by_the_engine_stands() -> None:
@@ -144,8 +161,9 @@ def test_nul_is_replaced_wherever_text_goes() -> None:
 
     stream.add_output(output("a\0b", 1))
 
-    assert stream.text == stream.checkpoint().text == "a\N{REPLACEMENT CHARACTER}b"
-    assert text_of(decompress_event_log(stream.event_log())) == stream.text
+    text = "a\N{REPLACEMENT CHARACTER}b"
+    assert stream.choices[0].text == stream.checkpoint().text == text
+    assert texts_of(decompress_event_log(stream.event_log())) == [text]
 
 
 def test_checkpoint_is_due_only_with_something_new() -> None:
@@ -173,3 +191,155 @@ def test_fenced_attempt_wakes_its_handler() -> None:
 
         assert stream.is_fenced
         assert stream.finished.is_set()
+
+
+def three(**fields: Any) -> JobStream:
+    return new_stream(num_choices=3, **fields)
+
+
+def stop(index: int, **fields: Any) -> TokenOutput:
+    return output("", 0, index=index, reason=FinishReason.STOP, **fields)
+
+
+def test_job_is_over_when_all_choices_have_ended() -> None:
+    stream = three()
+
+    stream.add_output(stop(1))
+    stream.add_output(stop(0))
+    before = (stream.is_over, stream.is_generating, stream.terminal)
+    stream.add_output(stop(2))
+
+    assert before == (False, True, None)
+    assert (stream.is_over, stream.is_generating) == (True, False)
+    assert stream.terminal is not None
+
+
+def test_choices_go_on_while_another_has_ended() -> None:
+    stream = three()
+    stream.add_output(output("a", 1, index=0, reason=FinishReason.LENGTH))
+
+    stream.add_output(output("late", 2, index=0))
+    stream.add_output(output("b", 3, index=2))
+
+    assert [choice.text for choice in stream.choices] == ["a", "", "b"]
+    assert (stream.num_tokens, stream.attempt_tokens) == (2, 2)
+    assert [choice.finish_reason for choice in stream.choices] == ["length", None, None]
+
+
+@pytest.mark.parametrize("reason", [FinishReason.ERROR, FinishReason.ABORT])
+def test_failure_or_abort_of_one_choice_ends_the_job(reason: FinishReason) -> None:
+    stream = three()
+    stream.add_output(stop(0))
+
+    stream.add_output(output("", index=1, reason=reason))
+
+    assert (stream.is_over, stream.is_generating) == (True, True)
+    assert stream.terminal is not None
+    assert stream.terminal.finish_reason is reason
+
+
+@pytest.mark.parametrize(
+    ("reasons", "gravest"),
+    [
+        (("stop", "stop", "stop"), "stop"),
+        (("stop", "length", "stop"), "length"),
+        (("deadline", "length", "stop"), "deadline"),
+        (("abort", "deadline", "abort"), "abort"),
+        (("stop", "abort", "error"), "error"),
+    ],
+)
+def test_job_ends_as_its_gravest_choice(reasons: tuple[str, ...], gravest: str) -> None:
+    stream = three()
+
+    for index, reason in enumerate(reasons):
+        stream.add_output(output("", index=index, reason=FinishReason(reason)))
+
+    assert stream.terminal is not None
+    assert stream.terminal.finish_reason == gravest
+
+
+def test_cached_tokens_are_those_of_the_choice_that_computed_the_prompt() -> None:
+    """The others find in the cache what it has just put there; input is billed once."""
+    stream = three()
+
+    for index, cached_tokens in enumerate((16, 64, 64)):
+        stream.add_output(stop(index, cached_tokens=cached_tokens))
+
+    assert stream.cached_tokens == 16
+
+
+def test_nothing_is_added_once_the_output_is_closed() -> None:
+    stream = three()
+    stream.add_output(output("", index=1, reason=FinishReason.ERROR))
+    stream.close()
+    number = stream.marker_seq()
+
+    stream.add_output(output("late", 2, index=0))
+
+    assert stream.finished.is_set()
+    assert (stream.choices[0].text, stream.marker_seq()) == ("", number)
+
+
+def test_text_held_back_by_an_abort_comes_out_only_if_the_job_ends_with_it() -> None:
+    """The next attempt replays the tokens and comes to the same text by itself."""
+    stream = new_stream()
+    stream.add_output(output("a", 1))
+    stream.add_output(output(" hal", reason=FinishReason.ABORT))
+    stream.close()
+    given_back = stream.checkpoint()
+
+    stream.add_held_back()
+
+    assert (given_back.seq, given_back.text) == (1, "a")
+    assert texts_of(decompress_event_log(stream.event_log())) == ["a hal"]
+    assert stream.choices[0].text == "a hal"
+
+
+def test_checkpoint_of_several_choices_is_read_back() -> None:
+    stream = three()
+    for index, text in ((0, "é🦊"), (2, "c"), (2, "d")):
+        stream.add_output(output(text, 10 + index, index=index))
+    stream.add_output(stop(2))
+
+    checkpoint = stream.checkpoint()
+    restored = from_checkpoint(checkpoint, 3)
+
+    assert checkpoint.text == "é🦊cd"
+    assert checkpoint.splits == ((1, 2, None), (0, 0, None), (3, 2, "stop"))
+    assert [choice.text for choice in restored] == ["é🦊", "", "cd"]
+    assert [choice.token_ids for choice in restored] == [[10], [], [12, 12, 0]]
+
+
+def test_checkpoint_of_one_choice_needs_no_splits() -> None:
+    stream = new_stream()
+    stream.add_output(output("ab", 1, 2))
+
+    assert stream.checkpoint().splits is None
+
+
+def test_empty_checkpoint_leaves_all_choices_at_their_start() -> None:
+    choices = from_checkpoint(Checkpoint(), 2)
+
+    assert [(choice.index, choice.token_ids, choice.text) for choice in choices] == [
+        (0, [], ""),
+        (1, [], ""),
+    ]
+
+
+def test_events_hold_logprobs_where_they_are_asked_for() -> None:
+    asking, silent = new_stream(sampling={"logprobs": 2}), new_stream(sampling={"logprobs": None})
+    scored = TokenLogprobs(5, -0.5, ((5, -0.5), (6, -1.5)))
+
+    for stream in (asking, silent):
+        stream.add_output(output("a", 5, logprobs=(scored,)))
+        stream.add_output(output("b", reason=FinishReason.STOP))
+
+    fields = [event.fields() for event in decompress_event_log(asking.event_log())]
+    assert fields[0] == {
+        "index": 0,
+        "text": "a",
+        "token_ids": [5],
+        "logprobs": [[-0.5, [[5, -0.5], [6, -1.5]]]],
+    }
+    assert fields[1]["logprobs"] == []
+    assert "logprobs" not in decompress_event_log(silent.event_log())[0].fields()

@@ -30,9 +30,11 @@ class Decoder(Protocol):
 class TokenizerDecoder:
     """Decoder of a `tokenizers` model; unfinished characters wait for the token that ends them."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+        """`skip_special_tokens`: they say nothing, else their names."""
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._skips_special = skip_special_tokens
+        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
         self._settled: list[int] = []  # tokens of the last text given out
         self._pending: list[int] = []  # tokens after them
 
@@ -48,9 +50,11 @@ class TokenizerDecoder:
         if not self._pending:
             return ""
         # Decoded together with the tokens before: some tokenizers drop a leading space otherwise.
-        before = self._tokenizer.decode(self._settled)
-        both = self._tokenizer.decode(self._settled + self._pending)
-        return both[len(before) :]
+        before = self._decode(self._settled)
+        return self._decode(self._settled + self._pending)[len(before) :]
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=self._skips_special)
 
 
 class StopMatcher:

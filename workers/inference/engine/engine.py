@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 import structlog
 
+from workers.inference.engine.choices import make_choices
 from workers.inference.engine.config import DEFAULT_MAX_NUM_SEQS
 from workers.inference.engine.counters import Counters
 from workers.inference.engine.errors import EngineError
@@ -109,7 +110,7 @@ class BatchEngine:
             num_pages=executor.num_pages,
             page_size=executor.page_size,
         )
-        choices = _choices(request, executor)
+        choices = make_choices(request, executor)
         served.prepare(choices)
         self._roster.add(choices)
 
@@ -227,31 +228,6 @@ class BatchEngine:
         self._emit(sink)
         self._outputs += [_last_output(request, fault) for request in self._roster.remaining()]
         self._emit(sink)
-
-
-def _choices(request: EngineRequest, executor: Executor) -> list[Request]:
-    """One Request for each choice, past the tokens of a continuation. Raises EngineError."""
-    try:
-        return [_choice(request, executor, index) for index in range(request.sampling.n)]
-    except EngineError:
-        raise
-    except Exception as error:  # the tokenizer's own, as it replays a continuation
-        raise EngineError(
-            "engine_error", f"the request can't be prepared: {error}", retryable=True
-        ) from error
-
-
-def _choice(request: EngineRequest, executor: Executor, index: int) -> Request:
-    seed = executor.seed(request)
-    return Request(
-        request,
-        index=index,
-        decoder=executor.decoder(),
-        eos_token_ids=executor.eos_token_ids,
-        context_length=executor.info.context_length,
-        seed=None if seed is None else seed + index,
-        grammar=None if request.grammar is None else executor.grammar(request.grammar),
-    )
 
 
 def _last_output(request: Request, fault: Exception | None) -> TokenOutput:

@@ -8,7 +8,12 @@ from typing import Any, Protocol
 
 from workers.inference.engine.detokenizer import Decoder
 from workers.inference.engine.errors import EngineError
-from workers.inference.engine.protocol import EngineRequest, ModelInfo, TokenLogprobs
+from workers.inference.engine.protocol import (
+    EngineRequest,
+    ModelInfo,
+    SamplingParams,
+    TokenLogprobs,
+)
 from workers.inference.engine.request import Grammar, Request
 from workers.inference.engine.scheduler import Batch
 
@@ -49,7 +54,7 @@ class Executor(Protocol):
         """Pages of the KV cache, numbered from 0. All requests of the model share them."""
         ...
 
-    def decoder(self) -> Decoder:
+    def decoder(self, sampling: SamplingParams) -> Decoder:
         """A fresh decoder. Called by submitting threads."""
         ...
 
@@ -60,8 +65,8 @@ class Executor(Protocol):
     def grammar(self, text: str) -> Grammar:
         """A fresh matcher of a serialised grammar, at its start. Called by submitting threads.
 
-        Called once for each choice of a request. Raises EngineError `invalid_grammar` for what it
-        can't compile, `unsupported` if it knows no grammars.
+        Called once for a request: its choices get copies. Raises EngineError `invalid_grammar` for
+        what it can't compile, `unsupported` if it knows no grammars.
         """
         ...
 

@@ -80,6 +80,10 @@ class TokenGrammar:
         if not self.matcher.consume_token(token_id):
             raise self.error or _invalid("the text is complete, nothing may follow")
 
+    def copy(self) -> TokenGrammar:
+        """Another generation at the same place, for another thread if need be."""
+        return TokenGrammar(self.matcher.deep_copy(), self.num_tokens)
+
 
 class GrammarCompiler:
     """Compiles grammars for one model; `compile` may be called by any thread.

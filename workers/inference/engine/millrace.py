@@ -115,14 +115,15 @@ def _default_budget(device: torch.device) -> int:
 def _warm_up(runner: ModelRunner) -> None:
     """One forward pass: an unsupported attention fails here, not with the first request."""
     num_tokens = min(_WARM_UP_TOKENS, runner.info.context_length - 1)
+    sampling = SamplingParams(max_tokens=1)
     request = Request(
         EngineRequest(
             request_id="warm-up",
             model=runner.info.name,
             prompt_token_ids=[0] * num_tokens,
-            sampling=SamplingParams(max_tokens=1),
+            sampling=sampling,
         ),
-        decoder=runner.decoder(),
+        decoder=runner.decoder(sampling),
         eos_token_ids=runner.eos_token_ids,
         context_length=runner.info.context_length,
     )

@@ -13,7 +13,7 @@ from workers.inference.engine.forward import Forward
 from workers.inference.engine.grammar import GrammarCompiler
 from workers.inference.engine.kv_cache import PAGE_SIZE
 from workers.inference.engine.model import ModelText
-from workers.inference.engine.protocol import EngineRequest, ModelInfo
+from workers.inference.engine.protocol import EngineRequest, ModelInfo, SamplingParams
 from workers.inference.engine.request import Grammar, Request
 from workers.inference.engine.sampler import sample
 from workers.inference.engine.scheduler import Batch
@@ -34,8 +34,8 @@ class ModelRunner:
         self._forward = forward
         self._grammars = GrammarCompiler(text.tokenizer, info.vocab_size, text.eos_token_ids)
 
-    def decoder(self) -> Decoder:
-        return TokenizerDecoder(self._tokenizer)
+    def decoder(self, sampling: SamplingParams) -> Decoder:
+        return TokenizerDecoder(self._tokenizer, skip_special_tokens=sampling.skip_special_tokens)
 
     def seed(self, request: EngineRequest) -> int | None:
         return request.sampling.seed

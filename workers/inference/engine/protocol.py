@@ -43,6 +43,7 @@ class SamplingParams:
     ignore_eos: bool = False
     n: int = 1  # choices; they share the prompt's KV cache, choice i draws with seed + i
     logprobs: int | None = None  # 0 to 20 most likely tokens beside the chosen one; None: none
+    skip_special_tokens: bool = True  # False: they say their names, as markers of tool calls must
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,8 @@ class TokenOutput:
     `text` is the text these tokens completed: the concatenation over a request is the whole text,
     and it depends on the token ids alone (held-back bytes and stop-string prefixes come later, with
     the token that settles them, at the latest with the finish). The end-of-sequence or stop token
-    is in `token_ids` and counted, never in `text`. A terminal output may carry no token.
+    that ends a choice is in `token_ids` and counted, never in `text`. A terminal output may carry
+    no token.
     """
 
     request_id: str

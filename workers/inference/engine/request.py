@@ -34,6 +34,10 @@ class Grammar(Protocol):
         """Go on by one token. Raises EngineError for a token that may not follow."""
         ...
 
+    def copy(self) -> Grammar:
+        """Another generation at the same place. Cheap beside compiling the grammar again."""
+        ...
+
 
 class Request:
     """One generation in the engine. `token_ids` is the prompt followed by everything generated."""

@@ -1,6 +1,7 @@
 """A deterministic engine without a model: the same loop as the real one, simulated device work.
 
 Token i of a request is a function of its seed and i alone, so a test can foretell any output.
+Choice c of n is what a request with seed + c would be; log-probabilities follow from the token.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from workers.inference.engine.protocol import (
     ModelInfo,
     SamplingParams,
     StepSink,
+    TokenLogprobs,
     TokenOutput,
 )
 from workers.inference.engine.request import Grammar, Request
@@ -43,6 +45,13 @@ def expected_tokens(seed: int, n: int, vocab_size: int = 32_000) -> list[int]:
 def expected_text(seed: int, n: int, vocab_size: int = 32_000) -> str:
     """The text of the first n tokens of a request with this seed."""
     return "".join(token_text(token_id) for token_id in expected_tokens(seed, n, vocab_size))
+
+
+def expected_logprobs(token_id: int, num_top: int, vocab_size: int = 32_000) -> TokenLogprobs:
+    """The log-probabilities of a token: it is the likeliest, those with the next ids follow."""
+    logprob = -1 / (2 + token_id % 7)
+    top = (((token_id + rank) % vocab_size, logprob - rank) for rank in range(num_top))
+    return TokenLogprobs(token_id, logprob, tuple(top))
 
 
 def token_text(token_id: int) -> str:
@@ -117,7 +126,7 @@ class StubExecutor:
             num_bytes=0,
         )
 
-    def decoder(self) -> StubDecoder:
+    def decoder(self, _sampling: SamplingParams) -> StubDecoder:
         return StubDecoder()
 
     def seed(self, request: EngineRequest) -> int:
@@ -140,7 +149,7 @@ class StubExecutor:
     def sample(
         self, _scores: object, requests: Sequence[Request]
     ) -> list[SampledToken | EngineError]:
-        return [SampledToken(self._next_token(request)) for request in requests]
+        return [self._sample(request) for request in requests]
 
     def _fail_as_configured(self, batch: Batch) -> None:
         most = self._config.oom_above_tokens
@@ -150,6 +159,12 @@ class StubExecutor:
         poison = self._config.poison_token_id
         if poison is not None and any(poison in _prompt_tokens(chunk) for chunk in batch.chunks):
             raise RuntimeError("the batch is poisoned")
+
+    def _sample(self, request: Request) -> SampledToken:
+        token_id, num_top = self._next_token(request), request.sampling.logprobs
+        if num_top is None:
+            return SampledToken(token_id)
+        return SampledToken(token_id, expected_logprobs(token_id, num_top, self._config.vocab_size))
 
     def _next_token(self, request: Request) -> int:
         if request.num_generated == self._end_index(request.sampling):

@@ -288,7 +288,10 @@ def _choice(request: EngineRequest, loaded: LoadedModel) -> Request:
     try:
         return Request(
             request,
-            decoder=TokenizerDecoder(loaded.text.tokenizer),
+            decoder=TokenizerDecoder(
+                loaded.text.tokenizer,
+                skip_special_tokens=request.sampling.skip_special_tokens,
+            ),
             eos_token_ids=loaded.text.eos_token_ids,
             context_length=loaded.info.context_length,
         )
