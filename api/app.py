@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from api import errors
 from api.middleware import BodyLimitMiddleware, RequestMiddleware
-from api.routes import events, health, jobs, models, usage
+from api.routes import events, files, health, jobs, models, usage
 from api.services import open_services
 from api.settings import ApiSettings
 from tasks.logs import configure_logs
@@ -27,7 +27,7 @@ def create_app() -> FastAPI:
     """A new application. Each has its own connections, opened by its lifespan."""
     # The interactive pages load scripts from elsewhere, so they stay off.
     app = FastAPI(title="Millrace", lifespan=_lifespan, docs_url=None, redoc_url=None)
-    for module in (jobs, events, models, usage, health):
+    for module in (jobs, events, files, models, usage, health):
         app.include_router(module.router)
     errors.install(app)
     app.add_middleware(BodyLimitMiddleware)
