@@ -13,8 +13,8 @@ from api.settings import MAX_WAIT_S
 from store.api_keys import Scope
 from store.jobs import JobRow, get_job
 from store.tenants import ApiKey
-from tasks.errors import InvalidRequest, JobNotFound
-from tasks.ids import parse_job_id
+from tasks.errors import FileMissing, InvalidRequest, JobNotFound
+from tasks.ids import parse_file_id, parse_job_id
 
 MAX_IDEMPOTENCY_KEY = 255
 
@@ -66,6 +66,17 @@ async def _job_id(job_id: Annotated[str, Path()]) -> UUID:
 
 
 JobId = Annotated[UUID, Depends(_job_id)]
+
+
+async def _file_id(file_id: Annotated[str, Path()]) -> UUID:
+    """An id that can't be one is answered like one that isn't there."""
+    parsed = parse_file_id(file_id)
+    if parsed is None:
+        raise FileMissing
+    return parsed
+
+
+FileId = Annotated[UUID, Depends(_file_id)]
 
 
 async def find_job(services: Services, caller: ApiKey, job_id: UUID) -> JobRow:

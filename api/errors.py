@@ -34,6 +34,7 @@ STATUS: Mapping[type[ServiceError], tuple[int, str]] = {
     errors.ModelNotFound: (404, _INVALID),
     errors.JobNotFound: (404, _INVALID),
     errors.JobCancelled: (409, _INVALID),
+    errors.FileMissing: (404, _INVALID),
     errors.StreamExpired: (410, _INVALID),
     errors.RequestTooLarge: (413, _INVALID),
     errors.IdempotencyKeyReused: (422, _INVALID),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Mapping
 
 import structlog
 from starlette.datastructures import MutableHeaders
@@ -14,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import metrics
 from api.errors import error_response, unexpected_response
-from api.settings import MAX_BODY_BYTES
+from api.settings import BODY_LIMITS, MAX_BODY_BYTES
 from tasks.errors import RequestTooLarge
 
 log = structlog.get_logger("api.access")
@@ -90,17 +91,27 @@ _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"
 
 
 class BodyLimitMiddleware:
-    """Answers 413 before a body is parsed: by its declared length, else once it is too long."""
+    """Answers 413 before a body is parsed: by its declared length, else once it is too long.
 
-    def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES) -> None:
+    Routes in `limits`, by method and path, have a bound of their own.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_bytes: int = MAX_BODY_BYTES,
+        limits: Mapping[tuple[str, str], int] = BODY_LIMITS,
+    ) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if _declared_length(scope) > self._max_bytes:
+        max_bytes = self._limits.get((scope["method"], scope["path"]), self._max_bytes)
+        if _declared_length(scope) > max_bytes:
             await self._refuse(scope, receive, send)
             return
         num_bytes = 0
@@ -109,7 +120,7 @@ class BodyLimitMiddleware:
             nonlocal num_bytes
             message = await receive()
             num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_bytes:
+            if num_bytes > max_bytes:
                 await _drain(receive)
                 raise RequestTooLarge
             return message

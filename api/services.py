@@ -18,18 +18,29 @@ from redis.backoff import NoBackoff
 from api.admission import Admission
 from api.auth import Authenticator
 from api.cancelling import Canceller
+from api.files.download import Downloads
+from api.files.slots import TransferSlots
+from api.files.store import FileStore
+from api.files.upload import Uploads
 from api.grammars.checker import GrammarChecker
 from api.hints import HintSender
 from api.limits import NoLimits
 from api.prompts.encoder import PromptEncoder
 from api.prompts.registry import ModelRegistry
-from api.settings import ApiSettings
+from api.settings import (
+    MAX_DOWNLOADS,
+    MAX_TENANT_DOWNLOADS,
+    MAX_TENANT_UPLOADS,
+    MAX_UPLOADS,
+    ApiSettings,
+)
 from api.streams.hub import StreamHub
 from api.streams.open_streams import OpenStreams
 from api.streams.reader import Sources
 from store.api_keys import PEPPER_VERSION
+from store.file_contents import FileContents
 from store.pools import AsyncPool, async_pool
-from store.settings import DatabaseSettings
+from store.settings import DatabaseSettings, FileSettings
 from tasks.errors import ServiceUnavailable
 from tasks.settings import RedisSettings
 
@@ -50,6 +61,8 @@ class Services:
     hub: StreamHub
     streams: OpenStreams
     canceller: Canceller
+    uploads: Uploads
+    downloads: Downloads
 
     @property
     def sources(self) -> Sources:
@@ -80,6 +93,7 @@ async def open_services(settings: ApiSettings) -> AsyncIterator[Services]:
         registry = await stack.enter_async_context(_fresh_registry(pool))
         streams = OpenStreams(settings.max_streams)
         stack.enter_context(_before_shutdown(streams.end_all))
+        store = _open_files(stack, settings)
         yield Services(
             pool=pool,
             redis=redis,
@@ -89,6 +103,15 @@ async def open_services(settings: ApiSettings) -> AsyncIterator[Services]:
             hub=hub,
             streams=streams,
             canceller=canceller,
+            uploads=Uploads(
+                pool=pool,
+                store=store,
+                slots=TransferSlots(MAX_UPLOADS, MAX_TENANT_UPLOADS),
+                quota_bytes=settings.files_quota_bytes,
+            ),
+            downloads=Downloads(
+                store=store, slots=TransferSlots(MAX_DOWNLOADS, MAX_TENANT_DOWNLOADS)
+            ),
         )
 
 
@@ -126,6 +149,13 @@ async def _open_admission(
         hints=hints,
         limiter=NoLimits(),
     )
+
+
+def _open_files(stack: AsyncExitStack, settings: ApiSettings) -> FileStore:
+    contents = FileContents(FileSettings().files_url)
+    store = FileStore(contents, num_threads=settings.file_threads)
+    stack.push_async_callback(asyncio.to_thread, store.close)
+    return store
 
 
 @asynccontextmanager

@@ -12,6 +12,14 @@ MAX_BODY_BYTES = 1 << 20
 MAX_JSON_DEPTH = 32
 MAX_JSON_VALUES = 50_000  # more would hold the event loop for tens of ms
 
+# Files. The one route that takes large bodies never holds one in memory.
+MAX_FILE_BYTES = 200 << 20
+MAX_FORM_BYTES = 64 << 10  # fields, headers and boundaries around an uploaded file
+BODY_LIMITS = {("POST", "/v1/files"): MAX_FILE_BYTES + MAX_FORM_BYTES}
+UPLOAD_IDLE_S = 60.0  # without a byte
+MAX_UPLOADS, MAX_TENANT_UPLOADS = 64, 16  # at once in this process
+MAX_DOWNLOADS, MAX_TENANT_DOWNLOADS = 256, 64
+
 # Jobs.
 DEFAULT_DEADLINE_S = 3_600.0
 MAX_DEADLINE_S = 86_400.0
@@ -43,3 +51,5 @@ class ApiSettings(BaseSettings):
     max_streams: int = Field(default=20_000, ge=1)  # open event streams of this process
     tokenizer_threads: int = Field(default=2, ge=1, le=64)
     tokenizer_queue: int = Field(default=256, ge=1)  # long prompts waiting for a thread
+    file_threads: int = Field(default=8, ge=1, le=64)  # reading and writing contents of files
+    files_quota_bytes: int = Field(default=10 << 30, ge=0)  # stored, a tenant

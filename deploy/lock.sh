@@ -1,6 +1,6 @@
 #!/bin/sh
-# Writes requirements.lock: all that the extras of pyproject.toml bring, in the newest versions they
-# allow. Run the whole suite on the result before you commit it.
+# Writes requirements.lock: all that the extras of pyproject.toml but s3 bring, in the newest versions
+# they allow. Run the whole suite on the result before you commit it.
 set -eu
 
 fresh=build/lock-venv
@@ -11,8 +11,8 @@ import tomllib
 
 project = tomllib.load(open("pyproject.toml", "rb"))
 needed = project["project"]["dependencies"] + project["build-system"]["requires"]
-for extra in project["project"]["optional-dependencies"].values():
-    needed += extra
+for name, extra in project["project"]["optional-dependencies"].items():
+    needed += extra if name != "s3" else []
 print("\n".join(sorted(set(needed))))
 PYTHON_CODE
 $fresh/bin/python -m pip install --disable-pip-version-check -r build/lock-requirements.txt

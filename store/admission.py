@@ -60,12 +60,6 @@ class NewJob:
     grammar: str | None = None  # serialised, as every attempt compiles it
     end_user: str | None = None
     idempotency_key: str | None = None
-    num_choices: int = 1
-    dialect: str = "job"  # which API made it: job, chat, completion or response
-    tool_format: str | None = None
-    is_background: bool = False
-    on_disconnect: str = "continue"  # or cancel
-    batch_id: UUID | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     num_choices: int = 1
     dialect: str = Dialect.JOB.value
@@ -221,12 +215,6 @@ def _parameters(job: NewJob) -> dict[str, Any]:
         "metadata": Jsonb(dict(job.metadata)),
         "request_hash": job.request_hash,
         "idempotency_key": job.idempotency_key,
-        "num_choices": job.num_choices,
-        "dialect": job.dialect,
-        "tool_format": job.tool_format,
-        "is_background": job.is_background,
-        "on_disconnect": job.on_disconnect,
-        "batch_id": job.batch_id,
         "request": Jsonb(dict(job.request)),
         "prompt_token_ids": job.prompt_token_ids,
         "sampling": Jsonb(dict(job.sampling)),

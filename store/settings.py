@@ -1,4 +1,4 @@
-"""Where Postgres is. Each process connects as its own role."""
+"""Where Postgres and the contents of files are. Each process connects as its own role."""
 
 from __future__ import annotations
 
@@ -36,3 +36,11 @@ class DatabaseSettings(BaseSettings):
     def billing(self) -> str:
         """The only role that writes money."""
         return self.database_url_billing or self.database_url
+
+
+class FileSettings(BaseSettings):
+    """MILLRACE_FILES_URL: a folder, or a URL that fsspec knows. The same for API and workers."""
+
+    model_config = SettingsConfigDict(env_prefix="MILLRACE_", extra="ignore")
+
+    files_url: str = "./.millrace/files"

@@ -10,9 +10,11 @@ ServiceError
 ├── PermissionDenied          403
 ├── ModelNotFound             404
 ├── JobNotFound               404
+├── FileMissing               404
 ├── IdempotencyKeyReused      422
 ├── RequestTooLarge           413
 ├── InsufficientQuota         429  no retry helps
+│   └── StorageQuotaExceeded
 ├── RateLimitExceeded         429
 ├── StreamExpired             410
 ├── JobCancelled              409  while its client waited
@@ -97,6 +99,12 @@ class JobNotFound(ServiceError):
     code = "job_not_found"
 
 
+class FileMissing(ServiceError):
+    """No file with this id."""
+
+    code = "file_not_found"
+
+
 class IdempotencyKeyReused(ServiceError):
     """This Idempotency-Key was used with a different request."""
 
@@ -113,6 +121,12 @@ class InsufficientQuota(ServiceError):
     """Your credit doesn't cover this request."""
 
     code = "insufficient_quota"
+
+
+class StorageQuotaExceeded(InsufficientQuota):
+    """Your files take all the storage you have. Delete some."""
+
+    code = "storage_quota_exceeded"
 
 
 class RateLimitExceeded(ServiceError):

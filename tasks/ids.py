@@ -13,6 +13,7 @@ JOB_PREFIX = "job_"
 CHAT_PREFIX = "chatcmpl-"
 COMPLETION_PREFIX = "cmpl-"
 RESPONSE_PREFIX = "resp_"
+FILE_PREFIX = "file-"
 
 _DIGITS = re.compile("[0-9a-f]{32}")
 
@@ -47,3 +48,13 @@ def parse_job_id(text: str, prefix: str = JOB_PREFIX) -> UUID | None:
     if not text.startswith(prefix) or not _DIGITS.fullmatch(digits):
         return None
     return UUID(hex=digits)
+
+
+def format_file_id(file_id: UUID) -> str:
+    """`file-` and 32 hex digits."""
+    return f"{FILE_PREFIX}{file_id.hex}"
+
+
+def parse_file_id(text: str) -> UUID | None:
+    """The id of a file, None if the text is not one."""
+    return parse_job_id(text, FILE_PREFIX)

@@ -61,13 +61,15 @@ class Platform:
         """Of a process that connects to Postgres as `role`."""
         kept = {k: value for k, value in os.environ.items() if not k.startswith(_ADDRESSES)}
         urls = {f"MILLRACE_{name.upper()}_URL": url for name, url in self.redis_urls.items()}
+        defaults = {"MILLRACE_FILES_URL": str(self.state_dir / "files")}
         ours = {
             STATE_VARIABLE: str(self.state_dir),
             "MILLRACE_REDIS_URL": self.redis_url,
             "MILLRACE_POOL": self.pool,
             "PYTHONUNBUFFERED": "1",
         }
-        return kept | ours | urls | role_environment(self.database, role) | dict(self.extra)
+        addresses = urls | role_environment(self.database, role)
+        return defaults | kept | ours | addresses | dict(self.extra)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

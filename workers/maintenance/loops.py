@@ -12,7 +12,7 @@ from store.settings import DatabaseSettings
 from tasks.logs import configure_logs
 from tasks.metrics import serve_metrics
 from tasks.settings import RedisSettings
-from workers.maintenance import nudger, reaper, rehinter
+from workers.maintenance import file_sweeper, nudger, reaper, rehinter
 from workers.maintenance.redis_watch import RedisWatch
 
 
@@ -28,12 +28,14 @@ def new_services(database_url: str, redis_url: str) -> list[Service]:
     watch = RedisWatch(redis_url)
     sender = rehinter.HintSender()
     rehint = rehinter.Rehinter(watch, sender)
+    sweeper = file_sweeper.FileSweeper()
     return [
         watch,
         sender,
         PostgresLoop("reaper", database_url, reaper.Reaper().step, interval_s=reaper.INTERVAL_S),
         PostgresLoop("rehinter", database_url, rehint.step, interval_s=rehinter.INTERVAL_S),
         PostgresLoop("nudger", database_url, nudger.nudge, interval_s=nudger.INTERVAL_S),
+        PostgresLoop("files", database_url, sweeper.step, interval_s=file_sweeper.INTERVAL_S),
     ]
 
 

@@ -68,14 +68,24 @@ def owner(database: DatabaseUrls) -> Iterator[DictConnection]:
 
 
 @pytest.fixture
+def files_folder(tmp_path: Path) -> Path:
+    """Where the API keeps the contents of files."""
+    return tmp_path / "files"
+
+
+@pytest.fixture
 def environment(
-    database: DatabaseUrls, services: Services, monkeypatch: pytest.MonkeyPatch
+    database: DatabaseUrls,
+    services: Services,
+    files_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What the API process is told."""
     monkeypatch.setenv("MILLRACE_DATABASE_URL", database.api)
     monkeypatch.delenv("MILLRACE_DATABASE_URL_API", raising=False)
     monkeypatch.setenv("MILLRACE_REDIS_URL", services.redis_url)
     monkeypatch.setenv("MILLRACE_KEY_PEPPER", PEPPER)
+    monkeypatch.setenv("MILLRACE_FILES_URL", str(files_folder))
     monkeypatch.setattr(registry, "CATALOG_REFRESH_S", 0.5)
     celery.conf.update(broker_url=services.redis_url)
 

@@ -1,0 +1,73 @@
+"""Sends the contents of a file as they are read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from uuid import UUID
+
+import structlog
+from starlette.responses import StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from api.files.slots import TransferSlots
+from api.files.store import FileStore
+from api.settings import SEND_TIMEOUT_S
+from store.file_contents import PartsReader
+
+log = structlog.get_logger(__name__)
+
+
+class Downloads:
+    """Makes responses. One an API process."""
+
+    def __init__(self, *, store: FileStore, slots: TransferSlots) -> None:
+        self.store = store
+        self.slots = slots
+
+    async def response(
+        self, tenant_id: UUID, object_keys: list[str], headers: Mapping[str, str]
+    ) -> Download:
+        """The answer. The first bytes are read before it begins, so that a fault has a status."""
+        reader = self.store.contents.open(object_keys)
+        try:
+            first = await self.store.run(reader.read)
+        except BaseException:
+            self.store.run_later(reader.close)
+            raise
+        return Download(self, tenant_id, reader, first, headers)
+
+
+class Download(StreamingResponse):
+    """One download. Ends early when the client leaves or stops reading."""
+
+    def __init__(
+        self,
+        downloads: Downloads,
+        tenant_id: UUID,
+        reader: PartsReader,
+        first: bytes,
+        headers: Mapping[str, str],
+    ) -> None:
+        self._downloads = downloads
+        self._tenant_id = tenant_id
+        self._reader = reader
+        super().__init__(self._read(first), headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await send(message)
+
+        try:
+            with self._downloads.slots.take(self._tenant_id):
+                await super().__call__(scope, receive, send_in_time)
+        except TimeoutError:
+            log.warning("download_stalled")
+        finally:
+            self._downloads.store.run_later(self._reader.close)
+
+    async def _read(self, chunk: bytes) -> AsyncIterator[bytes]:
+        while chunk:
+            yield chunk
+            chunk = await self._downloads.store.run(self._reader.read)

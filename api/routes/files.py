@@ -1,0 +1,97 @@
+"""Files: upload, list, read, download, delete."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from api.deps import FileId, JobsReader, ServicesDep, Submitter
+from api.files.view import content_headers, file_object
+from api.json_response import JsonResponse
+from store.files import Purpose, delete_file, get_file, list_files, list_parts
+from tasks.errors import FileMissing, InvalidRequest
+from tasks.ids import format_file_id, parse_file_id
+
+router = APIRouter(prefix="/v1/files")
+
+MAX_PAGE = 10_000
+
+
+class Order(StrEnum):
+    """By creation."""
+
+    OLDEST_FIRST = "asc"
+    NEWEST_FIRST = "desc"
+
+
+@router.post("")
+async def create(request: Request, services: ServicesDep, caller: Submitter) -> Response:
+    """Store a file. The answer leaves after the commit."""
+    row = await services.uploads.take(request, caller.tenant_id)
+    return JsonResponse(file_object(row))
+
+
+@router.get("")
+async def list_(
+    services: ServicesDep,
+    caller: JobsReader,
+    *,
+    after: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = MAX_PAGE,
+    order: Order = Order.NEWEST_FIRST,
+    purpose: Purpose | None = None,
+) -> Response:
+    """`after` is the last id of the page before."""
+    after_id = parse_file_id(after) if after is not None else None
+    if after is not None and after_id is None:
+        raise InvalidRequest("'after' must be the id of a file.", param="after")
+    rows = await list_files(
+        services.pool,
+        caller.tenant_id,
+        purpose=purpose,
+        after=after_id,
+        limit=limit + 1,
+        is_newest_first=order == Order.NEWEST_FIRST,
+    )
+    page = [file_object(row) for row in rows[:limit]]
+    return JsonResponse(
+        {
+            "object": "list",
+            "data": page,
+            "first_id": page[0]["id"] if page else None,
+            "last_id": page[-1]["id"] if page else None,
+            "has_more": len(rows) > limit,
+        }
+    )
+
+
+@router.get("/{file_id}")
+async def get(services: ServicesDep, caller: JobsReader, file_id: FileId) -> Response:
+    """One file, without its contents."""
+    row = await get_file(services.pool, caller.tenant_id, file_id)
+    if row is None:
+        raise FileMissing
+    return JsonResponse(file_object(row))
+
+
+@router.get("/{file_id}/content")
+async def content(services: ServicesDep, caller: JobsReader, file_id: FileId) -> Response:
+    """The bytes. Of an output file that is still written, what is there by now."""
+    row = await get_file(services.pool, caller.tenant_id, file_id)
+    if row is None:
+        raise FileMissing
+    parts = await list_parts(services.pool, caller.tenant_id, file_id)
+    headers = content_headers(row, sum(part.num_bytes for part in parts))
+    keys = [part.object_key for part in parts]
+    return await services.downloads.response(caller.tenant_id, keys, headers)
+
+
+@router.delete("/{file_id}")
+async def delete(services: ServicesDep, caller: Submitter, file_id: FileId) -> Response:
+    """Gone at once for everybody; the contents follow within minutes."""
+    if not await delete_file(services.pool, caller.tenant_id, file_id):
+        raise FileMissing
+    return JsonResponse({"id": format_file_id(file_id), "object": "file", "deleted": True})

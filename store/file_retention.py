@@ -1,0 +1,78 @@
+"""What the sweeper asks and notes. Contents are removed between finding and noting; both sides are
+safe to repeat, and any number of sweepers may run.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from store.files import UPLOAD_MAX_S
+from store.pools import DictConnection
+
+UPLOAD_TTL_S = UPLOAD_MAX_S + 900  # an upload that is older has lost its process
+
+_EXPIRE = """
+UPDATE files SET deleted_at = now() WHERE id IN (
+    SELECT id FROM files WHERE deleted_at IS NULL AND expires_at <= now()
+    ORDER BY expires_at LIMIT %s FOR UPDATE SKIP LOCKED
+)
+"""
+
+_DELETED = """
+SELECT id, tenant_id FROM files
+WHERE deleted_at IS NOT NULL AND purged_at IS NULL AND id > %s ORDER BY id LIMIT %s
+"""
+
+_PURGED = """
+WITH parts AS (DELETE FROM file_parts WHERE file_id = %(id)s)
+UPDATE files SET purged_at = now(), num_parts = 0 WHERE id = %(id)s AND purged_at IS NULL
+"""
+
+_ABANDON = """
+UPDATE file_uploads SET abandoned_at = now()
+WHERE abandoned_at IS NULL AND started_at < now() - make_interval(secs => %s)
+"""
+
+_ABANDONED = """
+SELECT id, tenant_id FROM file_uploads
+WHERE abandoned_at IS NOT NULL AND id > %s ORDER BY id LIMIT %s
+"""
+
+Found = list[tuple[UUID, UUID]]  # (tenant, file)
+
+
+def expire_files(connection: DictConnection, *, batch: int) -> int:
+    """Mark expired files as deleted. Returns how many."""
+    return connection.execute(_EXPIRE, (batch,)).rowcount
+
+
+def deleted_files(connection: DictConnection, *, after: UUID, batch: int) -> Found:
+    """Deleted files whose contents are still there, by id."""
+    return _found(connection, _DELETED, after, batch)
+
+
+def note_purged(connection: DictConnection, file_id: UUID) -> None:
+    """The contents of a deleted file are gone. Its row stays."""
+    connection.execute(_PURGED, {"id": file_id})
+
+
+def abandon_uploads(connection: DictConnection) -> int:
+    """Abandon uploads whose process must be gone. Returns how many."""
+    return connection.execute(_ABANDON, (UPLOAD_TTL_S,)).rowcount
+
+
+def abandoned_uploads(connection: DictConnection, *, after: UUID, batch: int) -> Found:
+    """Uploads that never became files, by id."""
+    return _found(connection, _ABANDONED, after, batch)
+
+
+def forget_upload(connection: DictConnection, upload_id: UUID) -> None:
+    """The contents of an abandoned upload are gone."""
+    connection.execute(
+        "DELETE FROM file_uploads WHERE id = %s AND abandoned_at IS NOT NULL", (upload_id,)
+    )
+
+
+def _found(connection: DictConnection, query: str, after: UUID, batch: int) -> Found:
+    rows = connection.execute(query.encode(), (after, batch)).fetchall()
+    return [(row["tenant_id"], row["id"]) for row in rows]

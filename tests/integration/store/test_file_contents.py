@@ -1,0 +1,116 @@
+"""The same promises in a folder and in a store without folders."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import fsspec
+import pytest
+
+from store.file_contents import FileContents, StoredPart
+from tasks.ids import uuid7
+
+TENANT = uuid4()
+
+
+@pytest.fixture(params=["folder", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "new" / "files") if request.param == "folder" else f"memory://{uuid4()}"
+
+
+@pytest.fixture
+def contents(url: str) -> FileContents:
+    return FileContents(url)
+
+
+def _store(contents: FileContents, file_id: UUID, *pieces: bytes | bytearray) -> StoredPart:
+    writer = contents.new_part(TENANT, file_id)
+    for piece in pieces:
+        writer.write(piece)
+    return writer.finish()
+
+
+def _objects(url: str) -> list[str]:
+    fs, root = fsspec.url_to_fs(url)
+    return list(fs.find(root)) if fs.exists(root) else []
+
+
+def test_a_part_is_what_was_written(contents: FileContents) -> None:
+    part = _store(contents, uuid7(), b"one ", bytearray(b"two"))
+
+    assert (part.num_bytes, part.sha256) == (7, hashlib.sha256(b"one two").digest())
+    assert list(contents.open([part.object_key])) == [b"one two"]
+
+
+def test_parts_are_read_one_after_the_other(contents: FileContents) -> None:
+    file_id = uuid7()
+    keys = [_store(contents, file_id, text).object_key for text in (b"abcd", b"e", b"fghij")]
+
+    reader = contents.open(keys)
+    chunks = []
+    while chunk := reader.read(3):
+        chunks.append(chunk)
+
+    assert chunks == [b"abc", b"d", b"e", b"fgh", b"ij"]
+
+
+def test_a_closed_reader_gives_nothing_more(contents: FileContents) -> None:
+    key = _store(contents, uuid7(), b"abc").object_key
+    reader = contents.open([key, key])
+
+    first = reader.read(1)
+    reader.close()
+    reader.close()
+
+    assert (first, reader.read(1)) == (b"a", b"")
+
+
+def test_removing_takes_everything_of_one_file_and_nothing_else(
+    contents: FileContents, url: str
+) -> None:
+    gone, kept = uuid7(), uuid7()
+    _store(contents, gone, b"named")
+    unfinished = contents.new_part(TENANT, gone)
+    unfinished.write(b"half")
+    part = _store(contents, kept, b"kept")
+
+    unfinished.abort()
+    contents.remove(TENANT, gone)
+    contents.remove(TENANT, gone)
+
+    assert [path.endswith(part.object_key) for path in _objects(url)] == [True]
+
+
+def test_an_aborted_part_leaves_nothing_and_no_bytes_mean_no_object(
+    contents: FileContents, url: str
+) -> None:
+    begun, untouched = contents.new_part(TENANT, uuid7()), contents.new_part(TENANT, uuid7())
+    begun.write(b"x")
+
+    for writer in (begun, untouched):
+        writer.abort()
+        writer.abort()
+
+    assert _objects(url) == []
+
+
+def test_a_refused_part_can_be_removed_alone(contents: FileContents, url: str) -> None:
+    file_id = uuid7()
+    kept, refused = _store(contents, file_id, b"a"), _store(contents, file_id, b"b")
+
+    contents.remove_part(refused)
+    contents.remove_part(refused)
+
+    assert list(contents.open([kept.object_key])) == [b"a"]
+    assert len(_objects(url)) == 1
+
+
+def test_a_missing_object_is_an_error_not_an_end(contents: FileContents) -> None:
+    file_id = uuid7()
+    part = _store(contents, file_id, b"x")
+    contents.remove(TENANT, file_id)
+
+    with pytest.raises(FileNotFoundError):
+        contents.open([part.object_key]).read()
