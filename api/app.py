@@ -9,6 +9,35 @@ from fastapi import FastAPI
 
 from api import errors
 from api.middleware import BodyLimitMiddleware, RequestMiddleware
+from api.routes import (
+    chat_completions,
+    completions,
+    events,
+    files,
+    health,
+    jobs,
+    models,
+    usage,
+)
+from api.services import open_services
+from api.settings import ApiSettings
+from tasks.logs import configure_logs
+
+_ROUTES = (chat_completions, completions, jobs, events, files, models, usage, health)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    configure_logs()
+    async with open_services(ApiSettings()) as services:
+        app.state.services = services
+        yield
+
+
+def create_app() -> FastAPI:
+    """A new application. Each has its own connections, opened by its lifespan."""
+    # The interactive pages load scripts from elsewhere, so they stay off.
+    app = FastAPI(title="Millrace", lifespan=_lifespan, docs_url=None, redoc_url=None)
     for module in _ROUTES:
         app.include_router(module.router)
     errors.install(app)
