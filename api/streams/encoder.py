@@ -125,7 +125,8 @@ class _Retry:
         if not blocks or not self._is_due:
             return blocks
         self._is_due = False
-        return blocks.replace(b"data: ", b"retry: %d\ndata: " % RETRY_MS, 1)
+        end_of_id = blocks.index(b"\n") + 1 if blocks.startswith(b"id: ") else 0
+        return b"%bretry: %d\n%b" % (blocks[:end_of_id], RETRY_MS, blocks[end_of_id:])
 
 
 def _block(data: bytes, *, name: str | None, seq: int | None) -> bytes:
