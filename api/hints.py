@@ -18,6 +18,9 @@ log = structlog.get_logger(__name__)
 
 MAX_BATCH = 256  # those that queue up while a batch is sent make the next one
 MAX_QUEUED = 10_000
+# Sends begin no closer than this, so that a burst shares pipelines: one costs as much as two hints.
+# A hint that comes after a pause goes out at once.
+MIN_INTERVAL_S = 0.01
 MAX_AGE_S = 1.0  # while Redis is away hints are not hoarded: the re-hinter does it better
 
 _Queued = tuple[float, Hint]
@@ -29,6 +32,7 @@ class HintSender:
     def __init__(self, publish: Callable[[Sequence[Hint]], None] = send_hints) -> None:
         self._publish = publish
         self._queue: queue.Queue[_Queued | None] = queue.Queue(MAX_QUEUED)
+        self._sent_at = 0.0
         self._thread = threading.Thread(target=self._run, name="hints", daemon=True)
 
     def start(self) -> None:
@@ -60,6 +64,8 @@ class HintSender:
     def _collect(self) -> tuple[list[_Queued], bool]:
         """Wait for a hint, take what queued up meanwhile. The flag says whether to go on."""
         entry = self._queue.get()
+        if (pause_s := self._sent_at + MIN_INTERVAL_S - time.monotonic()) > 0:
+            time.sleep(pause_s)
         batch: list[_Queued] = []
         while entry is not None:
             batch.append(entry)
@@ -72,7 +78,7 @@ class HintSender:
         return batch, False
 
     def _send(self, batch: list[_Queued]) -> None:
-        now = time.monotonic()
+        now = self._sent_at = time.monotonic()
         fresh = [entry for entry in batch if now - entry[0] <= MAX_AGE_S]
         if stale := len(batch) - len(fresh):
             metrics.hints_lost.labels("too_old").inc(stale)

@@ -45,10 +45,13 @@ def job_of_task_id(task_id: str) -> UUID | None:
 
 
 def send_hints(hints: Iterable[Hint]) -> None:
-    """Publish tickets over one connection. Blocks; raises kombu or redis errors; never retries."""
-    with producers[app.connection_for_write()].acquire(
-        block=True, timeout=PUBLISH_TIMEOUT_S
-    ) as producer:
+    """Publish tickets in one pipeline. Blocks; raises kombu or redis errors; never retries."""
+    with (
+        producers[app.connection_for_write()].acquire(
+            block=True, timeout=PUBLISH_TIMEOUT_S
+        ) as producer,
+        producer.batch(),
+    ):
         for hint in hints:
             app.send_task(
                 GENERATE,
