@@ -12,18 +12,31 @@ from api.middleware import BodyLimitMiddleware, RequestMiddleware
 from api.routes import (
     chat_completions,
     completions,
+    estimate,
     events,
     files,
     health,
     jobs,
     models,
+    organization,
     usage,
 )
 from api.services import open_services
 from api.settings import ApiSettings
 from tasks.logs import configure_logs
 
-_ROUTES = (chat_completions, completions, jobs, events, files, models, usage, health)
+_ROUTES = (
+    chat_completions,
+    completions,
+    jobs,
+    events,
+    files,
+    models,
+    estimate,
+    usage,
+    organization,
+    health,
+)
 
 
 @asynccontextmanager

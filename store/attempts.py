@@ -96,10 +96,10 @@ WITH job AS (
 ), outcome AS (
     INSERT INTO job_outcomes (job_id, tenant_id, api_key_id, model, service_tier, status, reason,
         payer, attempt, input_tokens, cached_tokens, output_tokens, price_version, input_price,
-        cached_price, output_price, currency)
+        cached_price, output_price, currency, end_user)
     SELECT id, tenant_id, api_key_id, model, service_tier, status, reason, %(payer)s, attempt,
         input_tokens, cached_tokens, output_tokens, price_version, input_price, cached_price,
-        output_price, currency
+        output_price, currency, end_user
     FROM job
 )
 SELECT id FROM job

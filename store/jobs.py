@@ -53,9 +53,10 @@ WITH job AS (
 ), outcome AS (
     INSERT INTO job_outcomes (job_id, tenant_id, api_key_id, model, service_tier, status, reason,
         payer, attempt, input_tokens, cached_tokens, output_tokens, price_version, input_price,
-        cached_price, output_price, currency)
+        cached_price, output_price, currency, end_user)
     SELECT id, tenant_id, api_key_id, model, service_tier, status, reason, 'nobody', attempt,
-        input_tokens, 0, 0, price_version, input_price, cached_price, output_price, currency
+        input_tokens, 0, 0, price_version, input_price, cached_price, output_price, currency,
+        end_user
     FROM job WHERE finished_at IS NOT NULL
 )
 SELECT worker_id, finished_at IS NOT NULL AS is_finished FROM job

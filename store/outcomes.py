@@ -32,9 +32,9 @@ WITH due AS MATERIALIZED (
 ), used AS (
     INSERT INTO usage (job_id, tenant_id, api_key_id, model, service_tier, status, payer,
         input_tokens, cached_tokens, output_tokens, price_version, amount_micros, currency,
-        created_at)
+        created_at, end_user)
     SELECT job_id, tenant_id, api_key_id, model, service_tier, status, payer, input_tokens,
-        cached_tokens, output_tokens, price_version, amount, currency, created_at
+        cached_tokens, output_tokens, price_version, amount, currency, created_at, end_user
     FROM charged ON CONFLICT DO NOTHING
 ), entered AS (
     INSERT INTO ledger_entries (kind, tenant_id, job_id, debit_account, credit_account,

@@ -115,10 +115,10 @@ _CARRY_OUT: LiteralString = """
 ), outcomes AS (
     INSERT INTO job_outcomes (job_id, tenant_id, api_key_id, model, service_tier, status, reason,
         payer, attempt, input_tokens, cached_tokens, output_tokens, price_version, input_price,
-        cached_price, output_price, currency)
+        cached_price, output_price, currency, end_user)
     SELECT id, tenant_id, api_key_id, model, service_tier, end_status, end_reason, end_payer,
         attempt, input_tokens, coalesce(cached_tokens, 0), produced, price_version, input_price,
-        cached_price, output_price, currency
+        cached_price, output_price, currency, end_user
     FROM priced ON CONFLICT DO NOTHING
 )
 SELECT m.id AS job_id, m.attempt, m.verdict, p.end_status AS status

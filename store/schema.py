@@ -282,6 +282,7 @@ job_outcomes = Table(
     _text("currency"),
     _time("created_at", default=True),
     _time("settled_at", nullable=True),
+    _text("end_user", nullable=True),
     Index("job_outcomes_unsettled", "job_id", postgresql_where=text("settled_at IS NULL")),
     postgresql_partition_by="RANGE (job_id)",
 )
@@ -337,6 +338,7 @@ usage = Table(
     _micros("amount_micros"),
     _text("currency"),
     _time("created_at"),
+    _text("end_user", nullable=True),
     Index("usage_of_tenant", "tenant_id", "created_at"),
 )
 
