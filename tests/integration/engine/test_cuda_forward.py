@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import structlog.testing
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from tests.integration.engine.collector import Collector
@@ -202,6 +203,38 @@ def test_recordings_that_fail_or_repeat_something_else_are_forgotten(
     under_test.run(Batch((chunk(one, 0, 69),)))
     found = under_test.run(Batch((chunk(one, 69, 1),), num_decodes=1))[0].cpu()
     torch.testing.assert_close(found, own_logits(folder, TOKENS)[-1], rtol=1e-4, atol=1e-3)
+
+
+class _NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses what makes the host wait for the device, or copies to it: no graph can hold that."""
+
+    _FORBIDDEN = frozenset({"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "lift_fresh"})
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in self._FORBIDDEN, f"{name} in a decode step"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nothing_in_a_decode_step_waits_for_the_device(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def record(compute: Compute) -> Compute:
+        no_waiting = _NoWaiting()  # type: ignore[no-untyped-call]
+        with monkeypatch.context() as patch, no_waiting:
+            # The interpreter of kernels does what it likes.
+            patch.setattr("workers.inference.engine.cuda.attention.write_pages", lambda *_: None)
+            patch.setattr("workers.inference.engine.cuda.attention.attend", zeros)
+            compute()
+        return compute
+
+    under_test = choose(load(save_tiny(architecture, tmp_path)), record)
+
+    assert isinstance(under_test, CudaForward)
+    assert under_test.recorded_sizes == [1, 2, 3]
 
 
 def test_heads_that_are_too_large_are_refused(tmp_path: Path) -> None:

@@ -56,9 +56,9 @@ class MillraceEngine(BatchEngine):
             raise EngineError("model_load_failed", "the engine has no models to load")
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
+        if self._device.type == "cuda":  # kernels start on the thread's current device
+            torch.cuda.set_device(self._device.index or 0)
         loaded = [self._load_model(spec, self._reporter(i)) for i, spec in enumerate(config.models)]
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)  # kernels start on the thread's current device
         share = int(free_bytes(self._device) * config.kv_memory_share) // len(loaded)
         num_bytes = config.kv_cache_bytes or share
         runners = [self._runner(model, weights, num_bytes) for model, weights in loaded]

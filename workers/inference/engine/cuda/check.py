@@ -6,7 +6,7 @@ whole model against its own forward pass, in chunks and decodes, computed and re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from transformers import PreTrainedModel
@@ -67,17 +67,22 @@ def check_steps(forward: CudaForward, model: PreTrainedModel) -> None:
         _compare("a step", forward.run(batch)[0], expected[row], _LOGIT_TOLERANCE[model.dtype])
 
 
-def check_recordings(forward: CudaForward, model: PreTrainedModel) -> None:
-    """Every recorded size with its last place empty, if it has two. Raises CheckError."""
+def check_decodes(forward: CudaForward, model: PreTrainedModel, sizes: Iterable[int]) -> None:
+    """Steps of one decode less than each size, so that one of two is filled up. Raises CheckError.
+
+    What has not been compiled before is compiled now, and not with the first requests.
+    """
     token_ids = probe_tokens(model, _PROBE_TOKENS)
     expected = own_logits(model, token_ids)[-1]
     probe, start = _probe(token_ids), len(token_ids) - 1
     forward.run(Batch((probe.chunk(0, start),)))
-    for size in forward.recorded_sizes:
+    for size in sizes:
         # All of them write the same to the same place.
         decodes = (probe.chunk(start, 1),) * max(1, size - 1)
         for found in forward.run(Batch(decodes, num_decodes=len(decodes))):
-            _compare(f"a replay of {size}", found, expected, _LOGIT_TOLERANCE[model.dtype])
+            _compare(
+                f"a step of {len(decodes)} decodes", found, expected, _LOGIT_TOLERANCE[model.dtype]
+            )
 
 
 def _probe(token_ids: list[int], num_tokens: int | None = None) -> PagedTokens:

@@ -29,8 +29,7 @@ class CudaForward:
         """`num_cores`: multiprocessors of the device."""
         use_kernels(model)
         config = model.config.get_text_config()
-        num_layers, _, num_kv_heads, _, head_dim = cache.keys.shape
-        del num_layers
+        _, _, num_kv_heads, _, head_dim = cache.keys.shape
         self._model = model
         self._cache = cache
         self._context_length = context_length

@@ -12,6 +12,7 @@ import structlog
 import torch
 
 from workers.inference.engine.attention import ATTENTION_NAME
+from workers.inference.engine.cuda.graphs import batch_sizes
 from workers.inference.engine.forward import Forward
 from workers.inference.engine.kv_cache import KVCache
 from workers.inference.engine.model import LoadedModel
@@ -41,7 +42,7 @@ def choose_forward(
     """
     name = loaded.info.name
     try:
-        forward = _kernel_forward(loaded, cache)
+        forward = _kernel_forward(loaded, cache, max_num_seqs)
     except Exception as error:  # Triton, its compiler, the driver: each fails in its own way
         log.warning("cuda_kernels_unavailable", model=name, reason=_reason(error))
         loaded.model.set_attn_implementation(ATTENTION_NAME)
@@ -59,19 +60,23 @@ def _record(
     max_num_seqs: int,
     on_recorded: Callable[[], None],
 ) -> None:
-    from workers.inference.engine.cuda.check import check_recordings, check_steps  # noqa: PLC0415
+    from workers.inference.engine.cuda.check import check_decodes, check_steps  # noqa: PLC0415
 
     try:
         forward.record(recorder, max_num_seqs=max_num_seqs, on_recorded=on_recorded)
-        check_recordings(forward, loaded.model)
+        check_decodes(forward, loaded.model, forward.recorded_sizes)
     except Exception as error:  # a model that waits for the device in its forward pass, for one
         log.warning("cuda_graphs_unavailable", model=loaded.info.name, reason=_reason(error))
         forward.forget_recordings()
         check_steps(forward, loaded.model)  # a recording that broke off may leave the device odd
 
 
-def _kernel_forward(loaded: LoadedModel, cache: KVCache) -> CudaForward:
-    from workers.inference.engine.cuda.check import check_kernels, check_steps  # noqa: PLC0415
+def _kernel_forward(loaded: LoadedModel, cache: KVCache, max_num_seqs: int) -> CudaForward:
+    from workers.inference.engine.cuda.check import (  # noqa: PLC0415
+        check_decodes,
+        check_kernels,
+        check_steps,
+    )
     from workers.inference.engine.cuda.forward import CudaForward  # noqa: PLC0415
 
     check_kernels(loaded.model, loaded.kv_shape)
@@ -82,6 +87,7 @@ def _kernel_forward(loaded: LoadedModel, cache: KVCache) -> CudaForward:
         num_cores=_num_cores(cache.keys.device),
     )
     check_steps(forward, loaded.model)
+    check_decodes(forward, loaded.model, batch_sizes(max_num_seqs))
     return forward
 
 
