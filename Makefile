@@ -4,6 +4,7 @@
 PY := .venv/bin/python
 PACKAGES := api billing cli millrace models store tasks workers benchmarks tests
 STAMP := .venv/.installed
+TRITON := .venv/.triton
 
 .DEFAULT_GOAL := help
 .PHONY: help install up down status test test-slow check fmt lock clean purge
@@ -33,10 +34,18 @@ down: $(STAMP)  ## Stop what `make up` started
 status: $(STAMP)  ## Show processes, queues, workers and jobs
 	@$(PY) -m cli.main status
 
-test: $(STAMP)  ## Run the test suite; it starts its own Postgres and Redis
+# Only tests need it where there is no GPU, and it is large. Without it theirs are left out.
+$(TRITON): $(STAMP)
+	@$(PY) -c 'import triton' 2>/dev/null \
+		|| $(PY) -m pip install --disable-pip-version-check --quiet --no-deps \
+			"$$(sed -n 's/^ *"\(triton[<>=][^;"]*\).*/\1/p' pyproject.toml)" \
+		|| echo "Triton can't be installed: the tests of the CUDA kernels are left out" >&2
+	@touch $(TRITON)
+
+test: $(STAMP) $(TRITON)  ## Run the test suite; it starts its own Postgres and Redis
 	$(PY) -m pytest -m "not slow"
 
-test-slow: $(STAMP)  ## Run the tests that take minutes
+test-slow: $(STAMP) $(TRITON)  ## Run the tests that take minutes
 	$(PY) -m pytest -m slow --timeout 900
 
 check: $(STAMP)  ## Check format, lint, types and import rules

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Writes requirements.lock: all that the extras of pyproject.toml but s3 bring, in the newest versions
-# they allow. Run the whole suite on the result before you commit it.
+# Writes requirements.lock: all that the extras of pyproject.toml but s3 and kernels bring, in the
+# newest versions they allow. Run the whole suite on the result before you commit it.
 set -eu
 
 fresh=build/lock-venv
@@ -12,7 +12,7 @@ import tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))
 needed = project["project"]["dependencies"] + project["build-system"]["requires"]
 for name, extra in project["project"]["optional-dependencies"].items():
-    needed += extra if name != "s3" else []
+    needed += extra if name not in ("s3", "kernels") else []
 print("\n".join(sorted(set(needed))))
 PYTHON_CODE
 $fresh/bin/python -m pip install --disable-pip-version-check -r build/lock-requirements.txt

@@ -140,6 +140,8 @@ def _engine_config(settings: WorkerSettings, pool: SyncPool) -> EngineConfig:
         kv_memory_share=settings.kv_memory_share,
         enable_prefix_cache=settings.enable_prefix_cache,
         use_native_step=settings.use_native_step,
+        use_cuda_kernels=settings.use_cuda_kernels,
+        use_cuda_graphs=settings.use_cuda_graphs,
         is_hub_allowed=settings.allow_hub,
     )
 

@@ -27,6 +27,8 @@ class WorkerSettings(BaseSettings):
     kv_memory_share: float = Field(default=0.5, gt=0, le=0.95)
     enable_prefix_cache: bool = True
     use_native_step: bool = True  # compiled code on a CPU, where the model allows it
+    use_cuda_kernels: bool = True  # our attention kernels on a GPU, where they prove themselves
+    use_cuda_graphs: bool = True  # with them, decode steps recorded at load
     allow_hub: bool = False
     drain_s: float = Field(default=25.0, ge=0)  # SIGTERM: what ends within this is finished here
 

@@ -88,7 +88,7 @@ def paged_attention(
 
     Returns [1, T, heads, D]. Writes the new keys and values to the cache first.
     """
-    _refuse_unknown(kwargs)
+    refuse_unknown(kwargs, "softcap")
     plan, layer = step_plan, module.layer_idx
     assert isinstance(layer, int)
     keys, values = plan.cache.keys[layer], plan.cache.values[layer]
@@ -101,6 +101,13 @@ def paged_attention(
         for group in plan.groups
     ]
     return torch.cat(parts).unsqueeze(0), None
+
+
+def refuse_unknown(kwargs: dict[str, object], *others: str) -> None:
+    """Variants of attention that this function would silently compute wrongly."""
+    for name in ("s_aux", "position_bias", "cu_seq_lens_q", *others):
+        if kwargs.get(name) is not None:
+            raise EngineError("model_unsupported", f"attention with {name} is not supported")
 
 
 def _attend(
@@ -162,10 +169,3 @@ def _group(chunks: Sequence[Chunk], rows: slice, device: torch.device) -> Group:
 
 def _padded(pages: list[int], length: int) -> list[int]:
     return pages[:length] + [pages[0]] * (length - len(pages))
-
-
-def _refuse_unknown(kwargs: dict[str, object]) -> None:
-    """Variants of attention that this function would silently compute wrongly."""
-    for name in ("softcap", "s_aux", "position_bias", "cu_seq_lens_q"):
-        if kwargs.get(name) is not None:
-            raise EngineError("model_unsupported", f"attention with {name} is not supported")

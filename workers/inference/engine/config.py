@@ -58,5 +58,8 @@ class EngineConfig:
     kv_cache_bytes: int | None = None  # of each model's KV cache; None: its part of that share
     # On a CPU: compute whole steps in compiled code where the model allows it (native/).
     use_native_step: bool = True
+    # On a GPU: our attention kernels and recorded decodes, where they prove themselves (cuda/).
+    use_cuda_kernels: bool = True
+    use_cuda_graphs: bool = True
     is_hub_allowed: bool = False  # may weights be downloaded
     stub: StubConfig | None = None

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from types import MappingProxyType
 
@@ -35,11 +36,13 @@ from workers.inference.engine.served import ServedModel
 from workers.inference.engine.supervisor import supervise
 from workers.inference.engine.validation import check_fits, check_request
 
-# Says what is being loaded, and how much of all loading is done (0 to 1).
+# Says what is being loaded, and how much of all loading is done (0 to 1). The engine passes on no
+# more than a person wants to read; each report of a load moves the progress counter.
 OnProgress = Callable[[str, float], None]
 # Loads every model; runs in the device thread and reports each step of the load.
 LoadExecutors = Callable[[OnProgress], Sequence[Executor]]
 
+_REPORT_INTERVAL_S = 5.0  # between two reports on the same thing
 _JOIN_TIMEOUT_S = 30.0  # a step that takes longer than this at shutdown is left behind
 
 log = structlog.get_logger(__name__)
@@ -65,6 +68,7 @@ class BatchEngine:
         self._served: dict[str, ServedModel] = {}
         self._phase = Phase.LOADING
         self._progress_counter = 0
+        self._last_report = ("", 0.0)  # what it was about, and when it was passed on
         self._counters = Counters()
         self._roster = Roster()
         self._outputs: list[TokenOutput] = []  # of the step at work, not emitted yet
@@ -166,8 +170,20 @@ class BatchEngine:
 
     def _report(self, what: str, fraction: float) -> None:
         self._progress_counter += 1
-        if self._on_progress is not None:
+        before, when = self._last_report
+        now = time.monotonic()
+        if self._on_progress is not None and (what != before or now - when > _REPORT_INTERVAL_S):
+            self._last_report = what, now
             self._on_progress(what, fraction)
+
+    @contextmanager
+    def _declared(self, phase: Phase) -> Iterator[None]:
+        """Let progress() tell of a phase that has a time limit of its own."""
+        before, self._phase = self._phase, phase
+        try:
+            yield
+        finally:
+            self._phase = before
 
     def _serve(self, sink: StepSink) -> None:
         while self._roster.wait():

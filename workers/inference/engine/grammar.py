@@ -19,8 +19,8 @@ an end-of-sequence token, which is allowed wherever the text is complete. One th
 may stop anywhere inside its grammar. Text that can go on in one way only does so in the tokens
 that the tokenizer itself would choose.
 
-Nobody but the API may bring a grammar here: it has compiled each before, in a process that may die
-of it, since a chain of some thousand references overflows llguidance's stack. llguidance 1.9.1
+A chain of some thousand references overflows llguidance's stack, and some patterns keep it busy for
+hours, so each grammar is compiled in another process first (grammar_guard.py). llguidance 1.9.1
 departs from JSON Schema in two places: repeated keys count towards minProperties, and a number
 between an exclusive whole bound and a fraction less than 1 away may be that bound.
 """
@@ -28,6 +28,7 @@ between an exclusive whole bound and a fraction less than 1 away may be that bou
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -38,6 +39,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from workers.inference.engine.errors import EngineError
+from workers.inference.engine.grammar_guard import TokenizerSource, shared_guard
 
 MAX_GRAMMAR_BYTES = 256 * 1024
 _WORD_BITS = 32
@@ -73,7 +75,7 @@ class TokenGrammar:
         """Why the grammar can't be followed any further, for instance that it grew too complex."""
         if not self.matcher.is_error():
             return None
-        return _invalid(str(self.matcher.get_error()).removesuffix("<non-verbose/>").strip())
+        return _invalid(_shortened(str(self.matcher.get_error())))
 
     def accept(self, token_id: int) -> None:
         """Go on by one token. Raises EngineError for a token that may not follow."""
@@ -96,28 +98,39 @@ class GrammarCompiler:
         self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Collection[int]
     ) -> None:
         """`vocab_size` is the length of a row of logits; it may differ from the tokenizer's."""
+        self._guard = shared_guard(tuple(_LIMITS.items()))
         ids = tokenizer.get_vocab(with_added_tokens=True).values()
         self._num_tokens = max(vocab_size, max(ids, default=0) + 1)
         self._refusal: str | None = None
         if not eos_token_ids:  # llguidance would guess one, and the engine not know it
             self._refusal = "no grammars with a model that has no end-of-sequence token"
             return
+        text, ends = _json_of(tokenizer), sorted(eos_token_ids)
         try:
-            self._tokenizer = LLTokenizer(
-                _json_of(tokenizer), n_vocab=self._num_tokens, eos_token=sorted(eos_token_ids)
-            )
+            self._tokenizer = LLTokenizer(text, n_vocab=self._num_tokens, eos_token=ends)
         except BaseException as error:  # a panic in its Rust code is no Exception
             self._refusal = f"no grammars with this model's tokenizer: {error}"
+            return
+        self._source = TokenizerSource(
+            key=hashlib.sha256(f"{self._num_tokens} {ends} {text}".encode()).hexdigest(),
+            read_json=lambda: _json_of(tokenizer),
+            size=self._num_tokens,
+            ends=tuple(ends),
+        )
 
     def compile(self, text: str) -> TokenGrammar:
         """A grammar at its start; takes about a millisecond, at the worst some 100 ms.
 
-        Raises EngineError `invalid_grammar` with llguidance's reason, `unsupported` if the model's
-        tokenizer is not made for it. The GIL is free meanwhile.
+        One that is new here is tried out in another process first (grammar_guard.py), which takes
+        a few seconds at the worst, and longer for the first one. Raises EngineError
+        `invalid_grammar` with llguidance's reason, `unsupported` if the model's tokenizer is not
+        made for it. The GIL is free meanwhile.
         """
         if self._refusal is not None:
             raise EngineError("unsupported", self._refusal)
         _check(text)
+        if (reason := self._guard.refusal(self._source, text)) is not None:
+            raise _invalid(_shortened(reason))
         limits = LLParserLimits(**_LIMITS)
         matcher = LLMatcher(self._tokenizer, text, log_level=_SILENT, limits=limits)
         grammar = TokenGrammar(matcher, self._num_tokens)
@@ -166,6 +179,11 @@ def _json_of(tokenizer: Tokenizer) -> str:
     """tokenizer.json, without what would cut or fill up the texts that llguidance encodes."""
     content = json.loads(tokenizer.to_str())
     return json.dumps(content | {"padding": None, "truncation": None})
+
+
+def _shortened(reason: str) -> str:
+    """llguidance's own words without the mark of what verbose_errors leaves out."""
+    return reason.removesuffix("<non-verbose/>").strip()
 
 
 def _invalid(reason: str) -> EngineError:

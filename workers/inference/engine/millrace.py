@@ -12,17 +12,20 @@ from workers.inference.engine.config import (
     EngineConfig,
     ModelSpec,
 )
+from workers.inference.engine.cuda.graphs import CudaRecorder
+from workers.inference.engine.cuda.load import NUM_SPARE_PAGES, choose_forward
 from workers.inference.engine.engine import BatchEngine, OnProgress
 from workers.inference.engine.errors import EngineError
 from workers.inference.engine.forward import Forward
 from workers.inference.engine.kv_cache import KVCache, fit_num_pages
+from workers.inference.engine.load_progress import OnShare
 from workers.inference.engine.memory import free_bytes
 from workers.inference.engine.model import LoadedModel, choose_device, load_model
 from workers.inference.engine.model_runner import ModelRunner
 from workers.inference.engine.native.build import BuildError, built_library
 from workers.inference.engine.native.forward import NativeForward, read_weights
 from workers.inference.engine.native.weights import NativeWeights, UnsupportedModelError
-from workers.inference.engine.protocol import EngineRequest, SamplingParams
+from workers.inference.engine.protocol import EngineRequest, Phase, SamplingParams
 from workers.inference.engine.request import Request
 from workers.inference.engine.scheduler import Batch, Chunk
 from workers.inference.engine.torch_forward import TorchForward
@@ -53,12 +56,10 @@ class MillraceEngine(BatchEngine):
             raise EngineError("model_load_failed", "the engine has no models to load")
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        num_models = len(config.models)
-        loaded = []
-        for i, spec in enumerate(config.models):
-            report(spec.name, i / num_models)
-            loaded.append(self._load_model(spec))
-        share = int(free_bytes(self._device) * config.kv_memory_share) // num_models
+        if self._device.type == "cuda":  # kernels start on the thread's current device
+            torch.cuda.set_device(self._device.index or 0)
+        loaded = [self._load_model(spec, self._reporter(i)) for i, spec in enumerate(config.models)]
+        share = int(free_bytes(self._device) * config.kv_memory_share) // len(loaded)
         num_bytes = config.kv_cache_bytes or share
         runners = [self._runner(model, weights, num_bytes) for model, weights in loaded]
         for runner in runners:
@@ -66,24 +67,41 @@ class MillraceEngine(BatchEngine):
         report("ready", 1.0)
         return runners
 
-    def _load_model(self, spec: ModelSpec) -> tuple[LoadedModel, NativeWeights | None]:
+    def _reporter(self, index: int) -> OnShare:
+        """Reports how far the loading of one model is, as its part of loading them all."""
+        models = self._config.models
+        return lambda share: self._report(models[index].name, (index + share) / len(models))
+
+    def _load_model(
+        self, spec: ModelSpec, on_share: OnShare
+    ) -> tuple[LoadedModel, NativeWeights | None]:
         """The model for the compiled step where that can compute it, else as it is."""
-        loaded = self._load_weights(spec)
+        on_share(0.0)
+        loaded = self._load_weights(spec, on_share)
         if self._device.type != "cpu" or loaded.info.dtype not in _NATIVE_DTYPES:
             return loaded, None
         if not self._config.use_native_step:
             return loaded, None
         try:
-            built_library()
-            weights = read_weights(loaded.model, loaded.info.context_length, loaded.kv_shape)
+            with self._declared(Phase.COMPILING):
+                built_library()
+            weights = read_weights(
+                loaded.model,
+                loaded.info.context_length,
+                loaded.kv_shape,
+                on_layer=lambda: on_share(1.0),
+            )
         except (BuildError, UnsupportedModelError) as error:
             log.warning("native_step_unavailable", model=spec.name, reason=str(error))
             del loaded  # spoilt, and its memory is needed for the second time
-            return self._load_weights(spec), None
+            return self._load_weights(spec, on_share), None
         return loaded, weights
 
-    def _load_weights(self, spec: ModelSpec) -> LoadedModel:
-        return load_model(spec, self._device, is_hub_allowed=self._config.is_hub_allowed)
+    def _load_weights(self, spec: ModelSpec, on_share: OnShare) -> LoadedModel:
+        config = self._config
+        return load_model(
+            spec, self._device, is_hub_allowed=config.is_hub_allowed, on_share=on_share
+        )
 
     def _runner(
         self, loaded: LoadedModel, weights: NativeWeights | None, num_bytes: int
@@ -101,10 +119,23 @@ class MillraceEngine(BatchEngine):
     def _forward(
         self, loaded: LoadedModel, weights: NativeWeights | None, num_pages: int
     ) -> Forward:
+        if self._device.type == "cuda" and self._config.use_cuda_kernels:
+            with self._declared(Phase.COMPILING):
+                return self._cuda_forward(loaded, num_pages)
         cache = KVCache(loaded.kv_shape, num_pages=num_pages, device=self._device)
         if weights is not None:
             return NativeForward(weights, cache)
         return TorchForward(loaded.model, cache)
+
+    def _cuda_forward(self, loaded: LoadedModel, num_pages: int) -> Forward:
+        config, name = self._config, loaded.info.name
+        return choose_forward(
+            loaded,
+            KVCache(loaded.kv_shape, num_pages=num_pages + NUM_SPARE_PAGES, device=self._device),
+            recorder=CudaRecorder(self._device) if config.use_cuda_graphs else None,
+            max_num_seqs=config.max_num_seqs or DEFAULT_MAX_NUM_SEQS,
+            on_recorded=lambda: self._report(f"recording {name}", 1.0),
+        )
 
 
 def _default_budget(device: torch.device) -> int:

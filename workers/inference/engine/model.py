@@ -20,6 +20,7 @@ from workers.inference.engine.attention import ATTENTION_NAME, paged_attention
 from workers.inference.engine.config import ModelSpec
 from workers.inference.engine.errors import EngineError
 from workers.inference.engine.kv_cache import KVShape
+from workers.inference.engine.load_progress import OnShare, ignore_share, watch_loading
 from workers.inference.engine.memory import free_bytes
 from workers.inference.engine.model_files import check_fits, model_file, read_config
 from workers.inference.engine.protocol import ModelInfo
@@ -47,10 +48,20 @@ class LoadedModel:
     kv_shape: KVShape
 
 
-def load_model(spec: ModelSpec, device: torch.device, *, is_hub_allowed: bool) -> LoadedModel:
-    """Blocks for seconds to minutes. Raises EngineError for a model that can't be served."""
+def load_model(
+    spec: ModelSpec,
+    device: torch.device,
+    *,
+    is_hub_allowed: bool,
+    on_share: OnShare = ignore_share,
+) -> LoadedModel:
+    """Blocks for seconds to minutes; `on_share` hears of every weight that was read.
+
+    Raises EngineError for a model that can't be served.
+    """
     try:
-        return _load(spec, device, is_local=not is_hub_allowed)
+        with watch_loading(on_share):
+            return _load(spec, device, is_local=not is_hub_allowed)
     except EngineError:
         raise
     except Exception as error:  # a broken file fails in many ways, by three libraries' own errors

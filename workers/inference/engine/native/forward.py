@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 
 import torch
 from transformers import PreTrainedModel
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 from workers.inference.engine.kv_cache import KVCache, KVShape, num_pages_for
 from workers.inference.engine.native.library import Runner, StepInput
 from workers.inference.engine.native.weights import NativeWeights, UnsupportedModelError
+from workers.inference.engine.probe import own_logits, probe_tokens, relative_error
 from workers.inference.engine.scheduler import Batch
 
 _PROBE_TOKENS = 24
@@ -76,32 +78,24 @@ class NativeForward:
 
 
 @torch.inference_mode()
-def read_weights(model: PreTrainedModel, context_length: int, shape: KVShape) -> NativeWeights:
+def read_weights(
+    model: PreTrainedModel,
+    context_length: int,
+    shape: KVShape,
+    *,
+    on_layer: Callable[[], None] = lambda: None,
+) -> NativeWeights:
     """Pack a model's weights, taking them away from the model layer by layer to save memory.
 
     The result has reproduced the model's own logits. Raises UnsupportedModelError for a model that
     the compiled step can't compute, BuildError without a compiler; the model is then spoilt.
     """
-    num_tokens = min(_PROBE_TOKENS, context_length)
-    vocab_size = model.config.get_text_config().vocab_size
-    generator = torch.Generator().manual_seed(0)
-    token_ids = torch.randint(0, vocab_size, (num_tokens,), generator=generator).tolist()
-    expected = _own_logits(model, token_ids)
-    weights = NativeWeights(model, context_length)
-    cache = KVCache(shape, num_pages=num_pages_for(num_tokens), device=torch.device("cpu"))
-    found = NativeForward(weights, cache).all_logits(token_ids)
-    error = float((found - expected).norm() / expected.norm())
+    token_ids = probe_tokens(model, min(_PROBE_TOKENS, context_length))
+    expected = own_logits(model, token_ids)
+    weights = NativeWeights(model, context_length, on_layer=on_layer)
+    num_pages = num_pages_for(len(token_ids))
+    cache = KVCache(shape, num_pages=num_pages, device=torch.device("cpu"))
+    error = relative_error(NativeForward(weights, cache).all_logits(token_ids), expected)
     if not error <= _TOLERANCE[shape.dtype]:  # NaN is an error too
         raise UnsupportedModelError(f"its logits differ from the model's own by {error:.3f}")
     return weights
-
-
-def _own_logits(model: PreTrainedModel, token_ids: list[int]) -> torch.Tensor:
-    ours = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        output = model(input_ids=torch.tensor([token_ids]), use_cache=False)
-    finally:
-        model.set_attn_implementation(ours)
-    logits: torch.Tensor = output.logits[0]
-    return logits.float()

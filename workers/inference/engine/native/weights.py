@@ -42,7 +42,15 @@ class NativeWeights:
     layer twice. Raises UnsupportedModelError; the model is spoilt then, too.
     """
 
-    def __init__(self, model: PreTrainedModel, context_length: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        context_length: int,
+        *,
+        on_layer: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_layer` hears of every layer that was packed."""
+        self._on_layer = on_layer
         try:
             self._read(model, context_length)
         except (AttributeError, TypeError) as error:
@@ -110,6 +118,7 @@ class NativeWeights:
         )
         for name, norm in _norms(layer):
             setattr(weights, name, self._norm(norm))
+        self._on_layer()
         return weights
 
     def _check_shape(self, shape: ModelWeights) -> None:

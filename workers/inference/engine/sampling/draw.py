@@ -15,6 +15,7 @@ import torch
 
 from workers.inference.engine.request import Request
 from workers.inference.engine.sampling.best import top
+from workers.inference.engine.transfer import to_device
 
 _BLOCK = 256  # columns whose sum is taken at once
 _MIN_TEMPERATURE = 1e-4  # a draw below it is greedy all the same, and logits would overflow
@@ -157,4 +158,4 @@ def _uniform(request: Request, attempt: int) -> float:
 
 
 def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+    return to_device(torch.tensor(values, dtype=like.dtype), like.device)[:, None]

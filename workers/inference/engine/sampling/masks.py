@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from workers.inference.engine.errors import EngineError
 from workers.inference.engine.grammar import TokenGrammar, allowed_tokens
 from workers.inference.engine.request import Request
+from workers.inference.engine.transfer import to_device
 
 
 def mask(logits: torch.Tensor, requests: Sequence[Request]) -> dict[int, EngineError]:
@@ -49,7 +50,8 @@ def _suppress(allowed: NDArray[np.int32], token_ids: Iterable[int]) -> None:
 
 def _apply(logits: torch.Tensor, rows: list[int], allowed: NDArray[np.int32]) -> None:
     """One addition over the rows: of 0 where a token is allowed, else of -inf."""
-    bits = torch.from_numpy(np.ascontiguousarray(allowed)).to(logits.device).view(torch.uint8)
+    words = to_device(torch.from_numpy(np.ascontiguousarray(allowed)), logits.device)
+    bits = words.view(torch.uint8)
     table = _addends(logits.device)
     addends = table.index_select(0, bits.flatten().int()).view(len(rows), -1)
     addends = addends[:, : logits.shape[-1]]

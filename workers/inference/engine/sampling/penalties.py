@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from workers.inference.engine.errors import EngineError
 from workers.inference.engine.protocol import SamplingParams
 from workers.inference.engine.request import Request
+from workers.inference.engine.transfer import to_device
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -154,4 +155,4 @@ def _has_penalty(params: SamplingParams) -> bool:
 
 
 def _joined(parts: Iterable[Ids] | Iterable[Floats], like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate(list(parts))).to(like.device)
+    return to_device(torch.from_numpy(np.concatenate(list(parts))), like.device)
