@@ -136,7 +136,7 @@ async def test_line_items_add_up_to_what_was_charged(
     items = (await http.get(COSTS, params=params | {"group_by": "line_item"})).json()
 
     def micros(value: Any) -> int:
-        return int(round(value * 1_000_000))
+        return round(value * 1_000_000)
 
     assert sum(micros(r.amount.value) for b in whole.data for r in b.results) == charged
     results = [result for bucket in items["data"] for result in bucket["results"]]
