@@ -19,7 +19,9 @@ from api.hints import HintSender
 from api.job_limits import check_token_ids, output_limit, policy_for, tier_for
 from api.limits import RateLimiter
 from api.prompts.encoder import PromptEncoder
+from api.prompts.prompt import ChatPrompt, Prompt
 from api.prompts.registry import ModelRegistry, ServedModel
+from api.prompts.truncation import shorten
 from api.settings import DEFAULT_DEADLINE_S, MAX_FAILS
 from api.tools.formats import ToolFormat
 from api.tools.grammar import tool_grammar
@@ -28,7 +30,7 @@ from store.admission import Admitted, FrozenPrices, NewJob, admit, find_first_tr
 from store.catalog import ModelEntry
 from store.pools import AsyncPool
 from store.tenants import ApiKey
-from tasks.errors import InvalidPrompt, UnsupportedParameter
+from tasks.errors import ContextLengthExceeded, InvalidPrompt, UnsupportedParameter
 from tasks.ids import uuid7
 from tasks.inference import Hint
 from tasks.queues import ServiceTier, lane_for
@@ -130,15 +132,37 @@ class Admission:
         )
 
     async def _prompt_ids(self, generation: Generation, model: ServedModel) -> list[int]:
-        ids = await self.encoder.encode(
-            model.codec,
-            generation.prompt,
-            context_length=model.entry.context_length,
-            param=generation.prompt_param,
-        )
+        prompt = generation.prompt
+        if generation.truncates_prompt and isinstance(prompt, ChatPrompt):
+            prompt = await self._shortened(prompt, generation, model)
+        ids = await self._encode(prompt, generation, model)
         if not ids:  # a tokenizer may drop all that a text holds
             raise InvalidPrompt("The prompt holds no tokens.", param=generation.prompt_param)
         return ids
+
+    async def _encode(
+        self, prompt: Prompt, generation: Generation, model: ServedModel
+    ) -> list[int]:
+        return await self.encoder.encode(
+            model.codec,
+            prompt,
+            context_length=model.entry.context_length,
+            param=generation.prompt_param,
+        )
+
+    async def _shortened(
+        self, chat: ChatPrompt, generation: Generation, model: ServedModel
+    ) -> ChatPrompt:
+        wanted = generation.token_limit.value or 1
+
+        async def fits(shorter: ChatPrompt) -> bool:
+            try:
+                ids = await self._encode(shorter, generation, model)
+            except ContextLengthExceeded:
+                return False
+            return len(ids) + wanted <= model.entry.context_length
+
+        return await shorten(chat, fits)
 
     async def _grammar(self, key: ApiKey, generation: Generation, model: ServedModel) -> str | None:
         """What every attempt compiles. Raises InvalidGrammar for what no worker could."""

@@ -19,6 +19,7 @@ from api.routes import (
     jobs,
     models,
     organization,
+    responses,
     usage,
 )
 from api.services import open_services
@@ -28,6 +29,7 @@ from tasks.logs import configure_logs
 _ROUTES = (
     chat_completions,
     completions,
+    responses,
     jobs,
     events,
     files,

@@ -10,6 +10,7 @@ ServiceError
 ├── PermissionDenied          403
 ├── ModelNotFound             404
 ├── JobNotFound               404
+├── PreviousResponseNotFound  404
 ├── FileMissing               404
 ├── IdempotencyKeyReused      422
 ├── RequestTooLarge           413
@@ -103,6 +104,12 @@ class FileMissing(ServiceError):
     """No file with this id."""
 
     code = "file_not_found"
+
+
+class PreviousResponseNotFound(ServiceError):
+    """The previous response doesn't exist, or was not stored."""
+
+    code = "previous_response_not_found"
 
 
 class IdempotencyKeyReused(ServiceError):

@@ -59,6 +59,7 @@ class ToolCallParser:
         self._pending = ""  # text whose meaning is open
         self._num_calls = 0
         self._is_in_call = not format_.begin  # without marks the first character decides
+        self._is_behind_call = False  # with nothing but white space since
         self._arguments: _JsonValue | None = None  # being passed on
 
     def feed(self, text: str) -> list[Piece]:
@@ -95,8 +96,13 @@ class ToolCallParser:
             kept = 0 if is_last or not begin else _overlap(self._pending, begin)
             cut = len(self._pending) - kept
             text, self._pending = self._pending[:cut], self._pending[cut:]
-        # Between calls models write line breaks, which are part of the format.
-        if text and not (self._num_calls and not text.strip()):
+        if self._is_behind_call and not text.strip():
+            # Between calls models write line breaks, which are part of the format.
+            if not self._is_in_call and not is_last:
+                self._pending = text + self._pending
+            return
+        self._is_behind_call = False
+        if text:
             yield TextPiece(text)
 
     def _head_of_call(self, *, is_last: bool) -> Iterator[Piece]:
@@ -135,7 +141,7 @@ class ToolCallParser:
             return
         yield CallBegin(self._num_calls, call[0])
         yield CallArguments(self._num_calls, call[1])
-        self._num_calls += 1
+        self._end_call()
 
     def _rest_of_call(self, arguments: _JsonValue, *, is_last: bool) -> Iterator[Piece]:
         taken = arguments.take(self._pending)
@@ -150,9 +156,13 @@ class ToolCallParser:
             self._pending = self._pending[found + len(end) :] if end and found >= 0 else ""
         elif not is_last:
             return
+        self._end_call()
+
+    def _end_call(self) -> None:
         self._num_calls += 1
         self._arguments = None
         self._is_in_call = False
+        self._is_behind_call = True
 
 
 class _JsonValue:

@@ -135,7 +135,7 @@ async def test_line_items_add_up_to_what_was_charged(
     whole: Any = UsageCostsResponse.model_validate((await http.get(COSTS, params=params)).json())
     items = (await http.get(COSTS, params=params | {"group_by": "line_item"})).json()
 
-    def micros(value: Any) -> int:
+    def micros(value: float) -> int:
         return round(value * 1_000_000)
 
     assert sum(micros(r.amount.value) for b in whole.data for r in b.results) == charged

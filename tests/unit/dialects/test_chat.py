@@ -24,7 +24,7 @@ JOB_ID = UUID(int=7 << 76 | 2 << 62 | 0xABC)
 CALL = '<tool_call>{"name": "f", "arguments": {"a": "b"}}</tool_call>'
 
 
-def _job(texts: list[str], *, tool_format: str | None = None, **request: Any) -> ShownJob:
+def shown_job(texts: list[str], *, tool_format: str | None = None, **request: Any) -> ShownJob:
     row = {
         "id": JOB_ID,
         "created_at": datetime(2026, 1, 1, tzinfo=UTC),
@@ -51,7 +51,7 @@ def _job(texts: list[str], *, tool_format: str | None = None, **request: Any) ->
     return ShownJob(row, request)
 
 
-def _events(pieces: list[tuple[int, str]]) -> list[Event]:
+def native_events(pieces: list[tuple[int, str]]) -> list[Event]:
     """As a worker makes them."""
     started = make_event(1, EventType.STARTED, attempt=1, model="demo")
     tokens = [
@@ -102,9 +102,9 @@ def test_stream_adds_up_to_the_object(
 ) -> None:
     """By OpenAI's own accumulator, and every chunk of its own type."""
     texts, pieces = answers
-    job = _job(texts, tool_format="hermes", stream_options={"include_usage": has_usage})
+    job = shown_job(texts, tool_format="hermes", stream_options={"include_usage": has_usage})
 
-    chunks = [_data(block) for block in _blocks(ChatFold(job), job, _events(pieces))]
+    chunks = [_data(block) for block in _blocks(ChatFold(job), job, native_events(pieces))]
 
     assert chunks.pop() is None  # [DONE]
     state: Any = ChatCompletionStreamState()
@@ -129,8 +129,8 @@ def test_resuming_anywhere_gives_the_same_blocks(
     answers: tuple[list[str], list[tuple[int, str]]], data: st.DataObject
 ) -> None:
     texts, pieces = answers
-    job = _job(texts, tool_format="hermes", stream_options={"include_usage": True})
-    events = _events(pieces)
+    job = shown_job(texts, tool_format="hermes", stream_options={"include_usage": True})
+    events = native_events(pieces)
     whole = _blocks(ChatFold(job), job, events)
     numbered = [(position, seq) for position, block in enumerate(whole) if (seq := _id(block))]
     position, cursor = data.draw(st.sampled_from(numbered))
@@ -141,8 +141,8 @@ def test_resuming_anywhere_gives_the_same_blocks(
 
 
 def test_a_gap_that_goes_on_is_text_and_one_that_takes_back_is_an_error() -> None:
-    job = _job(["hello world"])
-    events = _events([(0, "hello")])[:2]
+    job = shown_job(["hello world"])
+    events = native_events([(0, "hello")])[:2]
     goes_on = make_event(1_000_000, EventType.GAP, **{"from": 1, "to": 9, "text": "hello wor"})
     takes_back = make_event(1_000_000, EventType.GAP, **{"from": 1, "to": 9, "text": "help"})
 
@@ -155,7 +155,7 @@ def test_a_gap_that_goes_on_is_text_and_one_that_takes_back_is_an_error() -> Non
 
 
 def test_a_cursor_behind_lost_history_is_an_error() -> None:
-    job = _job(["hello world"])
+    job = shown_job(["hello world"])
     gap = make_event(1_000_000, EventType.GAP, **{"from": 1, "to": 9, "text": "hello wor"})
 
     [error, done] = _blocks(ChatFold(job), job, [gap], cursor=3)
@@ -166,7 +166,7 @@ def test_a_cursor_behind_lost_history_is_an_error() -> None:
 
 @pytest.mark.parametrize("fold", [ChatFold, CompletionFold])
 def test_a_failed_job_ends_its_stream_with_an_error(fold: type[ChatFold | CompletionFold]) -> None:
-    job = _job([""])
+    job = shown_job([""])
     job.row.update(status="failed", reason="engine_error", error_code="engine_error", output=[])
 
     [error, done] = _blocks(fold(job), job, [make_event(1, EventType.DONE)])
@@ -178,9 +178,11 @@ def test_a_failed_job_ends_its_stream_with_an_error(fold: type[ChatFold | Comple
 
 
 def test_a_completion_echoes_its_prompt_once() -> None:
-    job = _job(["x"], prompt="ask: ", echo=True)
+    job = shown_job(["x"], prompt="ask: ", echo=True)
 
-    chunks = [_data(block) for block in _blocks(CompletionFold(job), job, _events([(0, "x")]))]
+    chunks = [
+        _data(block) for block in _blocks(CompletionFold(job), job, native_events([(0, "x")]))
+    ]
 
     text = "".join(choice["text"] for chunk in chunks if chunk for choice in chunk["choices"])
     assert text == text_completion(job)["choices"][0]["text"] == "ask: x"

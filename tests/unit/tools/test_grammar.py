@@ -17,9 +17,9 @@ from workers.inference.engine.grammar import GrammarCompiler
 TOKENIZER = Tokenizer.from_file(
     str(Path(__file__).parents[3] / "models" / "demo" / "demo" / "tokenizer.json")
 )
-COMPILER = GrammarCompiler(
-    TOKENIZER, TOKENIZER.get_vocab_size(), [TOKENIZER.token_to_id("<|end|>")]
-)
+END = TOKENIZER.token_to_id("<|end|>")
+assert END is not None
+COMPILER = GrammarCompiler(TOKENIZER, TOKENIZER.get_vocab_size(), [END])
 SPECIAL = frozenset({"<|tool_call|>", "<|tool_call_end|>"})
 UNIT = {"enum": ["c", "f"]}
 TOOLS = [

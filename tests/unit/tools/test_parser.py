@@ -18,6 +18,12 @@ CASES = {
         "hi ",
         [("f", '{"a": "}</x\\"", "b": [1, {"c": 2}]}'), ("g", "{}")],
     ),
+    "text behind a call": (
+        "hermes",
+        '<tool_call>{"name": "f", "arguments": {}}</tool_call>\n  and <',
+        "\n  and <",
+        [("f", "{}")],
+    ),
     "half a mark is text": ("hermes", "1 < 2 <tool", "1 < 2 <tool", []),
     "not a call after all": (
         "hermes",

@@ -1,0 +1,254 @@
+"""Responses: the object in any state, and the stream of its events.
+
+Events are numbered by themselves, from 0. The numbers depend on the native events alone, so every
+replay gives the same objects under the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import orjson
+
+from api.dialects.answers import extension
+from api.dialects.chat_logprobs import token_logprobs
+from api.dialects.fold import Frame, ShownJob, Texts
+from api.dialects.response_items import Draft, ItemBuilder
+from api.job_view import job_error, unix_time
+from api.tools.formats import format_named
+from api.tools.parser import Piece, TextPiece, ToolCallParser
+from store.jobs import JobRow
+from tasks.errors import ServiceError
+from tasks.events import Event, EventType
+from tasks.ids import RESPONSE_PREFIX, format_job_id
+from tasks.jobs import TERMINAL, JobStatus
+
+# OpenAI's list is closed; the true reason stands in the message and in the `millrace` object.
+_ERROR_CODES = {
+    "invalid_prompt": "invalid_prompt",
+    "context_length_exceeded": "invalid_prompt",
+    "rate_limit_exceeded": "rate_limit_exceeded",
+}
+# There is no event for a cancelled response; the object's status says it.
+_TERMINAL_EVENTS = {
+    JobStatus.COMPLETED: "response.completed",
+    JobStatus.INCOMPLETE: "response.incomplete",
+    JobStatus.CANCELLED: "response.incomplete",
+    JobStatus.FAILED: "response.failed",
+}
+
+
+def response_object(job: ShownJob) -> dict[str, Any]:
+    """The object as the job's row has it."""
+    row = job.row
+    if row["status"] not in TERMINAL:
+        return _object(job, row["status"], [])
+    items = ItemBuilder(job.id)
+    for choice in row["output"] or ():
+        pieces = _pieces_of(job, choice["text"])
+        logprobs = _stored_logprobs(job, choice)
+        for piece in pieces:
+            list(items.add(piece, logprobs))
+            logprobs = []
+    list(items.close(_item_status(row)))
+    return _finished(job, row, items.items)
+
+
+class ResponseFold:
+    """The stream of events."""
+
+    has_native_numbers = False
+    trailer = b""
+
+    def __init__(self, job: ShownJob) -> None:
+        self._job = job
+        self._next_seq = 0
+        self._texts = Texts(1)
+        self._items = ItemBuilder(job.id)
+        name = job.row["tool_format"]
+        self._parser = ToolCallParser(format_named(name)) if name else None
+        self._has_begun = False
+        self._logprobs: list[dict[str, Any]] = []  # of tokens whose text is to come
+
+    def begin(self) -> list[Frame]:
+        """The response is there, and waits."""
+        waiting = _object(self._job, JobStatus.QUEUED, [])
+        kinds = ("response.created", "response.queued")
+        return self._frames((kind, {"response": waiting}) for kind in kinds)
+
+    def feed(self, event: Event) -> list[Frame]:
+        """Events of what one engine step produced."""
+        match event.type:
+            case EventType.STARTED:
+                return self._frames(self._start())
+            case EventType.TOKEN:
+                fields = event.fields()
+                self._texts.add(0, fields["text"])
+                self._take_logprobs(fields)
+                return self._frames(self._add(fields["text"]))
+            case EventType.GAP:
+                news = self._texts.after_gap(event.fields())
+                drafts = [draft for _, text in news for draft in self._add(text)]
+                return self._frames([*self._start(), *drafts])
+        return []
+
+    def finish(self, seq: int, row: JobRow) -> list[Frame]:
+        """What is open ends, then the whole object."""
+        drafts = [*self._start(), *self._end(row)]
+        whole = _finished(self._job, row, self._items.items)
+        drafts.append((_TERMINAL_EVENTS[JobStatus(row["status"])], {"response": whole}))
+        return self._frames(drafts)
+
+    def failure(self, seq: int, error: ServiceError) -> list[Frame]:
+        """Flat: stock clients raise whatever has an `error` at its top."""
+        number = max(self._next_seq, seq)
+        fields = {"code": error.code, "message": error.message, "param": error.param}
+        data = {"type": "error", **fields, "sequence_number": number}
+        return [Frame(number, orjson.dumps(data), "error", has_id=False)]
+
+    def _start(self) -> list[Draft]:
+        """Once a job: a later attempt goes on where the one before stopped."""
+        if self._has_begun:
+            return []
+        self._has_begun = True
+        running = _object(self._job, JobStatus.IN_PROGRESS, [])
+        return [("response.in_progress", {"response": running})]
+
+    def _add(self, text: str) -> list[Draft]:
+        if self._parser is not None:
+            return self._of(self._parser.feed(text))
+        return self._of([TextPiece(text)] if text else [])
+
+    def _end(self, row: JobRow) -> list[Draft]:
+        drafts = self._of(self._parser.end()) if self._parser else []
+        return [*drafts, *self._items.close(_item_status(row))]
+
+    def _of(self, pieces: Sequence[Piece]) -> list[Draft]:
+        drafts: list[Draft] = []
+        for piece in pieces:
+            drafts += self._items.add(piece, self._logprobs)
+            self._logprobs = []
+        return drafts
+
+    def _take_logprobs(self, fields: dict[str, Any]) -> None:
+        # Tokens of calls belong to no text, and can't be told apart from those that do.
+        if "logprobs" in fields and self._parser is None:
+            self._logprobs += token_logprobs(
+                self._job.vocabulary, fields["token_ids"], fields["logprobs"]
+            )
+
+    def _frames(self, drafts: Iterable[Draft]) -> list[Frame]:
+        return list(self._numbered(drafts))
+
+    def _numbered(self, drafts: Iterable[Draft]) -> Iterator[Frame]:
+        for kind, fields in drafts:
+            data = {"type": kind, "sequence_number": self._next_seq, **fields}
+            yield Frame(self._next_seq, orjson.dumps(data), kind)
+            self._next_seq += 1
+
+
+def _pieces_of(job: ShownJob, text: str) -> list[Piece]:
+    name = job.row["tool_format"]
+    if name is None:
+        return [TextPiece(text)] if text else []
+    parser = ToolCallParser(format_named(name))
+    return _joined([*parser.feed(text), *parser.end()])
+
+
+def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """Texts that follow each other as one."""
+    joined: list[Piece] = []
+    for piece in pieces:
+        if isinstance(piece, TextPiece) and joined and isinstance(joined[-1], TextPiece):
+            joined[-1] = TextPiece(joined[-1].text + piece.text)
+        else:
+            joined.append(piece)
+    return joined
+
+
+def _stored_logprobs(job: ShownJob, choice: dict[str, Any]) -> list[dict[str, Any]]:
+    stored = choice.get("logprobs")
+    if not stored or job.row["tool_format"] is not None:
+        return []
+    return token_logprobs(job.vocabulary, stored["token_ids"], stored["values"])
+
+
+def _item_status(row: JobRow) -> str:
+    return "completed" if row["status"] == JobStatus.COMPLETED else "incomplete"
+
+
+def _finished(job: ShownJob, row: JobRow, items: list[dict[str, Any]]) -> dict[str, Any]:
+    """The object of a job that is over."""
+    is_completed = row["status"] == JobStatus.COMPLETED
+    is_incomplete = row["status"] == JobStatus.INCOMPLETE
+    return _object(job, row["status"], items) | {
+        "completed_at": unix_time(row["finished_at"]) if is_completed else None,
+        "error": _error(row),
+        "incomplete_details": {"reason": "max_output_tokens"} if is_incomplete else None,
+        "usage": _usage(row),
+        "millrace": extension(row),
+    }
+
+
+def _object(job: ShownJob, status: str, items: list[dict[str, Any]]) -> dict[str, Any]:
+    row, request = job.row, job.request
+    return {
+        "id": format_job_id(row["id"], RESPONSE_PREFIX),
+        "object": "response",
+        "created_at": unix_time(row["created_at"]),
+        "completed_at": None,
+        "status": status,
+        "background": bool(row["is_background"]),
+        "error": None,
+        "incomplete_details": None,
+        "instructions": request.get("instructions"),
+        "max_output_tokens": request.get("max_output_tokens"),
+        "max_tool_calls": request.get("max_tool_calls"),
+        "metadata": row["metadata"],
+        "model": row["model"],
+        "output": items,
+        "parallel_tool_calls": request.get("parallel_tool_calls") is not False,
+        "previous_response_id": request.get("previous_response_id"),
+        "prompt_cache_key": request.get("prompt_cache_key"),
+        "reasoning": {"effort": None, "summary": None},
+        "safety_identifier": request.get("safety_identifier"),
+        "service_tier": row["service_tier"],
+        "store": request.get("store") is not False,
+        "temperature": request.get("temperature", 1.0),
+        "text": _text(request.get("text")),
+        "tool_choice": request.get("tool_choice") or "auto",
+        "tools": [
+            {"strict": None, "parameters": None, **tool} for tool in request.get("tools") or ()
+        ],
+        "top_logprobs": request.get("top_logprobs") or 0,
+        "top_p": request.get("top_p", 1.0),
+        "truncation": request.get("truncation") or "disabled",
+        "usage": None,
+        "user": request.get("user"),
+    }
+
+
+def _text(asked: Any) -> dict[str, Any]:
+    return {"format": {"type": "text"}, "verbosity": "medium"} | {
+        name: value for name, value in (asked or {}).items() if value is not None
+    }
+
+
+def _error(row: JobRow) -> dict[str, str] | None:
+    error = job_error(row) if row["status"] == JobStatus.FAILED else None
+    if error is None:
+        return None
+    return {"code": _ERROR_CODES.get(error["code"], "server_error"), "message": error["message"]}
+
+
+def _usage(row: JobRow) -> dict[str, Any]:
+    input_tokens, output_tokens = row["input_tokens"], row["output_tokens"] or 0
+    cached = row["cached_tokens"] or 0
+    return {
+        "input_tokens": input_tokens,
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+        "output_tokens": output_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": input_tokens + output_tokens,
+    }

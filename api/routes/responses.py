@@ -1,0 +1,179 @@
+"""Responses: create, look, go on with a stream, cancel, delete."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Query, Request
+from starlette.responses import Response
+
+from api.conversation import earlier_messages
+from api.deps import JobsReader, ServicesDep, Submitter
+from api.dialects.fold import ShownJob
+from api.dialects.response import ResponseFold, response_object
+from api.job_view import is_terminal
+from api.json_body import read_json_object
+from api.json_response import JsonResponse
+from api.resuming import MAX_SEQ, cursor_of, find_shown_job
+from api.schemas.responses import CreateResponse, InputItem, items_of
+from api.services import Services
+from api.submitting import (
+    Retry,
+    answer_headers,
+    answer_when_over,
+    parse_body,
+    shown_job,
+    stream_of,
+    submit,
+)
+from store.jobs import get_event_log
+from store.responses import delete_response
+from store.tenants import ApiKey
+from tasks.errors import InvalidRequest, JobNotFound, StreamExpired
+from tasks.ids import RESPONSE_PREFIX, format_job_id
+from tasks.jobs import Dialect
+from tasks.stream import read_log
+
+router = APIRouter(prefix="/v1/responses")
+
+NOTHING_SEEN = -1  # events are numbered from 0
+POLL_AFTER_MS = 1_000
+MAX_ITEMS = 100
+
+
+@router.post("")
+async def create(
+    request: Request, services: ServicesDep, caller: Submitter, retry: Retry
+) -> Response:
+    """The response when it is over; with `stream` its events; with `background` at once."""
+    body = await read_json_object(request)
+    parsed = parse_body(CreateResponse, body)
+    earlier = await earlier_messages(services, caller, parsed.previous_response_id)
+    admitted = await submit(services, caller, parsed.generation(earlier), body, retry)
+    headers = answer_headers(admitted, CreateResponse, body)
+    job = await shown_job(services, caller, admitted, body)
+    if parsed.stream:
+        fold = ResponseFold(job)
+        return stream_of(services, job, fold, cursor=NOTHING_SEEN, headers=headers)
+    if parsed.background:
+        return JsonResponse(response_object(job), headers=headers | _poll_headers(job))
+    return await answer_when_over(
+        services, caller, job, request=request, show=response_object, headers=headers
+    )
+
+
+@router.post("/input_tokens")
+async def input_tokens(request: Request, services: ServicesDep, caller: Submitter) -> Response:
+    """How many tokens a request would have as input. Nothing is kept."""
+    body = await read_json_object(request)
+    parsed = parse_body(CreateResponse, body)
+    earlier = await earlier_messages(services, caller, parsed.previous_response_id)
+    num_tokens = await services.admission.count_tokens(parsed.generation(earlier))
+    return JsonResponse({"object": "response.input_tokens", "input_tokens": num_tokens})
+
+
+@router.get("/{response_id}")
+async def get(
+    services: ServicesDep,
+    caller: JobsReader,
+    response_id: str,
+    *,
+    stream: bool = False,
+    starting_after: Annotated[int | None, Query(ge=0, le=MAX_SEQ)] = None,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The response as it is now, or its events behind a number on, at any replica."""
+    job = await _find(services, caller, response_id)
+    if not stream:
+        return JsonResponse(response_object(job), headers=_poll_headers(job))
+    cursor = cursor_of(last_event_id, starting_after, start=NOTHING_SEEN)
+    if cursor != NOTHING_SEEN:
+        await _check_history(services, caller, job)
+    return stream_of(services, job, ResponseFold(job), cursor=cursor)
+
+
+@router.post("/{response_id}/cancel")
+async def cancel(services: ServicesDep, caller: Submitter, response_id: str) -> Response:
+    """End a response in the background. Answers with it as it is then, again and again."""
+    job = await _find(services, caller, response_id)
+    if not job.row["is_background"]:
+        raise InvalidRequest("Only responses made with 'background' can be cancelled.")
+    row = await services.canceller.cancel(caller.tenant_id, job.id)
+    return JsonResponse(response_object(job.with_row(row)))
+
+
+@router.delete("/{response_id}")
+async def delete(services: ServicesDep, caller: Submitter, response_id: str) -> Response:
+    """Delete what was asked and answered. One that runs is to be cancelled first."""
+    job = await _find(services, caller, response_id)
+    if not await delete_response(services.pool, caller.tenant_id, job.id):
+        raise InvalidRequest("The response is not over yet; cancel it first.")
+    return JsonResponse({"id": response_id, "object": "response", "deleted": True})
+
+
+@router.get("/{response_id}/input_items")
+async def input_items(
+    services: ServicesDep,
+    caller: JobsReader,
+    response_id: str,
+    *,
+    order: Literal["asc", "desc"] = "desc",
+    after: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_ITEMS)] = 20,
+) -> Response:
+    """What was asked, item by item."""
+    job = await _find(services, caller, response_id)
+    items = [_item(job, n, item) for n, item in enumerate(items_of(job.request["input"]))]
+    if order == "desc":
+        items.reverse()
+    if after is not None:
+        places = [n for n, item in enumerate(items) if item["id"] == after]
+        if not places:
+            raise InvalidRequest("'after' is not the id of an item.", param="after")
+        items = items[places[0] + 1 :]
+    page = items[:limit]
+    return JsonResponse(
+        {
+            "object": "list",
+            "data": page,
+            "first_id": page[0]["id"] if page else None,
+            "last_id": page[-1]["id"] if page else None,
+            "has_more": len(items) > limit,
+        }
+    )
+
+
+async def _find(services: Services, caller: ApiKey, response_id: str) -> ShownJob:
+    """Raises JobNotFound, for what was not to be stored too."""
+    job = await find_shown_job(services, caller, response_id, RESPONSE_PREFIX, Dialect.RESPONSE)
+    if job.request.get("store") is False:
+        raise JobNotFound
+    return job
+
+
+async def _check_history(services: Services, caller: ApiKey, job: ShownJob) -> None:
+    """Raise StreamExpired where a resumed stream could only be made up."""
+    if not is_terminal(job.row) or not job.row["last_seq"]:
+        return
+    is_kept = await get_event_log(services.pool, caller.tenant_id, job.id) is not None
+    if not is_kept and not await read_log(services.redis, job.id, 0, 1):
+        raise StreamExpired
+
+
+def _poll_headers(job: ShownJob) -> dict[str, str]:
+    """When a stock client that polls is to look again."""
+    return {} if is_terminal(job.row) else {"openai-poll-after-ms": str(POLL_AFTER_MS)}
+
+
+def _item(job: ShownJob, number: int, item: InputItem) -> dict[str, Any]:
+    fields = item.model_dump(exclude_none=True)
+    prefix = {"message": "msg_in_", "function_call": "fc_in_"}.get(item.type, "fco_in_")
+    fields["id"] = item.id or format_job_id(job.id, prefix) + f"{number:04x}"
+    fields["status"] = "completed"
+    if item.type == "function_call_output":
+        fields["output"] = "\n".join(part.text for part in item.output or ())
+    if item.content is not None:
+        kind = "output_text" if item.role == "assistant" else "input_text"
+        extra: dict[str, Any] = {"annotations": []} if kind == "output_text" else {}
+        fields["content"] = [{"type": kind, "text": part.text, **extra} for part in item.content]
+    return fields
