@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from api import errors
+from api import errors, openapi
 from api.middleware import BodyLimitMiddleware, RequestMiddleware
 from api.routes import (
     chat_completions,
@@ -21,6 +21,10 @@ from api.routes import (
     organization,
     usage,
 )
+from api.schemas.chat import CreateChatCompletion
+from api.schemas.completions import CreateCompletion
+from api.schemas.jobs import CreateJob
+from api.schemas.objects import UploadBody
 from api.services import open_services
 from api.settings import ApiSettings
 from tasks.logs import configure_logs
@@ -38,6 +42,8 @@ _ROUTES = (
     health,
 )
 
+_BODIES = (CreateJob, CreateChatCompletion, CreateCompletion, UploadBody)
+
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -50,10 +56,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def create_app() -> FastAPI:
     """A new application. Each has its own connections, opened by its lifespan."""
     # The interactive pages load scripts from elsewhere, so they stay off.
-    app = FastAPI(title="Millrace", lifespan=_lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Millrace",
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        separate_input_output_schemas=False,
+    )
     for module in _ROUTES:
         app.include_router(module.router)
     errors.install(app)
+    openapi.install(app, _BODIES)
     app.add_middleware(BodyLimitMiddleware)
     app.add_middleware(RequestMiddleware)  # added last, so outermost
     return app

@@ -20,6 +20,9 @@ TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 StopTokenId = Annotated[int, Field(ge=0, le=10**9 - 1)]
 
 
+_StopStrings = Annotated[list[StopString], Field(max_length=4)]
+
+
 # One of two forms becomes the other before validation: an error in a union would name both.
 def _text_as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
@@ -38,7 +41,12 @@ class SamplingFields(Strict):
     logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=300)] | None = None
     seed: Annotated[int, Field(ge=-INT64_MAX - 1, le=INT64_MAX)] | None = None
     stop: (
-        Annotated[list[StopString], BeforeValidator(_text_as_list), Field(max_length=4)] | None
+        Annotated[
+            list[StopString],
+            BeforeValidator(_text_as_list, json_schema_input_type=StopString | _StopStrings),
+            Field(max_length=4),
+        ]
+        | None
     ) = None
     stop_token_ids: Annotated[list[StopTokenId], Field(max_length=64)] | None = None
     min_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None

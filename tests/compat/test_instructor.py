@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import instructor
 import openai
 import pydantic
 import pytest
 
 from tests.compat.requests import MODEL
-from tests.support.member import Tenant
 
 MODES = [instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA]
 

@@ -29,7 +29,8 @@ class TestChatOpenAI(ChatModelIntegrationTests):
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
-        return ChatOpenAI
+        model: type[BaseChatModel] = ChatOpenAI
+        return model
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
@@ -56,9 +57,5 @@ class TestChatOpenAI(ChatModelIntegrationTests):
         super().test_agent_loop(model)
 
     @too_small("asked for a customer in Chinese it calls nothing")
-    def test_unicode_tool_call_integration(
-        self, model: BaseChatModel, *, tool_choice: str | None = None, force_tool_call: bool = True
-    ) -> None:
-        super().test_unicode_tool_call_integration(
-            model, tool_choice=tool_choice, force_tool_call=force_tool_call
-        )
+    def test_unicode_tool_call_integration(self, model: BaseChatModel) -> None:
+        super().test_unicode_tool_call_integration(model)

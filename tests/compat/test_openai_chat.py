@@ -189,14 +189,16 @@ def test_a_full_limit_is_told_as_length(client: openai.OpenAI) -> None:
 def test_a_conversation_with_parts_and_roles_is_taken(client: openai.OpenAI) -> None:
     first = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=8)
 
+    messages: list[Any] = [
+        {"role": "developer", "content": "Be short."},
+        {"role": "user", "content": [{"type": "text", "text": "What is a lane?"}]},
+        first.choices[0].message.model_dump(),
+        {"role": "user", "content": "And a hint?"},
+    ]
+
     second = client.chat.completions.create(
         model=MODEL,
-        messages=[
-            {"role": "developer", "content": "Be short."},
-            {"role": "user", "content": [{"type": "text", "text": "What is a lane?"}]},
-            first.choices[0].message.model_dump(),  # type: ignore[list-item]
-            {"role": "user", "content": "And a hint?"},
-        ],
+        messages=messages,
         max_tokens=8,
         metadata={"purpose": "test"},
         user="somebody",
