@@ -65,6 +65,7 @@ def create_app() -> FastAPI:
     )
     for module in _ROUTES:
         app.include_router(module.router)
+    app.state.routes = [route for module in _ROUTES for route in module.router.routes]
     errors.install(app)
     openapi.install(app, _BODIES)
     app.add_middleware(BodyLimitMiddleware)

@@ -20,6 +20,17 @@ EVENT_STREAM = "text/event-stream"
 _SCHEMAS = "#/components/schemas/{model}"
 _BEARER = {"type": "http", "scheme": "bearer", "description": "An API key."}
 _BYTES = {"type": "string", "format": "binary"}
+# One event. Its data is JSON, or [DONE] at the end of a stream of completions.
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"type": "string"},
+        "data": {"type": "string"},
+        "retry": {"type": "integer"},
+    },
+    "required": ["data"],
+}
 
 
 def takes(model: type[BaseModel], media_type: str = JSON) -> dict[str, Any]:
@@ -36,7 +47,10 @@ def gives(
     if model is not None:
         answer["model"] = model
     if others:
-        answer["content"] = {media_type: {"schema": _BYTES} for media_type in others}
+        answer["content"] = {
+            media_type: {"schema": _EVENT if media_type == EVENT_STREAM else _BYTES}
+            for media_type in others
+        }
     return {status: answer}
 
 
