@@ -7,11 +7,11 @@ STAMP := .venv/.installed
 TRITON := .venv/.triton
 
 .DEFAULT_GOAL := help
-.PHONY: help install up down status test test-slow check fmt lock clean purge
+.PHONY: help install up down status test test-slow test-compat check fmt lock clean purge
 
 help:  ## Show this
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /|/' | while IFS='|' read -r name text; do \
-		printf '  make %-10s %s\n' "$$name" "$$text"; done
+		printf '  make %-11s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo '  make up takes DETACH=1  MODEL=<folder or hub id>  DTYPE=auto|bf16|int8|nf4'
 	@echo '  DEVICE=auto|cpu|cuda:0  PORT=8000'
@@ -47,6 +47,13 @@ test: $(STAMP) $(TRITON)  ## Run the test suite; it starts its own Postgres and 
 
 test-slow: $(STAMP) $(TRITON)  ## Run the tests that take minutes
 	$(PY) -m pytest -m slow --timeout 900
+
+test-compat: $(STAMP) .venvs/compat/.installed  ## Run stock clients against a running server
+	.venvs/compat/bin/python -m pytest -W default tests/compat
+
+.venvs/compat/.installed: deploy/compat.lock deploy/compat.sh tests/compat/node/package-lock.json
+	@sh deploy/compat.sh
+	@touch $@
 
 check: $(STAMP)  ## Check format, lint, types and import rules
 	$(PY) -m ruff format --check .

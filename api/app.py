@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from api import errors
+from api import errors, openapi
 from api.middleware import BodyLimitMiddleware, RequestMiddleware
 from api.routes import (
     chat_completions,
@@ -22,6 +22,10 @@ from api.routes import (
     responses,
     usage,
 )
+from api.schemas.chat import CreateChatCompletion
+from api.schemas.completions import CreateCompletion
+from api.schemas.jobs import CreateJob
+from api.schemas.objects import UploadBody
 from api.services import open_services
 from api.settings import ApiSettings
 from tasks.logs import configure_logs
@@ -40,6 +44,8 @@ _ROUTES = (
     health,
 )
 
+_BODIES = (CreateJob, CreateChatCompletion, CreateCompletion, UploadBody)
+
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -52,10 +58,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def create_app() -> FastAPI:
     """A new application. Each has its own connections, opened by its lifespan."""
     # The interactive pages load scripts from elsewhere, so they stay off.
-    app = FastAPI(title="Millrace", lifespan=_lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Millrace",
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        separate_input_output_schemas=False,
+    )
     for module in _ROUTES:
         app.include_router(module.router)
+    app.state.routes = [route for module in _ROUTES for route in module.router.routes]
     errors.install(app)
+    openapi.install(app, _BODIES)
     app.add_middleware(BodyLimitMiddleware)
     app.add_middleware(RequestMiddleware)  # added last, so outermost
     return app

@@ -28,7 +28,9 @@ ServicesDep = Annotated[Services, Depends(_services)]
 
 
 async def _caller(
-    services: ServicesDep, authorization: Annotated[str | None, Header()] = None
+    services: ServicesDep,
+    # In the document it is the security scheme, see api/openapi.py.
+    authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> ApiKey:
     return await services.authenticator.authenticate(authorization)
 

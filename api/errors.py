@@ -17,6 +17,7 @@ from psycopg import InterfaceError, OperationalError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from tasks import errors
 from tasks.errors import InternalError, InvalidRequest, ServiceError, UnsupportedParameter
@@ -118,7 +119,21 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     type_ = _INVALID if status < 500 else _SERVER
     message = _HTTP_MESSAGES.get(status, str(error.detail))
     error_fields = _object(type_, _HTTP_CODES.get(status), message, None)
-    return _response(status, error_fields, error.headers or {})
+    headers = dict(error.headers or {})
+    if "Allow" in headers:
+        headers["Allow"] = _allowed_methods(request) or headers["Allow"]
+    return _response(status, error_fields, headers)
+
+
+def _allowed_methods(request: Request) -> str:
+    """All methods of a URL: Starlette names those of the first route that it finds there."""
+    methods = {
+        method
+        for route in getattr(request.app.state, "routes", ())
+        if route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods
+    }
+    return ", ".join(sorted(methods))
 
 
 async def _on_client_left(request: Request, error: Exception) -> Response:

@@ -12,7 +12,7 @@ import tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))
 needed = project["project"]["dependencies"] + project["build-system"]["requires"]
 for name, extra in project["project"]["optional-dependencies"].items():
-    needed += extra if name not in ("s3", "kernels") else []
+    needed += extra if name not in ("s3", "kernels", "compat") else []
 print("\n".join(sorted(set(needed))))
 PYTHON_CODE
 $fresh/bin/python -m pip install --disable-pip-version-check -r build/lock-requirements.txt

@@ -11,8 +11,10 @@ from api.deps import JobsReader, ServicesDep, Submitter
 from api.dialects.chat import ChatFold, chat_completion
 from api.json_body import read_json_object
 from api.json_response import JsonResponse
+from api.openapi import EVENT_STREAM, gives, takes
 from api.resuming import MAX_SEQ, cursor_of, find_shown_job
 from api.schemas.chat import CreateChatCompletion
+from api.schemas.objects import ChatCompletionShown
 from api.submitting import (
     Retry,
     answer_headers,
@@ -29,7 +31,11 @@ from tasks.jobs import Dialect
 router = APIRouter(prefix="/v1/chat/completions")
 
 
-@router.post("")
+@router.post(
+    "",
+    openapi_extra=takes(CreateChatCompletion),
+    responses=gives(ChatCompletionShown, EVENT_STREAM),
+)
 async def create(
     request: Request, services: ServicesDep, caller: Submitter, retry: Retry
 ) -> Response:
@@ -46,7 +52,7 @@ async def create(
     )
 
 
-@router.get("/{completion_id}")
+@router.get("/{completion_id}", responses=gives(ChatCompletionShown))
 async def get(
     request: Request, services: ServicesDep, caller: JobsReader, completion_id: str
 ) -> Response:
@@ -56,7 +62,7 @@ async def get(
     return JsonResponse(chat_completion(job.with_row(row)))
 
 
-@router.get("/{completion_id}/events")
+@router.get("/{completion_id}/events", response_class=Response, responses=gives(None, EVENT_STREAM))
 async def events(
     services: ServicesDep,
     caller: JobsReader,

@@ -11,8 +11,10 @@ from api.deps import JobsReader, ServicesDep, Submitter
 from api.dialects.completion import CompletionFold, text_completion
 from api.json_body import read_json_object
 from api.json_response import JsonResponse
+from api.openapi import EVENT_STREAM, gives, takes
 from api.resuming import MAX_SEQ, cursor_of, find_shown_job
 from api.schemas.completions import CreateCompletion
+from api.schemas.objects import CompletionShown
 from api.submitting import (
     Retry,
     answer_headers,
@@ -29,7 +31,9 @@ from tasks.jobs import Dialect
 router = APIRouter(prefix="/v1/completions")
 
 
-@router.post("")
+@router.post(
+    "", openapi_extra=takes(CreateCompletion), responses=gives(CompletionShown, EVENT_STREAM)
+)
 async def create(
     request: Request, services: ServicesDep, caller: Submitter, retry: Retry
 ) -> Response:
@@ -46,7 +50,7 @@ async def create(
     )
 
 
-@router.get("/{completion_id}")
+@router.get("/{completion_id}", responses=gives(CompletionShown))
 async def get(
     request: Request, services: ServicesDep, caller: JobsReader, completion_id: str
 ) -> Response:
@@ -58,7 +62,7 @@ async def get(
     return JsonResponse(text_completion(job.with_row(row)))
 
 
-@router.get("/{completion_id}/events")
+@router.get("/{completion_id}/events", response_class=Response, responses=gives(None, EVENT_STREAM))
 async def events(
     services: ServicesDep,
     caller: JobsReader,

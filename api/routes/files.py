@@ -11,6 +11,8 @@ from starlette.responses import Response
 from api.deps import FileId, JobsReader, ServicesDep, Submitter
 from api.files.view import content_headers, file_object
 from api.json_response import JsonResponse
+from api.openapi import gives, takes
+from api.schemas.objects import FileDeleted, FileShown, Page, UploadBody
 from store.files import Purpose, delete_file, get_file, list_files, list_parts
 from tasks.errors import FileMissing, InvalidRequest
 from tasks.ids import format_file_id, parse_file_id
@@ -27,14 +29,14 @@ class Order(StrEnum):
     NEWEST_FIRST = "desc"
 
 
-@router.post("")
+@router.post("", openapi_extra=takes(UploadBody, "multipart/form-data"), responses=gives(FileShown))
 async def create(request: Request, services: ServicesDep, caller: Submitter) -> Response:
     """Store a file. The answer leaves after the commit."""
     row = await services.uploads.take(request, caller.tenant_id)
     return JsonResponse(file_object(row))
 
 
-@router.get("")
+@router.get("", responses=gives(Page[FileShown]))
 async def list_(
     services: ServicesDep,
     caller: JobsReader,
@@ -68,7 +70,7 @@ async def list_(
     )
 
 
-@router.get("/{file_id}")
+@router.get("/{file_id}", responses=gives(FileShown))
 async def get(services: ServicesDep, caller: JobsReader, file_id: FileId) -> Response:
     """One file, without its contents."""
     row = await get_file(services.pool, caller.tenant_id, file_id)
@@ -77,7 +79,11 @@ async def get(services: ServicesDep, caller: JobsReader, file_id: FileId) -> Res
     return JsonResponse(file_object(row))
 
 
-@router.get("/{file_id}/content")
+@router.get(
+    "/{file_id}/content",
+    response_class=Response,
+    responses=gives(None, "application/octet-stream", "application/jsonl"),
+)
 async def content(services: ServicesDep, caller: JobsReader, file_id: FileId) -> Response:
     """The bytes. Of an output file that is still written, what is there by now."""
     row = await get_file(services.pool, caller.tenant_id, file_id)
@@ -89,7 +95,7 @@ async def content(services: ServicesDep, caller: JobsReader, file_id: FileId) ->
     return await services.downloads.response(caller.tenant_id, keys, headers)
 
 
-@router.delete("/{file_id}")
+@router.delete("/{file_id}", responses=gives(FileDeleted))
 async def delete(services: ServicesDep, caller: Submitter, file_id: FileId) -> Response:
     """Gone at once for everybody; the contents follow within minutes."""
     if not await delete_file(services.pool, caller.tenant_id, file_id):

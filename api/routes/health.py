@@ -10,7 +10,7 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from psycopg import Error as DatabaseError
 from redis.exceptions import RedisError
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from api import metrics
 from api.deps import ServicesDep
@@ -29,7 +29,7 @@ async def live() -> Response:
     return JsonResponse({"status": "ok"})
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses={UNAVAILABLE: {"description": "Not ready"}})
 async def ready(services: ServicesDep) -> Response:
     """Whether a job would be admitted and run, and if not, why. Checks run side by side."""
     worker, redis = await asyncio.gather(
@@ -45,7 +45,7 @@ async def ready(services: ServicesDep) -> Response:
     return JsonResponse(body, 200 if is_ready else UNAVAILABLE)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def show_metrics() -> Response:
     """Prometheus text."""
     return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)

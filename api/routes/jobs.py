@@ -11,7 +11,9 @@ from api.deps import JobId, JobsReader, ServicesDep, Submitter, WaitSeconds
 from api.job_view import job_object
 from api.json_body import read_json_object
 from api.json_response import JsonResponse
+from api.openapi import gives, takes
 from api.schemas.jobs import CreateJob
+from api.schemas.objects import JobShown, Page
 from api.services import Services
 from api.submitting import Retry, parse_body, submit
 from api.waiting import wait_for_end
@@ -26,7 +28,9 @@ router = APIRouter(prefix="/v1/jobs")
 MAX_PAGE = 100
 
 
-@router.post("")
+@router.post(
+    "", status_code=202, openapi_extra=takes(CreateJob), responses=gives(JobShown, status=202)
+)
 async def create(
     request: Request,
     services: ServicesDep,
@@ -50,7 +54,7 @@ async def create(
     return JsonResponse(view, 202, headers)
 
 
-@router.get("")
+@router.get("", responses=gives(Page[JobShown]))
 async def list_(
     services: ServicesDep,
     caller: JobsReader,
@@ -77,7 +81,7 @@ async def list_(
     )
 
 
-@router.get("/{job_id}")
+@router.get("/{job_id}", responses=gives(JobShown))
 async def get(
     services: ServicesDep, caller: JobsReader, job_id: JobId, wait_s: WaitSeconds = 0.0
 ) -> Response:
@@ -86,7 +90,7 @@ async def get(
     return JsonResponse(await _view(services, caller, row))
 
 
-@router.post("/{job_id}/cancel")
+@router.post("/{job_id}/cancel", responses=gives(JobShown))
 async def cancel(services: ServicesDep, caller: Submitter, job_id: JobId) -> Response:
     """Ask for the end of a job. Answers with the job as it is then; a job that is over stays so."""
     row = await services.canceller.cancel(caller.tenant_id, job_id)

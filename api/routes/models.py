@@ -10,19 +10,21 @@ from starlette.responses import Response
 from api.deps import Caller, ServicesDep
 from api.job_view import unix_time
 from api.json_response import JsonResponse
+from api.openapi import gives
+from api.schemas.objects import ModelList, ModelShown
 from store.catalog import ModelEntry
 
 router = APIRouter(prefix="/v1/models")
 
 
-@router.get("")
+@router.get("", responses=gives(ModelList))
 async def list_(services: ServicesDep, caller: Caller) -> Response:
     """All models that take jobs."""
     data = [_model_object(model.entry) for model in services.registry.list()]
     return JsonResponse({"object": "list", "data": data})
 
 
-@router.get("/{model:path}")
+@router.get("/{model:path}", responses=gives(ModelShown))
 async def get(services: ServicesDep, caller: Caller, model: str) -> Response:
     """One model. Names may hold slashes."""
     served = await services.registry.get(model)

@@ -10,6 +10,8 @@ from starlette.responses import Response
 
 from api.deps import ServicesDep, UsageReader
 from api.json_response import JsonResponse
+from api.openapi import gives
+from api.schemas.objects import UsageShown
 from store.usage_reports import UsageReport, usage_report
 from tasks.errors import InvalidRequest
 
@@ -22,7 +24,7 @@ _SUMMED = ("num_jobs", "input_tokens", "cached_tokens", "output_tokens", "amount
 UnixTime = Annotated[int, Query(ge=0, le=253_402_300_799)]
 
 
-@router.get("")
+@router.get("", responses=gives(UsageShown))
 async def get(
     services: ServicesDep,
     caller: UsageReader,

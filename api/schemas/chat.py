@@ -55,7 +55,7 @@ class WaitingFields(Strict):
     on_disconnect: OnDisconnect | None = Field(default=None, strict=False)
     store: bool | None = None
 
-    @field_validator("service_tier", mode="before")
+    @field_validator("service_tier", mode="before", json_schema_input_type=Tier | None)
     @classmethod
     def _null_is_auto(cls, value: Any) -> Any:
         return "auto" if value is None else value

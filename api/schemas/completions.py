@@ -40,7 +40,14 @@ def _one_prompt(value: Any) -> Any:
     raise ValueError("Give a text or a list of token ids, neither empty.")
 
 
-PromptField = Annotated[dict[str, Any], BeforeValidator(_one_prompt)]
+_TokenIds = Annotated[
+    list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=MAX_PROMPT_TOKENS)
+]
+_One = Field(min_length=1, max_length=1)
+_PromptForms = str | _TokenIds | Annotated[list[str], _One] | Annotated[list[_TokenIds], _One]
+PromptField = Annotated[
+    dict[str, Any], BeforeValidator(_one_prompt, json_schema_input_type=_PromptForms)
+]
 
 
 class CreateCompletion(SamplingFields, StructuredOutputFields, WaitingFields):

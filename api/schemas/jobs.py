@@ -26,6 +26,7 @@ Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 ModelName = Annotated[str, Field(min_length=1, max_length=128)]
 EndUser = Annotated[str, Field(max_length=256)]
 Deadline = Annotated[float, Field(ge=1.0, le=MAX_DEADLINE_S)]
+Tier = Literal["auto", "default", "flex", "priority", "batch"]
 
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
@@ -41,12 +42,12 @@ class CreateJob(SamplingFields, ChoiceFields, StructuredOutputFields, ToolFields
     max_output_tokens: Count | None = None
     metadata: Metadata | None = None
     user: EndUser | None = None
-    service_tier: Literal["auto", "default", "flex", "priority", "batch"] = "auto"
+    service_tier: Tier = "auto"
     deadline_s: Deadline | None = None
     on_disconnect: OnDisconnect | None = Field(default=None, strict=False)
     stream: bool | None = None
 
-    @field_validator("service_tier", mode="before")
+    @field_validator("service_tier", mode="before", json_schema_input_type=Tier | None)
     @classmethod
     def _null_is_auto(cls, value: Any) -> Any:
         return "auto" if value is None else value

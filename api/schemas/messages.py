@@ -70,7 +70,7 @@ class Message(Strict):
     content: (
         Annotated[
             Sequence[TextPart],
-            BeforeValidator(text_as_parts),
+            BeforeValidator(text_as_parts, json_schema_input_type=str | Sequence[TextPart]),
             Field(min_length=1, max_length=MAX_PARTS),
         ]
         | None
@@ -133,7 +133,7 @@ class OpenMessage(Message):
     content: (
         Annotated[
             Sequence[OpenTextPart],
-            BeforeValidator(text_as_parts),
+            BeforeValidator(text_as_parts, json_schema_input_type=str | Sequence[OpenTextPart]),
             Field(min_length=1, max_length=MAX_PARTS),
         ]
         | None

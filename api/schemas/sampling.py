@@ -20,6 +20,9 @@ TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 StopTokenId = Annotated[int, Field(ge=0, le=10**9 - 1)]
 
 
+_StopStrings = Annotated[list[StopString], Field(max_length=4)]
+
+
 # One of two forms becomes the other before validation: an error in a union would name both.
 def _text_as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
@@ -34,11 +37,16 @@ class SamplingFields(Strict):
     min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Field(gt=0.0, le=10.0)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.001, le=10.0)] | None = None
     logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=300)] | None = None
     seed: Annotated[int, Field(ge=-INT64_MAX - 1, le=INT64_MAX)] | None = None
     stop: (
-        Annotated[list[StopString], BeforeValidator(_text_as_list), Field(max_length=4)] | None
+        Annotated[
+            list[StopString],
+            BeforeValidator(_text_as_list, json_schema_input_type=StopString | _StopStrings),
+            Field(max_length=4),
+        ]
+        | None
     ) = None
     stop_token_ids: Annotated[list[StopTokenId], Field(max_length=64)] | None = None
     min_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None

@@ -56,7 +56,9 @@ class StructuredOutputs(Strict):
     """vLLM's form: one of four ways to say what the output must be."""
 
     json_: Annotated[
-        dict[str, Any] | None, BeforeValidator(_text_as_schema), Field(alias="json")
+        dict[str, Any] | None,
+        BeforeValidator(_text_as_schema, json_schema_input_type=dict[str, Any] | str | None),
+        Field(alias="json"),
     ] = None
     regex: Annotated[str, Field(min_length=1, max_length=MAX_REGEX_CHARS)] | None = None
     choice: (

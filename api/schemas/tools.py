@@ -77,7 +77,10 @@ def _function_name(value: Any) -> Any:
     return None
 
 
-ToolChoiceField = Annotated[ToolChoice | None, BeforeValidator(_tool_choice)]
+_ToolChoiceForms = Literal["none", "auto", "required"] | dict[str, Any] | None
+ToolChoiceField = Annotated[
+    ToolChoice | None, BeforeValidator(_tool_choice, json_schema_input_type=_ToolChoiceForms)
+]
 
 
 class ToolFields(Strict):

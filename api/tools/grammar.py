@@ -22,6 +22,13 @@ from api.tools.request import Tool, ToolMode, ToolUse
 # Between the marks and around the object models write line breaks, or nothing.
 _SPACE = r"SPACE: /[ \n]{0,2}/"
 
+# Keywords whose values are no schemas, or parts that stand for nothing alone.
+_OPAQUE = frozenset({"const", "enum", "default", "examples", "required", "allOf"})
+_NAMED_SCHEMAS = frozenset({"properties", "$defs", "definitions"})
+_COMBINING = frozenset(
+    {"additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"}
+)
+
 
 def tool_grammar(
     use: ToolUse,
@@ -63,7 +70,7 @@ def _calls(use: ToolUse, format_: ToolFormat) -> str:
 
 
 def _call(number: int, tool: Tool, format_: ToolFormat, special_tokens: Collection[str]) -> str:
-    arguments = _moved(tool.parameters, f"/properties/{format_.arguments_key}")
+    arguments = _moved(_closed(tool.parameters), f"/properties/{format_.arguments_key}")
     schema = {
         "type": "object",
         "properties": {"name": {"const": tool.name}, format_.arguments_key: arguments},
@@ -75,6 +82,39 @@ def _call(number: int, tool: Tool, format_: ToolFormat, special_tokens: Collecti
         return f"call_{number}: {inner}"
     begin, end = (_mark(mark, special_tokens) for mark in (format_.begin, format_.end))
     return f"call_{number}: {begin} SPACE {inner} SPACE {end}"
+
+
+def _closed(node: Any) -> Any:
+    """A schema whose plain objects hold what they name and nothing else.
+
+    JSON Schema allows any further property where a schema is silent, and small models take it at
+    its word. Objects that other keywords add to stay open: closing their parts would empty them.
+    """
+    if isinstance(node, list):
+        return [_closed(member) for member in node]
+    if not isinstance(node, Mapping):
+        return node
+    closed = {
+        name: member if name in _OPAQUE else _closed_members(name, member)
+        for name, member in node.items()
+    }
+    return {**closed, "additionalProperties": False} if _is_plain_object(node) else closed
+
+
+def _closed_members(keyword: str, value: Any) -> Any:
+    if keyword in _NAMED_SCHEMAS and isinstance(value, Mapping):
+        return {name: _closed(member) for name, member in value.items()}
+    return _closed(value)
+
+
+def _is_plain_object(node: Mapping[str, Any]) -> bool:
+    properties = node.get("properties")
+    return (
+        node.get("type") == "object"
+        and isinstance(properties, Mapping)
+        and not _COMBINING & node.keys()
+        and set(node.get("required") or ()) <= properties.keys()
+    )
 
 
 def _moved(node: Any, path: str) -> Any:

