@@ -11,8 +11,8 @@ from api.deps import Caller, ServicesDep
 from api.job_view import unix_time
 from api.json_response import JsonResponse
 from api.openapi import gives
+from api.prompts.registry import ServedModel
 from api.schemas.objects import ModelList, ModelShown
-from store.catalog import ModelEntry
 
 router = APIRouter(prefix="/v1/models")
 
@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1/models")
 @router.get("", responses=gives(ModelList))
 async def list_(services: ServicesDep, caller: Caller) -> Response:
     """All models that take jobs."""
-    data = [_model_object(model.entry) for model in services.registry.list()]
+    data = [_model_object(model) for model in services.registry.list()]
     return JsonResponse({"object": "list", "data": data})
 
 
@@ -28,10 +28,12 @@ async def list_(services: ServicesDep, caller: Caller) -> Response:
 async def get(services: ServicesDep, caller: Caller, model: str) -> Response:
     """One model. Names may hold slashes."""
     served = await services.registry.get(model)
-    return JsonResponse(_model_object(served.entry))
+    return JsonResponse(_model_object(served))
 
 
-def _model_object(model: ModelEntry) -> dict[str, Any]:
+def _model_object(served: ServedModel) -> dict[str, Any]:
+    model = served.entry
+    tools = {"tools"} if served.codec.tool_format else set()
     return {
         "id": model.name,
         "object": "model",
@@ -40,7 +42,7 @@ def _model_object(model: ModelEntry) -> dict[str, Any]:
         "status": "active",
         "context_length": model.context_length,
         "max_output_tokens": model.max_output_tokens,
-        "capabilities": sorted(model.capabilities),
+        "capabilities": sorted(model.capabilities | tools),
         "pricing": {
             "currency": model.currency,
             "unit": "micros per million tokens",
