@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from api import errors, openapi
 from api.middleware import BodyLimitMiddleware, RequestMiddleware
 from api.routes import (
+    batches,
     chat_completions,
     completions,
     estimate,
@@ -37,6 +38,7 @@ _ROUTES = (
     jobs,
     events,
     files,
+    batches,
     models,
     estimate,
     usage,

@@ -90,7 +90,7 @@ async def open_services(settings: ApiSettings) -> AsyncIterator[Services]:
         stack.push_async_callback(hub.stop)
         canceller = Canceller(pool, redis, hub, grace_s=settings.disconnect_grace_s)
         stack.push_async_callback(canceller.close)
-        registry = await stack.enter_async_context(_fresh_registry(pool))
+        registry = await stack.enter_async_context(fresh_registry(pool))
         streams = OpenStreams(settings.max_streams)
         stack.enter_context(_before_shutdown(streams.end_all))
         store = _open_files(stack, settings)
@@ -99,7 +99,13 @@ async def open_services(settings: ApiSettings) -> AsyncIterator[Services]:
             redis=redis,
             authenticator=Authenticator(pool, _peppers(settings)),
             registry=registry,
-            admission=await _open_admission(stack, settings, pool, registry),
+            admission=await open_admission(
+                stack,
+                pool,
+                registry,
+                num_threads=settings.tokenizer_threads,
+                max_waiting=settings.tokenizer_queue,
+            ),
             hub=hub,
             streams=streams,
             canceller=canceller,
@@ -129,12 +135,16 @@ def stream_redis(url: str) -> Redis:
     return Redis.from_pool(pool)
 
 
-async def _open_admission(
-    stack: AsyncExitStack, settings: ApiSettings, pool: AsyncPool, registry: ModelRegistry
+async def open_admission(
+    stack: AsyncExitStack,
+    pool: AsyncPool,
+    registry: ModelRegistry,
+    *,
+    num_threads: int,
+    max_waiting: int,
 ) -> Admission:
-    encoder = PromptEncoder(
-        num_threads=settings.tokenizer_threads, max_waiting=settings.tokenizer_queue
-    )
+    """What admits jobs, in this process or in one that runs batches; `stack` closes it."""
+    encoder = PromptEncoder(num_threads=num_threads, max_waiting=max_waiting)
     stack.callback(encoder.close)
     grammars = GrammarChecker()
     stack.push_async_callback(grammars.close)
@@ -159,7 +169,8 @@ def _open_files(stack: AsyncExitStack, settings: ApiSettings) -> FileStore:
 
 
 @asynccontextmanager
-async def _fresh_registry(pool: AsyncPool) -> AsyncIterator[ModelRegistry]:
+async def fresh_registry(pool: AsyncPool) -> AsyncIterator[ModelRegistry]:
+    """The catalog, kept up to date by a task."""
     registry = ModelRegistry(pool)
     with suppress(ServiceUnavailable, DatabaseError):
         await registry.refresh()

@@ -12,6 +12,7 @@ ServiceError
 ├── JobNotFound               404
 ├── PreviousResponseNotFound  404
 ├── FileMissing               404
+├── BatchNotFound             404
 ├── IdempotencyKeyReused      422
 ├── RequestTooLarge           413
 ├── InsufficientQuota         429  no retry helps
@@ -110,6 +111,12 @@ class PreviousResponseNotFound(ServiceError):
     """The previous response doesn't exist, or was not stored."""
 
     code = "previous_response_not_found"
+
+
+class BatchNotFound(ServiceError):
+    """No batch with this id."""
+
+    code = "batch_not_found"
 
 
 class IdempotencyKeyReused(ServiceError):

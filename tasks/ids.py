@@ -14,6 +14,7 @@ CHAT_PREFIX = "chatcmpl-"
 COMPLETION_PREFIX = "cmpl-"
 RESPONSE_PREFIX = "resp_"
 FILE_PREFIX = "file-"
+BATCH_PREFIX = "batch_"
 
 _DIGITS = re.compile("[0-9a-f]{32}")
 

@@ -16,6 +16,7 @@ NUM_LANES = 16  # a tier; fixed, since a running worker has subscribed to all of
 BILLING = "billing"
 WEBHOOKS = "webhooks"
 MAINTENANCE = "maintenance"
+BATCHES = "batches"
 
 
 class ServiceTier(StrEnum):

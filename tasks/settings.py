@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from tasks.queues import BILLING, MAINTENANCE, WEBHOOKS, named_queue
+from tasks.queues import BATCHES, BILLING, MAINTENANCE, WEBHOOKS, named_queue
 
 
 class RedisSettings(BaseSettings):
@@ -55,7 +55,7 @@ task_reject_on_worker_lost = False
 task_track_started = False
 task_publish_retry = False  # the re-hinter is the retry
 task_create_missing_queues = False  # a typo must not become a queue that nobody reads
-task_queues = [named_queue(name) for name in (BILLING, WEBHOOKS, MAINTENANCE)]
+task_queues = [named_queue(name) for name in (BILLING, WEBHOOKS, MAINTENANCE, BATCHES)]
 task_default_queue = MAINTENANCE
 task_default_exchange = MAINTENANCE
 task_default_routing_key = MAINTENANCE

@@ -150,6 +150,16 @@ def maintenance(platform: Platform, *, name: str = "maintenance", metrics_port: 
     return spec.with_environment({"MILLRACE_METRICS_PORT": str(metrics_port)})
 
 
+def batches(platform: Platform, *, name: str = "batches", metrics_port: int) -> ProcessSpec:
+    """Runs batch files. Any number of copies: each batch is leased by one. It admits lines as the
+    API does, so it connects as both roles.
+    """
+    argv = ["-P", "threads", "-c", "1", "-I", "workers.batches", "-Q", "batches"]
+    spec = _celery(platform, name, argv, role="worker", readiness=Readiness.PING)
+    urls = {**role_environment(platform.database, "api"), **spec.environment}
+    return spec.with_environment({**urls, "MILLRACE_METRICS_PORT": str(metrics_port)})
+
+
 def flower(platform: Platform, *, port: int, user: str, password: str) -> ProcessSpec:
     """Shows, changes nothing. The password is in its environment: arguments are public."""
     argv = ["-m", "celery", "-A", "tasks.app", "flower", "--address=127.0.0.1", f"--port={port}"]

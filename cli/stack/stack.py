@@ -150,6 +150,7 @@ class Stack:
             processes.inference(platform, metrics_port=ports.choose()),
             processes.billing(platform, metrics_port=ports.choose()),
             processes.maintenance(platform, metrics_port=ports.choose()),
+            processes.batches(platform, metrics_port=ports.choose()),
         ]
         specs = [*workers, api, flower]
         self._report(Step.BEGIN, "starting API, workers and Flower; loading models")

@@ -51,6 +51,7 @@ class Cluster:
         num_workers: int = 1,
         num_billing: int = 1,
         num_maintenance: int = 1,
+        num_batches: int = 0,
         engine: str = "stub",
         pool: str = "default",
         device: str = "cpu",
@@ -65,7 +66,8 @@ class Cluster:
         self.workers: list[Member] = []
         self.billing: list[Member] = []
         self.maintenance: list[Member] = []
-        self._counts = (num_apis, num_workers, num_billing, num_maintenance)
+        self.batches: list[Member] = []
+        self._counts = (num_apis, num_workers, num_billing, num_maintenance, num_batches)
         self._engine = engine
         self._pool = pool
         self._device = device
@@ -102,7 +104,7 @@ class Cluster:
 
     @property
     def members(self) -> list[Member]:
-        return [*self.apis, *self.workers, *self.billing, *self.maintenance]
+        return [*self.apis, *self.workers, *self.billing, *self.maintenance, *self.batches]
 
     def add_api(self, *, wait: bool = True) -> Member:
         name = _next_name("api", self.apis)
@@ -133,6 +135,11 @@ class Cluster:
         name = _next_name("maintenance", self.maintenance)
         spec = processes.maintenance(self.platform, name=name, metrics_port=ports.choose())
         return self._add(self.maintenance, spec, wait)
+
+    def add_batches(self, *, wait: bool = True) -> Member:
+        name = _next_name("batches", self.batches)
+        spec = processes.batches(self.platform, name=name, metrics_port=ports.choose())
+        return self._add(self.batches, spec, wait)
 
     # Services -------------------------------------------------------------------------------------
 
@@ -233,7 +240,13 @@ class Cluster:
 
     def _start_members(self) -> None:
         """All at once: they import and load side by side."""
-        adders = (self.add_api, self.add_worker, self.add_billing, self.add_maintenance)
+        adders = (
+            self.add_api,
+            self.add_worker,
+            self.add_billing,
+            self.add_maintenance,
+            self.add_batches,
+        )
         for add, count in zip(adders, self._counts, strict=True):
             for _ in range(count):
                 add(wait=False)

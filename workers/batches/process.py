@@ -1,0 +1,84 @@
+"""Runs the driver beside Celery, in a thread with an event loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+import structlog
+from celery import bootsteps
+from celery.signals import worker_init
+
+from api.services import fresh_registry, open_admission
+from store.file_contents import FileContents
+from store.pools import async_pool, sync_pool
+from store.settings import DatabaseSettings, FileSettings
+from tasks.logs import configure_logs
+from tasks.metrics import serve_metrics
+from workers.batches.driver import Driver
+
+log = structlog.get_logger(__name__)
+
+NUM_TOKENIZER_THREADS = 1
+MAX_WAITING_PROMPTS = 256
+
+
+class DriverThread(bootsteps.StartStopStep):
+    """Starts with the worker, Redis or not: hints that get lost are sent again by others."""
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._thread = threading.Thread(target=self._run, name="batch-driver", daemon=True)
+
+    def start(self, _worker: Any) -> None:
+        """Blocks for nothing."""
+        self._thread.start()
+        serve_metrics()
+
+    def stop(self, _worker: Any) -> None:
+        """Ends between two statements; another driver goes on when the lease is over."""
+        if self._loop is not None and self._task is not None:
+            self._loop.call_soon_threadsafe(self._task.cancel)
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        with suppress(asyncio.CancelledError):
+            asyncio.run(self._main())
+
+    async def _main(self) -> None:
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        database = DatabaseSettings()
+        async with AsyncExitStack() as stack:
+            pool = sync_pool(database.worker, application_name="millrace-batches", max_size=4)
+            pool.open()
+            stack.callback(pool.close)
+            api_pool = async_pool(database.api, application_name="millrace-batches", max_size=4)
+            await api_pool.open()
+            stack.push_async_callback(api_pool.close)
+            registry = await stack.enter_async_context(fresh_registry(api_pool))
+            admission = await open_admission(
+                stack,
+                api_pool,
+                registry,
+                num_threads=NUM_TOKENIZER_THREADS,
+                max_waiting=MAX_WAITING_PROMPTS,
+            )
+            driver = Driver(
+                pool=pool,
+                api_pool=api_pool,
+                admission=admission,
+                contents=FileContents(FileSettings().files_url),
+            )
+            log.info("batch_driver_started", driver_id=driver.id.hex)
+            await driver.run()
+
+
+@worker_init.connect
+def use_threads(sender: Any, **_: object) -> None:
+    """Tasks, if any, run in this process: a forked child would hold copies of its connections."""
+    configure_logs()
+    sender.pool_cls = "threads"
