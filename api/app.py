@@ -26,6 +26,7 @@ from api.schemas.chat import CreateChatCompletion
 from api.schemas.completions import CreateCompletion
 from api.schemas.jobs import CreateJob
 from api.schemas.objects import UploadBody
+from api.schemas.reports import EstimateBody
 from api.services import open_services
 from api.settings import ApiSettings
 from tasks.logs import configure_logs
@@ -44,7 +45,7 @@ _ROUTES = (
     health,
 )
 
-_BODIES = (CreateJob, CreateChatCompletion, CreateCompletion, UploadBody)
+_BODIES = (CreateJob, CreateChatCompletion, CreateCompletion, EstimateBody, UploadBody)
 
 
 @asynccontextmanager
