@@ -27,6 +27,7 @@ from api.schemas.completions import CreateCompletion
 from api.schemas.jobs import CreateJob
 from api.schemas.objects import UploadBody
 from api.schemas.reports import EstimateBody
+from api.schemas.responses import CreateResponse
 from api.services import open_services
 from api.settings import ApiSettings
 from tasks.logs import configure_logs
@@ -45,7 +46,14 @@ _ROUTES = (
     health,
 )
 
-_BODIES = (CreateJob, CreateChatCompletion, CreateCompletion, EstimateBody, UploadBody)
+_BODIES = (
+    CreateJob,
+    CreateChatCompletion,
+    CreateCompletion,
+    CreateResponse,
+    EstimateBody,
+    UploadBody,
+)
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Estimates, usage and costs, for the OpenAPI document alone, as in objects.py."""
+"""Responses, estimates, usage and costs, for the OpenAPI document alone, as in objects.py."""
 
 from __future__ import annotations
 
@@ -50,6 +50,34 @@ class EstimateShown(Shown):
     tiers: dict[str, EstimatedCosts]
     start_eta_s: float | None
     finish_eta_s: float | None
+
+
+class ResponseShown(BaseModel):
+    """OpenAI's response. Its many fields stand in OpenAI's own reference."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+    model: str
+    output: list[dict[str, Any]]
+
+
+class InputTokens(Shown):
+    """How many tokens an input has."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
+class ResponseDeleted(Shown):
+    """A response that is gone."""
+
+    id: str
+    object: Literal["response"]
+    deleted: Literal[True]
 
 
 class Bucket(Shown):

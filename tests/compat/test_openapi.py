@@ -145,6 +145,7 @@ def _make_one_of_each(cluster: Cluster, tenant: Tenant) -> dict[str, str]:
         "/v1/jobs": COMPLETION,
         "/v1/chat/completions": QUESTION,
         "/v1/completions": COMPLETION,
+        "/v1/responses": {"model": "demo", "input": "hello", "max_output_tokens": 4},
     }
     with cluster.http(tenant) as http:
         ids = {path: http.post(path, json=body).json()["id"] for path, body in bodies.items()}
