@@ -27,6 +27,8 @@ from api.schemas.chat import CreateChatCompletion
 from api.schemas.completions import CreateCompletion
 from api.schemas.jobs import CreateJob
 from api.schemas.objects import UploadBody
+from api.schemas.reports import EstimateBody
+from api.schemas.responses import CreateResponse
 from api.services import open_services
 from api.settings import ApiSettings
 from tasks.logs import configure_logs
@@ -46,7 +48,14 @@ _ROUTES = (
     health,
 )
 
-_BODIES = (CreateJob, CreateChatCompletion, CreateCompletion, UploadBody)
+_BODIES = (
+    CreateJob,
+    CreateChatCompletion,
+    CreateCompletion,
+    CreateResponse,
+    EstimateBody,
+    UploadBody,
+)
 
 
 @asynccontextmanager

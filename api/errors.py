@@ -128,13 +128,14 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 def _allowed_methods(request: Request) -> str:
     """All methods of a URL: Starlette names those of the first route that it finds there."""
-    methods = {
-        method
+    routes = [
+        route
         for route in getattr(request.app.state, "routes", ())
         if route.matches(request.scope)[0] is not Match.NONE
-        for method in route.methods
-    }
-    return ", ".join(sorted(methods))
+    ]
+    # A fixed URL may look like an id of the route beside it.
+    fixed = [route for route in routes if route.path == request.url.path]
+    return ", ".join(sorted({method for route in fixed or routes for method in route.methods}))
 
 
 async def _on_client_left(request: Request, error: Exception) -> Response:

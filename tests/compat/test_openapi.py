@@ -82,7 +82,7 @@ def explore(cluster: Cluster, tenant: Tenant, examples: int, seed: int) -> int:
 
 
 def num_jobs(cluster: Cluster, tenant: Tenant) -> int:
-    """What random bodies brought to the end."""
+    """What random bodies got admitted."""
     statement = "SELECT count(*) AS num FROM jobs WHERE tenant_id = %s"
     return int(cluster.query(statement, [tenant.id])[0]["num"])
 
@@ -91,7 +91,7 @@ def test_random_requests_find_no_contradiction(stub_cluster: Cluster, owner: Ten
     examples, at_least = SMALL
 
     assert explore(stub_cluster, owner, examples, seed=1) >= at_least
-    assert num_jobs(stub_cluster, owner) >= 20
+    assert num_jobs(stub_cluster, owner) >= 5  # not all ended at a refusal
 
 
 @pytest.mark.slow
@@ -145,6 +145,7 @@ def _make_one_of_each(cluster: Cluster, tenant: Tenant) -> dict[str, str]:
         "/v1/jobs": COMPLETION,
         "/v1/chat/completions": QUESTION,
         "/v1/completions": COMPLETION,
+        "/v1/responses": {"model": "demo", "input": "hello", "max_output_tokens": 4},
     }
     with cluster.http(tenant) as http:
         ids = {path: http.post(path, json=body).json()["id"] for path, body in bodies.items()}

@@ -55,6 +55,7 @@ BAD_BODIES: dict[str, tuple[bytes, int, str]] = {
     "deep": (b'{"a":' + b"[" * 100_000, 400, "invalid_request"),
     "33 levels": (b'{"a":' * 33 + b"1" + b"}" * 33, 400, "invalid_request"),
     "many values": (b'{"a":[' + b"1," * 60_000 + b"1]}", 400, "invalid_request"),
+    "penalty near 0": (chat(repetition_penalty=5e-324), 400, "invalid_request"),
     "unknown field": (chat(tenant_id="x"), 400, "unsupported_parameter"),
     "unknown field in a message": (
         b'{"model":"tiny","messages":[{"role":"user","content":"a","x":1}]}',

@@ -114,6 +114,16 @@ async def test_unknown_url_and_method_have_the_same_shape(http: httpx.AsyncClien
     _assert_error(method, "method_not_allowed")
 
 
+async def test_allow_names_all_methods_of_a_url(http: httpx.AsyncClient) -> None:
+    created = (await http.post("/v1/jobs", content=chat())).json()
+
+    jobs = await http.delete("/v1/jobs")
+    job = await http.delete(f"/v1/jobs/{created['id']}")
+
+    assert jobs.headers["Allow"] == "GET, POST"
+    assert job.headers["Allow"] == "GET"
+
+
 async def test_another_tenants_job_is_answered_like_none(
     http: httpx.AsyncClient, api_url: str, other_tenant: Tenant
 ) -> None:

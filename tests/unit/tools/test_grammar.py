@@ -105,3 +105,70 @@ def test_several_calls_only_where_they_may_be_parallel(format_: str) -> None:
 
     assert _accepts(format_, two)
     assert not _accepts(format_, two, is_parallel=False)
+
+
+def _takes_arguments(parameters: dict[str, Any], arguments: str) -> bool:
+    tool = Tool("f", None, parameters)
+    use = ToolUse(tools=[tool], mode=ToolMode.REQUIRED, callable_names=frozenset({"f"}))
+    text = tool_grammar(use, format_named("pipes"), special_tokens=SPECIAL).text
+    grammar = COMPILER.compile(text)
+    try:
+        for token_id in TOKENIZER.encode(
+            _call("pipes", "f", arguments), add_special_tokens=False
+        ).ids:
+            grammar.accept(token_id)
+    except EngineError:
+        return False
+    return bool(grammar.matcher.is_accepting())
+
+
+INNER: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "arguments"),
+    [
+        (INNER, '{"a": 1}'),
+        ({"type": "object", "properties": {"in": INNER}}, '{"in": {"a": 1}}'),
+        (
+            {
+                "type": "object",
+                "properties": {"in": {"$ref": "#/$defs/In"}},
+                "$defs": {"In": INNER},
+            },
+            '{"in": {"a": 1}}',
+        ),
+        (
+            {"type": "object", "properties": {"in": {"type": "array", "items": INNER}}},
+            '{"in": [{"a": 1}]}',
+        ),
+    ],
+    ids=["itself", "inside", "referred to", "in a list"],
+)
+def test_arguments_hold_no_names_that_the_schema_lacks(
+    schema: dict[str, Any], arguments: str
+) -> None:
+    assert _takes_arguments(schema, arguments)
+    assert not _takes_arguments(schema, arguments.replace('"a": 1', '"b": 1'))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {**INNER, "additionalProperties": True},
+        {**INNER, "additionalProperties": {"type": "integer"}},
+        {**INNER, "required": ["b"]},
+        {"type": "object"},
+        {"allOf": [INNER, {"type": "object", "properties": {"b": {"type": "integer"}}}]},
+    ],
+    ids=["said to", "typed", "required", "nothing named", "combined"],
+)
+def test_objects_that_are_meant_to_be_open_stay_open(schema: dict[str, Any]) -> None:
+    assert _takes_arguments(schema, '{"b": 1}')
+
+
+def test_a_property_called_properties_is_a_property() -> None:
+    schema = {"type": "object", "properties": {"properties": {"type": "string"}}}
+
+    assert _takes_arguments(schema, '{"properties": "x"}')
+    assert not _takes_arguments(schema, '{"other": "x"}')
