@@ -67,7 +67,7 @@ async def test_the_stream_helper_follows_to_the_end(
 ) -> None:
     async def read() -> tuple[list[str], Any]:
         async with client.responses.stream(model="tiny", input="hello") as stream:
-            kinds = [event.type async for event in stream]
+            kinds: list[str] = [event.type async for event in stream]
             return kinds, await stream.get_final_response()
 
     reading = asyncio.create_task(read())
