@@ -23,6 +23,7 @@ from api.routes import (
     responses,
     usage,
 )
+from api.schemas.batches import CreateBatch
 from api.schemas.chat import CreateChatCompletion
 from api.schemas.completions import CreateCompletion
 from api.schemas.jobs import CreateJob
@@ -51,6 +52,7 @@ _ROUTES = (
 _BODIES = (
     CreateJob,
     CreateChatCompletion,
+    CreateBatch,
     CreateCompletion,
     CreateResponse,
     EstimateBody,

@@ -13,7 +13,10 @@ from api.job_limits import tier_for
 from api.job_view import unix_time
 from api.json_body import read_json_object
 from api.json_response import JsonResponse
+from api.openapi import gives, takes
+from api.schemas.batch_objects import BatchShown
 from api.schemas.batches import CreateBatch
+from api.schemas.objects import Page
 from api.services import Services
 from api.submitting import parse_body
 from store.batches import BatchRow, NewBatch, cancel_batch, create_batch, get_batch, list_batches
@@ -38,7 +41,7 @@ _TIMES = (
 )
 
 
-@router.post("")
+@router.post("", openapi_extra=takes(CreateBatch), responses=gives(BatchShown))
 async def create(request: Request, services: ServicesDep, caller: Submitter) -> Response:
     """A batch of an uploaded file. Its lines are checked before the first one runs."""
     parsed = parse_body(CreateBatch, await read_json_object(request))
@@ -59,7 +62,7 @@ async def create(request: Request, services: ServicesDep, caller: Submitter) -> 
     return JsonResponse(batch_object(await _find(services, caller, new.id)))
 
 
-@router.get("")
+@router.get("", responses=gives(Page[BatchShown]))
 async def list_(
     services: ServicesDep,
     caller: JobsReader,
@@ -83,14 +86,14 @@ async def list_(
     )
 
 
-@router.get("/{batch_id}")
+@router.get("/{batch_id}", responses=gives(BatchShown))
 async def get(services: ServicesDep, caller: JobsReader, batch_id: str) -> Response:
     """One batch as it is now; its output file can be read while it runs."""
     row = await _find(services, caller, parse_job_id(batch_id, BATCH_PREFIX))
     return JsonResponse(batch_object(row))
 
 
-@router.post("/{batch_id}/cancel")
+@router.post("/{batch_id}/cancel", responses=gives(BatchShown))
 async def cancel(services: ServicesDep, caller: Submitter, batch_id: str) -> Response:
     """End a batch: what is done is kept and billed. One that is over stays so."""
     row = await _find(services, caller, parse_job_id(batch_id, BATCH_PREFIX))
