@@ -222,7 +222,9 @@ def note_over(
 def end(connection: DictConnection, batch_id: UUID, owner: UUID, status: str) -> None:
     """Every line is over. `status`: completed, expired or cancelled."""
     connection.execute(
+        # A batch that was cancelled while its file was read has the lines read so far.
         f"UPDATE batches SET status = %(status)s, {status}_at = now(),"
+        " num_total = greatest(num_total, num_completed + num_failed),"
         f" finalizing_at = coalesce(finalizing_at, now()), owner = NULL WHERE {_OWNED}",
         {"id": batch_id, "owner": owner, "status": status},
     )

@@ -48,6 +48,7 @@ class Driver:
         self._api_pool = api_pool
         self._admission = admission
         self._contents = contents
+        self._waiting: set[UUID] = set()  # batches that nothing could be submitted of
         self._writer = LineWriter(pool, contents, admission.registry)
 
     async def run(self) -> None:
@@ -96,6 +97,7 @@ class Driver:
             num_submitted = await self._submit(batch, WINDOW - counts.get("submitted", 0))
         if not counts:
             await self._call(batch_driving.end, batch["id"], self.id, _last_status(batch))
+            self._waiting.discard(batch["id"])
             log.info("batch_ended", batch_id=batch["id"].hex, status=_last_status(batch))
         return bool(num_written or num_submitted)
 
@@ -118,7 +120,7 @@ class Driver:
                 job_id = await self._admit(batch, key, line)
             except ServiceError as error:
                 if error.retryable or isinstance(error, InsufficientQuota):
-                    log.warning("batch_waits", batch_id=batch["id"].hex, code=error.code)
+                    self._note_waiting(batch, error)
                     break
                 await self._call(
                     batch_driving.note_refused, batch["id"], line["number"], request_error(error)
@@ -126,7 +128,14 @@ class Driver:
                 continue
             await self._call(batch_driving.note_submitted, batch["id"], line["number"], job_id)
             num_submitted += 1
+            self._waiting.discard(batch["id"])
         return num_submitted
+
+    def _note_waiting(self, batch: dict[str, Any], error: ServiceError) -> None:
+        """Once, not each turn: without credit a batch may wait for a day."""
+        if batch["id"] not in self._waiting:
+            self._waiting.add(batch["id"])
+            log.warning("batch_waits", batch_id=batch["id"].hex, code=error.code)
 
     async def _admit(self, batch: dict[str, Any], key: ApiKey | None, line: dict[str, Any]) -> UUID:
         """The job of a line, made now or by a driver that died before it could say so."""
