@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
+from pydantic import Field
 from starlette.responses import Response
 
 from api.deps import ServicesDep, UsageReader
@@ -35,7 +36,9 @@ MAX_FILTER_VALUES = 100
 
 # Through the year 9999, which is as far as Postgres and Python agree.
 UnixTime = Annotated[int, Query(ge=0, le=253_402_300_799)]
-Values = Annotated[list[str] | None, Query(max_length=MAX_FILTER_VALUES)]
+# Postgres takes no NUL in a text.
+Value = Annotated[str, Field(max_length=256, pattern=r"^[^\x00]*$")]
+Values = Annotated[list[Value] | None, Query(max_length=MAX_FILTER_VALUES)]
 UsageGroup = Literal["project_id", "user_id", "api_key_id", "model", "batch", "service_tier"]
 CostGroup = Literal["project_id", "line_item", "api_key_id"]
 
