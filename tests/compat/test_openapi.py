@@ -150,8 +150,11 @@ def _make_one_of_each(cluster: Cluster, tenant: Tenant) -> dict[str, str]:
     with cluster.http(tenant) as http:
         ids = {path: http.post(path, json=body).json()["id"] for path, body in bodies.items()}
         form: dict[str, Any] = {"files": {"file": ("a.txt", b"text")}}
-        form["data"] = {"purpose": "user_data"}
+        form["data"] = {"purpose": "batch"}
         ids["/v1/files"] = http.post("/v1/files", **form).json()["id"]
+        batch = {"endpoint": "/v1/completions", "completion_window": "24h"}
+        body = batch | {"input_file_id": ids["/v1/files"]}
+        ids["/v1/batches"] = http.post("/v1/batches", json=body).json()["id"]
     return ids
 
 
