@@ -15,6 +15,7 @@ COMPLETION_PREFIX = "cmpl-"
 RESPONSE_PREFIX = "resp_"
 FILE_PREFIX = "file-"
 BATCH_PREFIX = "batch_"
+PROJECT_PREFIX = "proj_"  # a tenant, where OpenAI says project
 
 _DIGITS = re.compile("[0-9a-f]{32}")
 
@@ -38,6 +39,11 @@ def uuid7_floor(unix_ms: int) -> UUID:
     return UUID(int=(unix_ms & (1 << 48) - 1) << 80)
 
 
+def uuid7_unix_ms(id_: UUID) -> int:
+    """When a UUIDv7 was made."""
+    return id_.int >> 80
+
+
 def format_job_id(job_id: UUID, prefix: str = JOB_PREFIX) -> str:
     """`job_` and 32 hex digits."""
     return f"{prefix}{job_id.hex}"
@@ -59,3 +65,8 @@ def format_file_id(file_id: UUID) -> str:
 def parse_file_id(text: str) -> UUID | None:
     """The id of a file, None if the text is not one."""
     return parse_job_id(text, FILE_PREFIX)
+
+
+def format_project_id(tenant_id: UUID) -> str:
+    """`proj_` and 32 hex digits."""
+    return f"{PROJECT_PREFIX}{tenant_id.hex}"

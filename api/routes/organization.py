@@ -1,258 +1,161 @@
-"""Usage and costs in OpenAI's buckets, and as CSV."""
+"""Usage and costs in OpenAI's buckets, as JSON and as CSV."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import Field
+from pydantic import StringConstraints
 from starlette.responses import Response
 
 from api.deps import ServicesDep, UsageReader
 from api.json_response import JsonResponse
 from api.openapi import gives
-from api.schemas.reports import BucketPage
+from api.reports.csv_lines import CSV, WantsCsv, csv_headers, csv_lines
+from api.reports.lists import ListRoute
+from api.reports.pages import MAX_TIME, BucketPage, Period, Width, bucket_page
+from api.reports.results import (
+    COST_COLUMNS,
+    USAGE_COLUMNS,
+    Result,
+    buckets,
+    cost_result,
+    csv_rows,
+    usage_result,
+)
+from api.schemas.usage import BucketPageShown, CostResultShown, UsageResultShown
 from store.tenants import ApiKey
 from store.usage_buckets import BucketQuery, cost_buckets, usage_buckets
-from tasks.errors import InvalidRequest
+from tasks.ids import format_project_id
 
-router = APIRouter(prefix="/v1/organization")
+router = APIRouter(prefix="/v1/organization", route_class=ListRoute)
 
-CSV = "text/csv"
-MICROS = 1_000_000
-# Width of a bucket -> its length, buckets a page by default and at most. OpenAI's.
-_WIDTHS = {
-    "1m": (timedelta(minutes=1), 60, 1_440),
-    "1h": (timedelta(hours=1), 24, 168),
-    "1d": (timedelta(days=1), 7, 31),
-}
-_COST_PAGES = (7, 180)
-MAX_FILTER_VALUES = 100
+_WIDTHS = {"1m": Width(60, 60, 1_440), "1h": Width(3_600, 24, 168), "1d": Width(86_400, 7, 31)}
+_COST_WIDTH = Width(86_400, 7, 180)
 
-# Through the year 9999, which is as far as Postgres and Python agree.
-UnixTime = Annotated[int, Query(ge=0, le=253_402_300_799)]
-# Postgres takes no NUL in a text.
-Value = Annotated[str, Field(max_length=256, pattern=r"^[^\x00]*$")]
-Values = Annotated[list[Value] | None, Query(max_length=MAX_FILTER_VALUES)]
+UnixTime = Annotated[int, Query(ge=0, le=MAX_TIME)]
+# Postgres can't hold a NUL, and so nothing can match it.
+Value = Annotated[str, StringConstraints(max_length=512, pattern="^[^\x00]*$")]
+Values = Annotated[list[Value] | None, Query(max_length=100)]
 UsageGroup = Literal["project_id", "user_id", "api_key_id", "model", "batch", "service_tier"]
-CostGroup = Literal["project_id", "line_item", "api_key_id"]
-
-
-@dataclass(frozen=True, slots=True)
-class Period:
-    """What both reports are asked for in the same words."""
-
-    start_time: int
-    end_time: int | None
-    limit: int | None
-    page: str | None
-    format: str | None
+CostGroup = Literal["project_id", "user_id", "line_item", "api_key_id"]
 
 
 async def _period(
     start_time: UnixTime,
     end_time: UnixTime | None = None,
-    limit: Annotated[int | None, Query(ge=1, le=1_440)] = None,
-    page: Annotated[str | None, Query(max_length=32)] = None,
-    format: Literal["json", "csv"] | None = None,
+    limit: Annotated[int | None, Query(ge=1)] = None,
+    page: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Period:
-    return Period(start_time, end_time, limit, page, format)
+    return Period(start_time=start_time, end_time=end_time, limit=limit, page=page)
 
 
 PeriodDep = Annotated[Period, Depends(_period)]
 
 
-@router.get("/usage/completions", responses=gives(BucketPage, CSV))
+@router.get("/usage/completions", responses=gives(BucketPageShown[UsageResultShown], CSV))
 async def usage(
     services: ServicesDep,
     caller: UsageReader,
     period: PeriodDep,
+    wants_csv: WantsCsv,
     *,
     bucket_width: Literal["1m", "1h", "1d"] = "1d",
     group_by: Annotated[list[UsageGroup] | None, Query()] = None,
-    group_by_: Annotated[list[UsageGroup] | None, Query(alias="group_by[]")] = None,
-    models: Values = None,
-    api_key_ids: Values = None,
+    project_ids: Values = None,
     user_ids: Values = None,
+    api_key_ids: Values = None,
+    models: Values = None,
     batch: bool | None = None,
 ) -> Response:
     """Tokens and requests of settled jobs, by the time they ended."""
-    width, default, most = _WIDTHS[bucket_width]
-    pages = _Pages(period, width, default, most)
-    groups = [*(group_by or ()), *(group_by_ or ())]
-    query = BucketQuery(
-        start=pages.start,
-        end=pages.end,
-        width=width,
-        group_by=groups,
-        filters={
-            "models": models or (),
-            "api_key_ids": api_key_ids or (),
-            "user_ids": user_ids or (),
-        },
-        is_batch=batch,
-    )
-    rows = await usage_buckets(services.pool, caller.tenant_id, query)
-    return _answer(pages, rows, lambda row: _usage_result(caller, groups, row))
+    groups = sorted(set(group_by or ()))
+    filters = _given(user_id=user_ids, api_key_id=api_key_ids, model=models)
+    question = {"usage": [groups, filters, project_ids, batch]}
+    page = bucket_page(period, _WIDTHS[bucket_width], question)
+    rows = []
+    if _is_of(caller, project_ids):
+        query = _query(page, groups, filters, is_batch=batch)
+        rows = await usage_buckets(services.pool, caller.tenant_id, query)
+    project = _project(caller, groups)
+    if wants_csv:
+        return _csv("usage", page, USAGE_COLUMNS, csv_rows(page, project, rows))
+    return _json(page, buckets(page, rows, partial(usage_result, project)))
 
 
-@router.get("/costs", responses=gives(BucketPage, CSV))
+@router.get("/costs", responses=gives(BucketPageShown[CostResultShown], CSV))
 async def costs(
     services: ServicesDep,
     caller: UsageReader,
     period: PeriodDep,
+    wants_csv: WantsCsv,
     *,
     bucket_width: Literal["1d"] = "1d",
     group_by: Annotated[list[CostGroup] | None, Query()] = None,
-    group_by_: Annotated[list[CostGroup] | None, Query(alias="group_by[]")] = None,
+    project_ids: Values = None,
     api_key_ids: Values = None,
+    line_items: Values = None,
 ) -> Response:
-    """Money charged, by the time the jobs ended; the sum of all is what the ledger holds."""
-    width = _WIDTHS[bucket_width][0]
-    pages = _Pages(period, width, *_COST_PAGES)
-    groups = [*(group_by or ()), *(group_by_ or ())]
-    query = BucketQuery(
-        start=pages.start,
-        end=pages.end,
-        width=width,
+    """Money charged, by the time the jobs ended. The sum of all is what the ledger holds."""
+    groups = sorted(set(group_by or ()))
+    filters = _given(api_key_id=api_key_ids)
+    question = {"costs": [groups, filters, project_ids, line_items]}
+    page = bucket_page(period, _COST_WIDTH, question)
+    rows = []
+    if _is_of(caller, project_ids):
+        query = _query(page, groups, filters, line_items=line_items)
+        rows = await cost_buckets(services.pool, caller.tenant_id, query)
+    project = _project(caller, groups)
+    if wants_csv:
+        return _csv("costs", page, COST_COLUMNS, csv_rows(page, project, rows))
+    return _json(page, buckets(page, rows, partial(cost_result, project)))
+
+
+def _given(**filters: list[str] | None) -> dict[str, list[str]]:
+    return {column: values for column, values in filters.items() if values is not None}
+
+
+def _is_of(caller: ApiKey, project_ids: Sequence[str] | None) -> bool:
+    """A key sees one project. Others are empty, whether or not they exist."""
+    return project_ids is None or format_project_id(caller.tenant_id) in project_ids
+
+
+def _project(caller: ApiKey, groups: Sequence[str]) -> str | None:
+    return format_project_id(caller.tenant_id) if "project_id" in groups else None
+
+
+def _query(
+    page: BucketPage, groups: Sequence[str], filters: Mapping[str, Sequence[str]], **more: Any
+) -> BucketQuery:
+    return BucketQuery(
+        start=datetime.fromtimestamp(page.start, UTC),
+        end=datetime.fromtimestamp(page.end, UTC),
+        width=timedelta(seconds=page.width_s),
         group_by=groups,
-        filters={"api_key_ids": api_key_ids or ()},
+        filters=filters,
+        **more,
     )
-    rows = await cost_buckets(services.pool, caller.tenant_id, query)
-    return _answer(pages, rows, lambda row: _cost_result(caller, groups, row))
 
 
-class _Pages:
-    """The buckets of one page. They begin at multiples of their width since the epoch."""
-
-    def __init__(self, period: Period, width: timedelta, default: int, most: int) -> None:
-        limit = period.limit or default
-        if limit > most:
-            raise InvalidRequest(f"'limit' is at most {most} here.", param="limit")
-        end = _time(period.end_time) if period.end_time is not None else datetime.now(UTC)
-        first = _floor(_time(period.start_time), width)
-        if first >= end:
-            raise InvalidRequest("'start_time' is not before 'end_time'.", param="start_time")
-        self.start = self._page_start(period.page, first, end, width)
-        self.end = min(self.start + limit * width, end)
-        self.is_csv = period.format == "csv"
-        self.width = width
-        self.next_page = None
-        if self.start + limit * width < end:
-            self.next_page = f"page_{int((self.start + limit * width).timestamp())}"
-
-    @property
-    def buckets(self) -> list[datetime]:
-        """The beginning of each, empty ones too."""
-        num = -((self.start - self.end) // self.width)
-        return [self.start + number * self.width for number in range(num)]
-
-    @staticmethod
-    def _page_start(page: str | None, first: datetime, end: datetime, width: timedelta) -> datetime:
-        if page is None:
-            return first
-        digits = page.removeprefix("page_")
-        if digits.isdecimal() and digits.isascii() and len(digits) <= 12:
-            start = _time(int(digits))
-            if first <= start < end and _floor(start, width) == start:
-                return start
-        raise InvalidRequest("'page' is not one of this query's.", param="page")
-
-
-def _answer(pages: _Pages, rows: Sequence[Mapping[str, Any]], show: Any) -> Response:
-    by_bucket: dict[datetime, list[dict[str, Any]]] = {at: [] for at in pages.buckets}
-    for row in rows:
-        by_bucket[row["bucket"].astimezone(UTC)].append(show(row))
-    buckets = [
-        {
-            "object": "bucket",
-            "start_time": int(at.timestamp()),
-            "end_time": int(min(at + pages.width, max(pages.end, at)).timestamp()),
-            "results": results,
-        }
-        for at, results in by_bucket.items()
-    ]
-    if pages.is_csv:
-        return _csv(buckets)
+def _json(page: BucketPage, data: Sequence[Result]) -> Response:
     return JsonResponse(
         {
             "object": "page",
-            "data": buckets,
-            "has_more": pages.next_page is not None,
-            "next_page": pages.next_page,
+            "data": data,
+            "has_more": page.next_page is not None,
+            "next_page": page.next_page,
         }
     )
 
 
-def _usage_result(caller: ApiKey, groups: Sequence[str], row: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("user_id", "api_key_id", "model", "batch", "service_tier")
-    return {
-        "object": "organization.usage.completions.result",
-        "input_tokens": row["input_tokens"],
-        "input_cached_tokens": row["input_cached_tokens"],
-        "input_cache_write_tokens": 0,
-        "output_tokens": row["output_tokens"],
-        "input_audio_tokens": 0,
-        "output_audio_tokens": 0,
-        "num_model_requests": row["num_model_requests"],
-        "project_id": _project(caller) if "project_id" in groups else None,
-        **{name: row.get(name) for name in names},
-    }
-
-
-def _cost_result(caller: ApiKey, groups: Sequence[str], row: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "object": "organization.costs.result",
-        # A double holds micros of up to nine billion units exactly.
-        "amount": {"value": row["amount_micros"] / MICROS, "currency": row["currency"].lower()},
-        "line_item": row.get("line_item"),
-        "project_id": _project(caller) if "project_id" in groups else None,
-        "api_key_id": row.get("api_key_id"),
-        "quantity": row["quantity"] if "line_item" in groups else None,
-    }
-
-
-def _project(caller: ApiKey) -> str:
-    """A tenant is what OpenAI calls a project."""
-    return f"proj_{caller.tenant_id.hex}"
-
-
-def _csv(buckets: Sequence[Mapping[str, Any]]) -> Response:
-    """One line a result. Cells that a spreadsheet would run as formulas are marked as text."""
-    lines = [
-        {"start_time": bucket["start_time"], "end_time": bucket["end_time"], **_flat(result)}
-        for bucket in buckets
-        for result in bucket["results"]
-    ]
-    text = io.StringIO()
-    writer = csv.writer(text)
-    if lines:
-        writer.writerow(lines[0])
-        writer.writerows([_safe(value) for value in line.values()] for line in lines)
-    headers = {"Content-Disposition": 'attachment; filename="usage.csv"'}
-    return Response(text.getvalue(), media_type=f"{CSV}; charset=utf-8", headers=headers)
-
-
-def _flat(result: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {name: value for name, value in result.items() if name not in ("object", "amount")}
-    amount = result.get("amount")
-    return flat | ({"amount": amount["value"], "currency": amount["currency"]} if amount else {})
-
-
-def _safe(value: Any) -> Any:
-    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if is_formula else value
-
-
-def _floor(at: datetime, width: timedelta) -> datetime:
-    epoch = datetime.fromtimestamp(0, UTC)
-    return epoch + (at - epoch) // width * width
-
-
-def _time(unix_seconds: int) -> datetime:
-    return datetime.fromtimestamp(unix_seconds, UTC)
+def _csv(
+    name: str, page: BucketPage, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
+) -> Response:
+    """A page like any other: the cursor to the next stands in a header."""
+    headers = csv_headers(name)
+    if page.next_page is not None:
+        headers["x-next-page"] = page.next_page
+    return Response(csv_lines(columns, rows), headers=headers)

@@ -1,4 +1,4 @@
-"""Responses, estimates, usage and costs, for the OpenAPI document alone, as in objects.py."""
+"""Responses and estimates, for the OpenAPI document alone, as in objects.py."""
 
 from __future__ import annotations
 
@@ -78,21 +78,3 @@ class ResponseDeleted(Shown):
     id: str
     object: Literal["response"]
     deleted: Literal[True]
-
-
-class Bucket(Shown):
-    """A span of time. Its results are OpenAI's for usage or for costs."""
-
-    object: Literal["bucket"]
-    start_time: int
-    end_time: int
-    results: list[dict[str, Any]]
-
-
-class BucketPage(Shown):
-    """Buckets, empty ones too."""
-
-    object: Literal["page"]
-    data: list[Bucket]
-    has_more: bool
-    next_page: str | None

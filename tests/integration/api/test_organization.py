@@ -7,7 +7,6 @@ import io
 import random
 from datetime import UTC, datetime
 from typing import Any, ClassVar
-from uuid import UUID
 
 import httpx
 import openai
@@ -16,8 +15,8 @@ from openai.types.admin.organization.usage_completions_response import UsageComp
 from openai.types.admin.organization.usage_costs_response import UsageCostsResponse
 
 from store.pools import DictConnection
-from tasks.ids import uuid7
 from tests.integration.api.conftest import Tenant
+from tests.integration.api.settled import add_usage
 
 DAY = 86_400
 START = int(datetime(2026, 3, 1, tzinfo=UTC).timestamp())
@@ -25,35 +24,12 @@ USAGE = "/v1/organization/usage/completions"
 COSTS = "/v1/organization/costs"
 
 
-def _use(
-    owner: DictConnection, tenant_id: UUID, *, at: int, amount: int | None = None, **fields: Any
-) -> int:
-    """A settled job, and what it was charged."""
-    row = {"input": 100, "cached": 30, "output": 50, "tier": "default", "user": None} | fields
-    cost = owner.execute(
-        "SELECT cost_micros(%s, %s, %s, p.input_micros, p.cached_micros, p.output_micros) AS cost"
-        " FROM prices p WHERE model_name = 'tiny' AND service_tier = %s",
-        (row["input"], row["cached"], row["output"], row["tier"]),
-    ).fetchone()
-    assert cost is not None
-    charged = int(cost["cost"]) if amount is None else amount
-    owner.execute(
-        "INSERT INTO usage (job_id, tenant_id, api_key_id, model, service_tier, status, payer,"
-        " input_tokens, cached_tokens, output_tokens, price_version, amount_micros, currency,"
-        " created_at, end_user) VALUES (%s, %s, 'key', 'tiny', %s, 'completed', 'tenant', %s, %s,"
-        " %s, 1, %s, 'USD', to_timestamp(%s), %s)",
-        (uuid7(), tenant_id, row["tier"], row["input"], row["cached"], row["output"], charged, at,
-         row["user"]),
-    )  # fmt: skip
-    return charged
-
-
 async def test_every_bucket_is_there_and_of_openais_type(
     http: httpx.AsyncClient, owner: DictConnection, tenant: Tenant, other_tenant: Tenant
 ) -> None:
-    _use(owner, tenant.id, at=START + 10)
-    _use(owner, tenant.id, at=START + 2 * DAY, tier="batch")
-    _use(owner, other_tenant.id, at=START + 10)
+    add_usage(owner, tenant.id, at=START + 10)
+    add_usage(owner, tenant.id, at=START + 2 * DAY, tier="batch")
+    add_usage(owner, other_tenant.id, at=START + 10)
 
     answer = await http.get(USAGE, params={"start_time": START + 5, "end_time": START + 3 * DAY})
 
@@ -69,7 +45,7 @@ async def test_groups_split_a_bucket(
     http: httpx.AsyncClient, owner: DictConnection, tenant: Tenant
 ) -> None:
     for user, tier in (("a", "default"), ("a", "batch"), ("b", "batch")):
-        _use(owner, tenant.id, at=START, user=user, tier=tier)
+        add_usage(owner, tenant.id, at=START, user=user, tier=tier)
     params: dict[str, Any] = {"start_time": START, "end_time": START + DAY}
 
     users = (await http.get(USAGE, params=params | {"group_by": "user_id"})).json()
@@ -92,7 +68,7 @@ async def test_pages_show_each_bucket_once(
     http: httpx.AsyncClient, owner: DictConnection, tenant: Tenant
 ) -> None:
     for hour in range(0, 50, 7):
-        _use(owner, tenant.id, at=START + hour * 3_600)
+        add_usage(owner, tenant.id, at=START + hour * 3_600)
     params: dict[str, Any] = {
         "start_time": START,
         "end_time": START + 50 * 3_600,
@@ -120,7 +96,7 @@ async def test_line_items_add_up_to_what_was_charged(
     charged = 0
     for _ in range(200):
         total = rng.randint(1, 999)
-        charged += _use(
+        charged += add_usage(
             owner,
             tenant.id,
             at=START + rng.randint(0, 5 * DAY),
@@ -152,7 +128,7 @@ async def test_line_items_add_up_to_what_was_charged(
 async def test_csv_cannot_run_formulas(
     http: httpx.AsyncClient, owner: DictConnection, tenant: Tenant
 ) -> None:
-    _use(owner, tenant.id, at=START, user="=HYPERLINK(1)")
+    add_usage(owner, tenant.id, at=START, user="=HYPERLINK(1)")
 
     answer = await http.get(
         USAGE,
@@ -173,7 +149,7 @@ async def test_csv_cannot_run_formulas(
 async def test_openais_admin_client_reads_both(
     api_url: str, owner: DictConnection, tenant: Tenant
 ) -> None:
-    _use(owner, tenant.id, at=START)
+    add_usage(owner, tenant.id, at=START)
     async with openai.AsyncOpenAI(
         base_url=f"{api_url}/v1", api_key=tenant.api_key, admin_api_key=tenant.api_key
     ) as client:
@@ -229,7 +205,7 @@ class TestEstimates:
     ) -> None:
         now = int(datetime.now(UTC).timestamp())
         for length in range(1, 31):
-            _use(owner, tenant.id, at=now, output=length)
+            add_usage(owner, tenant.id, at=now, output=length)
 
         estimate = (await http.post("/v1/estimate", json=self.BODY)).json()
 
@@ -247,7 +223,7 @@ class TestEstimates:
     ) -> None:
         now = int(datetime.now(UTC).timestamp())
         for _ in range(60):
-            _use(owner, other_tenant.id, at=now)
+            add_usage(owner, other_tenant.id, at=now)
 
         estimate = (await http.post("/v1/estimate", json=self.BODY)).json()
 

@@ -1,0 +1,220 @@
+"""Costs by line item: what they say and what the ledger holds is the same money."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from billing.usage import settle_jobs
+from cli.stack.database import DatabaseUrls
+from store.admission import FrozenPrices
+from store.usage_buckets import BucketQuery, cost_buckets, usage_buckets
+from store.usage_reports import UsageReport, usage_report
+from tests.integration.store.conftest import AsApi
+from tests.support.roles import Connections, connections
+from tests.support.rows import Rows, frozen_prices
+
+TIERS = ("priority", "default", "flex", "batch")
+MILLION = 1_000_000
+VERSIONS = itertools.count(1)
+
+COUNTS = st.integers(0, 2_000)
+MICROS = st.sampled_from([0, 1, 3, 300_000, 999_999, 1_000_000]) | st.integers(0, 10**9)
+JOBS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "input_tokens": COUNTS,
+            "cached": st.fractions(0, 1),
+            "output_tokens": COUNTS,
+            "max_output_tokens": COUNTS,  # fewer than produced: the charge is cut short
+            "payer": st.sampled_from(["tenant", "tenant", "tenant", "platform", "nobody"]),
+            "tier": st.sampled_from(TIERS),
+            "price": st.integers(0, 2),
+        }
+    ),
+    max_size=12,
+)
+
+
+@pytest.fixture
+def roles(database: DatabaseUrls) -> Iterator[Connections]:
+    with connections(database) as opened:
+        yield opened
+
+
+@pytest.fixture
+def rows(roles: Connections) -> Rows:
+    return Rows(roles.owner)
+
+
+def _today(**fields: Any) -> BucketQuery:
+    now = datetime.now(UTC)
+    start = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=1)
+    return BucketQuery(start=start, end=now + timedelta(days=1), width=timedelta(days=1), **fields)
+
+
+def _price_book(rows: Rows, prices: FrozenPrices) -> FrozenPrices:
+    """A book of its own, with one price for all tiers."""
+    version = next(VERSIONS)
+    rows.connection.execute(
+        "INSERT INTO price_books (version, currency, sha256) VALUES (%s, 'USD', %s)",
+        (version, version.to_bytes(8)),
+    )
+    rows.connection.execute(
+        "INSERT INTO prices SELECT %s, 'demo', tier, %s, %s, %s FROM unnest(%s::text[]) tier",
+        (
+            version,
+            prices.input_micros,
+            prices.cached_micros,
+            prices.output_micros,
+            list(TIERS),
+        ),
+    )
+    return replace(prices, version=version)
+
+
+def _settle(roles: Connections, rows: Rows, jobs: list[dict[str, Any]], books: Any) -> UUID:
+    tenant = rows.tenant()
+    for job in jobs:
+        fields = {name: job[name] for name in ("input_tokens", "output_tokens", "payer", "tier")}
+        rows.ended_job(
+            tenant,
+            cached_tokens=int(job["cached"] * job["input_tokens"]),
+            max_output_tokens=job["max_output_tokens"],
+            prices=books[job["price"]],
+            **fields,
+        )
+    settle_jobs(roles.billing)
+    return tenant
+
+
+def _charged(rows: Rows, tenant: UUID) -> int:
+    """By the ledger."""
+    row = rows.one(
+        "SELECT coalesce(sum(amount_micros), 0)::bigint AS sum FROM ledger_entries"
+        " WHERE tenant_id = %s AND kind = 'usage'",
+        tenant,
+    )
+    return int(row["sum"])
+
+
+def test_line_items_whole_costs_native_report_and_ledger_are_one_sum(
+    roles: Connections, rows: Rows, as_api: AsApi
+) -> None:
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(JOBS, st.lists(st.builds(frozen_prices, MICROS, MICROS, MICROS), min_size=3, max_size=3))
+    def check(jobs: list[dict[str, Any]], prices: list[FrozenPrices]) -> None:
+        tenant = _settle(roles, rows, jobs, [_price_book(rows, line) for line in prices])
+        query = _today()
+
+        whole = as_api(lambda pool: cost_buckets(pool, tenant, query))
+        items = as_api(
+            lambda pool: cost_buckets(pool, tenant, replace(query, group_by=["line_item"]))
+        )
+        usage = as_api(lambda pool: usage_buckets(pool, tenant, query))
+        native = as_api(lambda pool: usage_report(pool, tenant, start=query.start, end=query.end))
+
+        charged = _charged(rows, tenant)
+        assert sum(row["amount_micros"] for row in whole) == charged
+        assert sum(row["amount_micros"] for row in items) == charged
+        assert all(row["amount_micros"] >= 0 for row in items)
+        assert sum(line["amount_micros"] for line in native.lines) == charged
+        _assert_same_tokens(usage, native, jobs)
+
+    check()
+
+
+def _assert_same_tokens(
+    usage: list[dict[str, Any]], native: UsageReport, jobs: list[dict[str, Any]]
+) -> None:
+    sums = Counter(num_jobs=len(jobs))
+    for job in jobs:
+        sums["input_tokens"] += job["input_tokens"]
+        sums["cached_tokens"] += int(job["cached"] * job["input_tokens"])
+        sums["output_tokens"] += job["output_tokens"]
+    names = {
+        "num_jobs": "num_model_requests",
+        "input_tokens": "input_tokens",
+        "cached_tokens": "input_cached_tokens",
+        "output_tokens": "output_tokens",
+    }
+    for ours, openais in names.items():
+        assert sum(row[openais] for row in usage) == sums[ours]
+        assert sum(line[ours] for line in native.lines) == sums[ours]
+
+
+def test_each_line_item_is_within_a_micro_of_its_exact_cost(
+    roles: Connections, rows: Rows, as_api: AsApi
+) -> None:
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(COUNTS, st.fractions(0, 1), COUNTS, st.builds(frozen_prices, MICROS, MICROS, MICROS))
+    def check(total: int, share: Fraction, output: int, prices: FrozenPrices) -> None:
+        cached = int(share * total)
+        book = _price_book(rows, prices)
+        tenant = rows.tenant()
+        rows.ended_job(
+            tenant,
+            input_tokens=total,
+            cached_tokens=cached,
+            output_tokens=output,
+            max_output_tokens=output,
+            prices=book,
+        )
+        settle_jobs(roles.billing)
+
+        found = as_api(lambda pool: cost_buckets(pool, tenant, _today(group_by=["line_item"])))
+
+        exact = {
+            "demo, input": (total - cached, prices.input_micros),
+            "demo, cached input": (cached, prices.cached_micros),
+            "demo, output": (output, prices.output_micros),
+        }
+        for row in found:
+            quantity, price = exact[row["line_item"]]
+            assert row["quantity"] == quantity > 0
+            assert abs(row["amount_micros"] - Fraction(quantity * price, MILLION)) < 1
+        if _charged(rows, tenant):
+            assert {row["line_item"] for row in found} == {
+                name for name, (quantity, _) in exact.items() if quantity
+            }
+
+    check()
+
+
+def test_a_charge_whose_price_line_is_gone_is_still_in_the_sum(
+    roles: Connections, rows: Rows, as_api: AsApi
+) -> None:
+    tenant = rows.tenant()
+    rows.ended_job(tenant)
+    settle_jobs(roles.billing)
+
+    items = as_api(lambda pool: cost_buckets(pool, tenant, _today(group_by=["line_item"])))
+
+    assert sum(row["amount_micros"] for row in items) == _charged(rows, tenant) > 0
+
+
+def test_line_items_can_be_picked_without_grouping_by_them(
+    roles: Connections, rows: Rows, as_api: AsApi
+) -> None:
+    book = _price_book(rows, frozen_prices(MILLION, MILLION, MILLION))
+    tenant = rows.tenant()
+    rows.ended_job(tenant, input_tokens=10, cached_tokens=3, output_tokens=5, prices=book)
+    settle_jobs(roles.billing)
+
+    picked = as_api(
+        lambda pool: cost_buckets(
+            pool, tenant, _today(line_items=["demo, input", "demo, output", "other, input"])
+        )
+    )
+
+    assert [row["amount_micros"] for row in picked] == [7 + 5]
