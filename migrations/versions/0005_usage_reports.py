@@ -16,7 +16,9 @@ _UP = (
     "ALTER TABLE job_outcomes ADD end_user text",
     "ALTER TABLE usage ADD end_user text",
     # What an estimate says of a model to tenants who have little history of their own with it. Only
-    # quantiles leave, and only once no tenant can be made out behind them.
+    # quantiles leave, and only where no tenant can be made out behind them: at least three others,
+    # and of each no more than its latest 50 jobs, so that none outweighs the rest. The latest jobs
+    # of all models are looked through and no more, so that a rare model costs no scan of the table.
     """
     CREATE FUNCTION output_quantiles(asked_model text)
         RETURNS TABLE (samples bigint, p50 double precision, p90 double precision,
@@ -27,12 +29,18 @@ _UP = (
             percentile_disc(0.9) WITHIN GROUP (ORDER BY output_tokens)::float8,
             percentile_disc(0.99) WITHIN GROUP (ORDER BY output_tokens)::float8
         FROM (
-            SELECT tenant_id, output_tokens FROM usage
+            SELECT tenant_id, output_tokens,
+                row_number() OVER (PARTITION BY tenant_id ORDER BY job_id DESC) AS nth
+            FROM (
+                SELECT job_id, tenant_id, model, output_tokens FROM usage
+                WHERE job_id >= uuid7_floor(now() - interval '30 days')
+                ORDER BY job_id DESC LIMIT 50000
+            ) latest
             WHERE model = asked_model AND output_tokens > 0
-                AND created_at > now() - interval '30 days'
-            ORDER BY job_id DESC LIMIT 1000
         ) recent
-        HAVING count(*) >= 50 AND count(DISTINCT tenant_id) >= 3;
+        WHERE nth <= 50
+        HAVING count(*) >= 50 AND count(DISTINCT tenant_id) FILTER (WHERE tenant_id IS DISTINCT FROM
+            nullif(current_setting('app.tenant_id', true), '')::uuid) >= 3;
     END
     """,
     "REVOKE ALL ON FUNCTION output_quantiles(text) FROM PUBLIC",
