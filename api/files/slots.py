@@ -24,9 +24,9 @@ class TransferSlots:
     def take(self, tenant_id: UUID) -> Iterator[None]:
         """Hold a slot. Raises RateLimitExceeded or ServiceUnavailable."""
         if self._taken[tenant_id] >= self._max_tenant:
-            raise RateLimitExceeded("Too many of your files are transferred at once.")
+            raise RateLimitExceeded("Too many of your transfers run at once.")
         if self._taken.total() >= self._max_all:
-            raise ServiceUnavailable("Too many files are transferred at once.")
+            raise ServiceUnavailable("Too many transfers run at once.")
         self._taken[tenant_id] += 1
         try:
             yield

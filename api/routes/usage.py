@@ -1,41 +1,61 @@
-"""What the tenant used, and what is left."""
+"""What the tenant used, in all and job by job, and what is left."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from starlette.responses import Response
 
 from api.deps import ServicesDep, UsageReader
 from api.json_response import JsonResponse
 from api.openapi import gives
-from api.schemas.objects import UsageShown
+from api.reports.csv_lines import CSV, WantsCsv
+from api.reports.jobs_export import export_jobs, job_usage
+from api.reports.pages import MAX_TIME
+from api.schemas.objects import Page, UsageShown
+from api.schemas.usage import JobUsageShown
+from api.services import Services
+from store.job_usage import Mark, find_job_usage, list_job_usage
+from store.tenants import ApiKey
 from store.usage_reports import UsageReport, usage_report
 from tasks.errors import InvalidRequest
+from tasks.ids import parse_job_id
 
 router = APIRouter(prefix="/v1/usage")
 
 DEFAULT_PERIOD = timedelta(days=30)
 _SUMMED = ("num_jobs", "input_tokens", "cached_tokens", "output_tokens", "amount_micros")
 
-# Through the year 9999, which is as far as Postgres and Python agree.
-UnixTime = Annotated[int, Query(ge=0, le=253_402_300_799)]
+UnixTime = Annotated[int, Query(ge=0, le=MAX_TIME)]
 
 
-@router.get("", responses=gives(UsageShown))
-async def get(
-    services: ServicesDep,
-    caller: UsageReader,
-    start_time: UnixTime | None = None,
-    end_time: UnixTime | None = None,
-) -> Response:
-    """Settled jobs that ended in [start_time, end_time); by default the last 30 days."""
+@dataclass(frozen=True, slots=True)
+class Period:
+    """[start, end)"""
+
+    start: datetime
+    end: datetime
+
+
+async def _period(start_time: UnixTime | None = None, end_time: UnixTime | None = None) -> Period:
+    """By default the last 30 days."""
     end = _time(end_time) if end_time is not None else datetime.now(UTC)
     start = _time(start_time) if start_time is not None else max(end - DEFAULT_PERIOD, _time(0))
     if start > end:
         raise InvalidRequest("'start_time' is after 'end_time'.", param="start_time")
+    return Period(start, end)
+
+
+PeriodDep = Annotated[Period, Depends(_period)]
+
+
+@router.get("", responses=gives(UsageShown))
+async def get(services: ServicesDep, caller: UsageReader, period: PeriodDep) -> Response:
+    """Settled jobs that ended in [start_time, end_time)."""
+    start, end = period.start, period.end
     report = await usage_report(services.pool, caller.tenant_id, start=start, end=end)
     return JsonResponse(
         {
@@ -45,6 +65,47 @@ async def get(
             **_report(report),
         }
     )
+
+
+@router.get("/jobs", responses=gives(Page[JobUsageShown], CSV))
+async def jobs(
+    services: ServicesDep,
+    caller: UsageReader,
+    period: PeriodDep,
+    wants_csv: WantsCsv,
+    *,
+    after: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> Response:
+    """Settled jobs, those first that ended first. As CSV all of them at once, whatever `limit`."""
+    mark = Mark(period.start)
+    if after is not None:
+        mark = max(mark, await _mark(services, caller, after))
+    if wants_csv:
+        return await export_jobs(
+            services.pool, services.downloads.slots, caller.tenant_id, after=mark, end=period.end
+        )
+    rows = await list_job_usage(
+        services.pool, caller.tenant_id, after=mark, end=period.end, limit=limit + 1
+    )
+    page = [job_usage(row) for row in rows[:limit]]
+    return JsonResponse(
+        {
+            "object": "list",
+            "data": page,
+            "first_id": page[0]["id"] if page else None,
+            "last_id": page[-1]["id"] if page else None,
+            "has_more": len(rows) > limit,
+        }
+    )
+
+
+async def _mark(services: Services, caller: ApiKey, after: str) -> Mark:
+    job_id = parse_job_id(after)
+    mark = await find_job_usage(services.pool, caller.tenant_id, job_id) if job_id else None
+    if mark is None:
+        raise InvalidRequest("'after' must be the id of a settled job.", param="after")
+    return mark
 
 
 def _report(report: UsageReport) -> dict[str, Any]:
