@@ -11,6 +11,7 @@
 """
 
 from millrace.async_client import AsyncClient
+from millrace.batch_runs import BatchProgress
 from millrace.client import Client
 from millrace.errors import (
     APIConnectionError,
@@ -25,8 +26,22 @@ from millrace.errors import (
     RateLimitError,
     ServerError,
 )
+from millrace.estimates import CostEstimate, Estimate, OutputEstimate
 from millrace.params import CreateJobParams, Message
-from millrace.types import Event, Job, JobError, Model, Output, Page, Queue, TokenUsage, Usage
+from millrace.types import (
+    Batch,
+    Event,
+    File,
+    Job,
+    JobError,
+    Model,
+    Output,
+    Page,
+    Queue,
+    RequestCounts,
+    TokenUsage,
+    Usage,
+)
 
 __all__ = [
     "APIConnectionError",
@@ -34,9 +49,14 @@ __all__ = [
     "AsyncClient",
     "AuthenticationError",
     "BadRequestError",
+    "Batch",
+    "BatchProgress",
     "Client",
+    "CostEstimate",
     "CreateJobParams",
+    "Estimate",
     "Event",
+    "File",
     "IdempotencyKeyReusedError",
     "InsufficientQuotaError",
     "Job",
@@ -46,10 +66,12 @@ __all__ = [
     "Model",
     "NotFoundError",
     "Output",
+    "OutputEstimate",
     "Page",
     "PermissionDeniedError",
     "Queue",
     "RateLimitError",
+    "RequestCounts",
     "ServerError",
     "TokenUsage",
     "Usage",

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
 from millrace import calls, config, outcome
+from millrace.async_resources import (
+    AsyncBatches,
+    AsyncFiles,
+    AsyncJobs,
+    AsyncModels,
+    AsyncUsageReports,
+)
 from millrace.calls import Call
+from millrace.estimates import Estimate
 from millrace.params import CreateJobParams
+from millrace.steps import Fetch, Pause, Step, Steps
 from millrace.streams import EventSession
-from millrace.types import Event, Job, Model, Page, Usage
+from millrace.types import Event
 
 T = TypeVar("T")
 
@@ -36,8 +45,14 @@ class AsyncClient:
         )
         self._max_retries = max_retries
         self.jobs = AsyncJobs(self)
+        self.files = AsyncFiles(self)
+        self.batches = AsyncBatches(self)
         self.models = AsyncModels(self)
         self.usage = AsyncUsageReports(self)
+
+    async def estimate(self, **params: Unpack[CreateJobParams]) -> Estimate:
+        """What a job would cost, and when it would end. Nothing is submitted."""
+        return await self._run(calls.estimate(params))
 
     async def close(self) -> None:
         """Close all connections."""
@@ -55,28 +70,58 @@ class AsyncClient:
         await self.close()
 
     async def _run(self, call: Call[T]) -> T:
+        response = await self._answer(lambda: self._send(call))
+        return call.parse(response.json())
+
+    async def _drive(self, steps: Steps[T]) -> T:
+        """Perform steps; what goes wrong is raised in the generator, which may know what to do."""
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    result = await self._perform(step)
+                except BaseException as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(result)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    async def _perform(self, step: Step) -> Any:
+        if isinstance(step, Pause):
+            return await asyncio.sleep(step.seconds)
+        if isinstance(step, Fetch):
+            return await self._answer(lambda: self._fetch(step))
+        return await self._run(step)
+
+    async def _answer(self, send: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
+        """Try until it succeeds, or is no use."""
         for attempt in itertools.count():
             try:
-                response = await self._send(call)
+                response = await send()
                 retry = outcome.after_answer(attempt, response)
             except httpx.TransportError as error:
                 retry = outcome.after_failure(attempt, error)
             if retry is None:
-                return call.parse(response.json())
+                return response
             if attempt >= self._max_retries:
                 raise retry.error
             await asyncio.sleep(retry.delay_s)
         raise AssertionError("unreachable")
 
     async def _send(self, call: Call[T]) -> httpx.Response:
-        return await self._http.request(
-            call.method,
-            call.path,
-            params=call.params,
-            json=call.json,
-            headers=call.headers,
-            timeout=config.timeout(call.extra_timeout_s),
-        )
+        with call.body() as body:
+            return await self._http.request(call.method, call.path, **body, **call.options())
+
+    async def _fetch(self, fetch: Fetch) -> httpx.Response:
+        async with self._http.stream("GET", fetch.path, timeout=config.timeout(0)) as response:
+            if not response.is_success:
+                await response.aread()
+                return response
+            fetch.start(response)
+            async for data in response.aiter_bytes():
+                fetch.sink.write(data)
+        return response
 
     async def _stream(self, session: EventSession) -> AsyncIterator[Event]:
         while True:
@@ -100,65 +145,3 @@ class AsyncClient:
                     yield event
                 if session.is_done:
                     return
-
-
-class AsyncJobs:
-    """`client.jobs`."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    async def create(
-        self,
-        *,
-        idempotency_key: str | None = None,
-        wait_s: float = 0.0,
-        **params: Unpack[CreateJobParams],
-    ) -> Job:
-        """Submit a job. Returns once it is accepted, or when it is over within `wait_s` (<= 60)."""
-        call = calls.create_job(params, idempotency_key=idempotency_key, wait_s=wait_s)
-        return await self._client._run(call)
-
-    async def get(self, job_id: str, *, wait_s: float = 0.0) -> Job:
-        """The job; with `wait_s` (<= 60) as soon as it is over, at the latest after that time."""
-        return await self._client._run(calls.get_job(job_id, wait_s=wait_s))
-
-    async def cancel(self, job_id: str) -> Job:
-        """Ask for the job's end. What it has produced is kept, and paid for."""
-        return await self._client._run(calls.cancel_job(job_id))
-
-    async def list(
-        self, *, after: str | None = None, limit: int = 20, status: str | None = None
-    ) -> Page[Job]:
-        """Newest first, those older than the job `after`."""
-        return await self._client._run(calls.list_jobs(after=after, limit=limit, status=status))
-
-    def events(self, job_id: str, *, starting_after: int = 0) -> AsyncIterator[Event]:
-        """Events until `done`. Resumes by itself where a connection broke."""
-        return self._client._stream(EventSession(job_id, starting_after))
-
-
-class AsyncModels:
-    """`client.models`."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    async def list(self) -> tuple[Model, ...]:
-        """All models that take jobs."""
-        return await self._client._run(calls.list_models())
-
-    async def get(self, model: str) -> Model:
-        """One model."""
-        return await self._client._run(calls.get_model(model))
-
-
-class AsyncUsageReports:
-    """`client.usage`."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    async def get(self, *, start_time: int | None = None, end_time: int | None = None) -> Usage:
-        """Usage in a period of unix seconds, by default the last 30 days, and the balance now."""
-        return await self._client._run(calls.get_usage(start_time=start_time, end_time=end_time))

@@ -5,38 +5,66 @@ sync and the async client share it.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from millrace import config
+from millrace.estimates import Estimate, parse_estimate
 from millrace.params import CreateJobParams
 from millrace.types import (
+    Batch,
+    File,
     Job,
     Json,
     Model,
     Page,
     Usage,
+    parse_batch,
+    parse_batches,
+    parse_file,
+    parse_files,
     parse_job,
     parse_jobs,
     parse_model,
     parse_models,
     parse_usage,
 )
+from millrace.uploads import Progress, Upload
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One request. Every call here may be repeated: creating a job carries an idempotency key."""
+    """One request. Every call here may be repeated: creating a job or a batch carries an
+    idempotency key, and an upload whose answer was lost leaves a file that nobody uses.
+    """
 
     method: str
     path: str
     parse: Callable[[Json], T]
     params: Mapping[str, Any] = field(default_factory=dict)
     json: Mapping[str, Any] | None = None
+    upload: Upload | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     extra_timeout_s: float = 0.0  # the server may take this much longer to answer
+
+    def options(self) -> dict[str, Any]:
+        """For httpx, beside method, path and body."""
+        timeout = config.timeout(self.extra_timeout_s)
+        return {"params": self.params, "headers": self.headers, "timeout": timeout}
+
+    @contextmanager
+    def body(self) -> Iterator[dict[str, Any]]:
+        """What httpx is to send. An upload's file is open for so long."""
+        if self.upload is None:
+            yield {"json": self.json}
+        else:
+            with self.upload.opened() as form:
+                yield form
 
 
 def create_job(params: CreateJobParams, *, idempotency_key: str | None, wait_s: float) -> Call[Job]:
@@ -65,6 +93,79 @@ def cancel_job(job_id: str) -> Call[Job]:
 def list_jobs(*, after: str | None, limit: int, status: str | None) -> Call[Page[Job]]:
     params = {"after": after, "limit": limit, "status": status}
     return Call("GET", "/v1/jobs", parse_jobs, params=_given(params))
+
+
+def estimate(params: CreateJobParams) -> Call[Estimate]:
+    return Call("POST", "/v1/estimate", parse_estimate, json=dict(params))
+
+
+def upload_file(
+    path: str | Path,
+    *,
+    purpose: str,
+    filename: str | None,
+    expires_after_s: int | None,
+    progress: Progress | None,
+) -> Call[File]:
+    fields = {"purpose": purpose}
+    if expires_after_s is not None:
+        fields["expires_after[anchor]"] = "created_at"
+        fields["expires_after[seconds]"] = str(expires_after_s)
+    upload = Upload(Path(path), filename or Path(path).name, fields, progress)
+    # The server may still store the last of it when all is sent.
+    return Call("POST", "/v1/files", parse_file, upload=upload, extra_timeout_s=60.0)
+
+
+def get_file(file_id: str) -> Call[File]:
+    return Call("GET", f"/v1/files/{file_id}", parse_file)
+
+
+def delete_file(file_id: str) -> Call[bool]:
+    return Call("DELETE", f"/v1/files/{file_id}", lambda body: bool(body.get("deleted")))
+
+
+def list_files(
+    *, after: str | None, limit: int, order: str | None, purpose: str | None
+) -> Call[Page[File]]:
+    params = {"after": after, "limit": limit, "order": order, "purpose": purpose}
+    return Call("GET", "/v1/files", parse_files, params=_given(params))
+
+
+def file_content(file_id: str) -> str:
+    """The path of a file's bytes."""
+    return f"/v1/files/{file_id}/content"
+
+
+def create_batch(
+    input_file_id: str,
+    *,
+    endpoint: str,
+    completion_window: str,
+    metadata: Mapping[str, str] | None,
+    idempotency_key: str | None,
+) -> Call[Batch]:
+    fields = {
+        "input_file_id": input_file_id,
+        "endpoint": endpoint,
+        "completion_window": completion_window,
+        "metadata": metadata,
+    }
+    headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+    return Call("POST", "/v1/batches", parse_batch, json=_given(fields), headers=headers)
+
+
+def get_batch(batch_id: str) -> Call[Batch]:
+    return Call("GET", f"/v1/batches/{batch_id}", parse_batch)
+
+
+def cancel_batch(batch_id: str) -> Call[Batch]:
+    return Call("POST", f"/v1/batches/{batch_id}/cancel", parse_batch)
+
+
+def list_batches(*, after: str | None, limit: int) -> Call[Page[Batch]]:
+    return Call(
+        "GET", "/v1/batches", parse_batches, params=_given({"after": after, "limit": limit})
+    )
 
 
 def list_models() -> Call[tuple[Model, ...]]:

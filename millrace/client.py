@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
 from millrace import calls, config, outcome
 from millrace.calls import Call
+from millrace.estimates import Estimate
 from millrace.params import CreateJobParams
+from millrace.resources import Batches, Files, Jobs, Models, UsageReports
+from millrace.steps import Fetch, Pause, Step, Steps
 from millrace.streams import EventSession
-from millrace.types import Event, Job, Model, Page, Usage
+from millrace.types import Event
 
 T = TypeVar("T")
 
@@ -36,8 +39,14 @@ class Client:
         )
         self._max_retries = max_retries
         self.jobs = Jobs(self)
+        self.files = Files(self)
+        self.batches = Batches(self)
         self.models = Models(self)
         self.usage = UsageReports(self)
+
+    def estimate(self, **params: Unpack[CreateJobParams]) -> Estimate:
+        """What a job would cost, and when it would end. Nothing is submitted."""
+        return self._run(calls.estimate(params))
 
     def close(self) -> None:
         """Close all connections."""
@@ -55,28 +64,57 @@ class Client:
         self.close()
 
     def _run(self, call: Call[T]) -> T:
+        return call.parse(self._answer(lambda: self._send(call)).json())
+
+    def _drive(self, steps: Steps[T]) -> T:
+        """Perform steps; what goes wrong is raised in the generator, which may know what to do."""
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    result = self._perform(step)
+                except BaseException as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(result)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    def _perform(self, step: Step) -> Any:
+        if isinstance(step, Pause):
+            return time.sleep(step.seconds)
+        if isinstance(step, Fetch):
+            return self._answer(lambda: self._fetch(step))
+        return self._run(step)
+
+    def _answer(self, send: Callable[[], httpx.Response]) -> httpx.Response:
+        """Try until it succeeds, or is no use."""
         for attempt in itertools.count():
             try:
-                response = self._send(call)
+                response = send()
                 retry = outcome.after_answer(attempt, response)
             except httpx.TransportError as error:
                 retry = outcome.after_failure(attempt, error)
             if retry is None:
-                return call.parse(response.json())
+                return response
             if attempt >= self._max_retries:
                 raise retry.error
             time.sleep(retry.delay_s)
         raise AssertionError("unreachable")
 
     def _send(self, call: Call[T]) -> httpx.Response:
-        return self._http.request(
-            call.method,
-            call.path,
-            params=call.params,
-            json=call.json,
-            headers=call.headers,
-            timeout=config.timeout(call.extra_timeout_s),
-        )
+        with call.body() as body:
+            return self._http.request(call.method, call.path, **body, **call.options())
+
+    def _fetch(self, fetch: Fetch) -> httpx.Response:
+        with self._http.stream("GET", fetch.path, timeout=config.timeout(0)) as response:
+            if not response.is_success:
+                response.read()
+                return response
+            fetch.start(response)
+            for data in response.iter_bytes():
+                fetch.sink.write(data)
+        return response
 
     def _stream(self, session: EventSession) -> Iterator[Event]:
         while True:
@@ -98,65 +136,3 @@ class Client:
                 yield from session.feed(data)
                 if session.is_done:
                     return
-
-
-class Jobs:
-    """`client.jobs`."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def create(
-        self,
-        *,
-        idempotency_key: str | None = None,
-        wait_s: float = 0.0,
-        **params: Unpack[CreateJobParams],
-    ) -> Job:
-        """Submit a job. Returns once it is accepted, or when it is over within `wait_s` (<= 60)."""
-        call = calls.create_job(params, idempotency_key=idempotency_key, wait_s=wait_s)
-        return self._client._run(call)
-
-    def get(self, job_id: str, *, wait_s: float = 0.0) -> Job:
-        """The job; with `wait_s` (<= 60) as soon as it is over, at the latest after that time."""
-        return self._client._run(calls.get_job(job_id, wait_s=wait_s))
-
-    def cancel(self, job_id: str) -> Job:
-        """Ask for the job's end. What it has produced is kept, and paid for."""
-        return self._client._run(calls.cancel_job(job_id))
-
-    def list(
-        self, *, after: str | None = None, limit: int = 20, status: str | None = None
-    ) -> Page[Job]:
-        """Newest first, those older than the job `after`."""
-        return self._client._run(calls.list_jobs(after=after, limit=limit, status=status))
-
-    def events(self, job_id: str, *, starting_after: int = 0) -> Iterator[Event]:
-        """Events until `done`. Resumes by itself where a connection broke."""
-        return self._client._stream(EventSession(job_id, starting_after))
-
-
-class Models:
-    """`client.models`."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def list(self) -> tuple[Model, ...]:
-        """All models that take jobs."""
-        return self._client._run(calls.list_models())
-
-    def get(self, model: str) -> Model:
-        """One model."""
-        return self._client._run(calls.get_model(model))
-
-
-class UsageReports:
-    """`client.usage`."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def get(self, *, start_time: int | None = None, end_time: int | None = None) -> Usage:
-        """Usage in a period of unix seconds, by default the last 30 days, and the balance now."""
-        return self._client._run(calls.get_usage(start_time=start_time, end_time=end_time))

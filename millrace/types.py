@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
 TERMINAL_STATUSES = frozenset({"completed", "incomplete", "failed", "cancelled"})
+ENDED_BATCH_STATUSES = frozenset({"completed", "failed", "expired", "cancelled"})
 
 T = TypeVar("T")
 Json = Mapping[str, Any]
@@ -132,6 +133,56 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class File:
+    """A stored file, without its contents."""
+
+    id: str
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    status: str
+    raw: Json
+    expires_at: int | None = None
+
+
+@dataclass(frozen=True)
+class RequestCounts:
+    """Lines of a batch."""
+
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+
+    @property
+    def ended(self) -> int:
+        """Lines that are over, either way."""
+        return self.completed + self.failed
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A file of requests, answered in a file. `errors` says why it was refused as a whole."""
+
+    id: str
+    status: str
+    endpoint: str
+    input_file_id: str
+    created_at: int
+    request_counts: RequestCounts
+    errors: tuple[Json, ...]
+    raw: Json
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    expires_at: int | None = None
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the batch is over and its files are complete."""
+        return self.status in ENDED_BATCH_STATUSES
+
+
+@dataclass(frozen=True)
 class Page(Generic[T]):
     """Part of a list; pass `last_id` as `after` for the next part."""
 
@@ -155,8 +206,32 @@ def parse_job(body: Json) -> Job:
 
 def parse_jobs(body: Json) -> Page[Job]:
     """A page of jobs."""
-    data = tuple(parse_job(item) for item in body["data"])
-    return Page(data, body["first_id"], body["last_id"], body["has_more"])
+    return _page(body, parse_job)
+
+
+def parse_file(body: Json) -> File:
+    """A file object of the API."""
+    return _known(File, {**body, "raw": body})
+
+
+def parse_files(body: Json) -> Page[File]:
+    """A page of files."""
+    return _page(body, parse_file)
+
+
+def parse_batch(body: Json) -> Batch:
+    """A batch object of the API."""
+    nested: dict[str, Any] = {
+        "request_counts": _known(RequestCounts, body.get("request_counts") or {}),
+        "errors": tuple((body.get("errors") or {}).get("data") or ()),
+        "raw": body,
+    }
+    return _known(Batch, {**body, **nested})
+
+
+def parse_batches(body: Json) -> Page[Batch]:
+    """A page of batches."""
+    return _page(body, parse_batch)
 
 
 def parse_model(body: Json) -> Model:
@@ -172,6 +247,11 @@ def parse_models(body: Json) -> tuple[Model, ...]:
 def parse_usage(body: Json) -> Usage:
     """A usage report."""
     return _known(Usage, {**body, "data": tuple(body["data"]), "raw": body})
+
+
+def _page(body: Json, parse: Callable[[Json], T]) -> Page[T]:
+    data = tuple(parse(item) for item in body["data"])
+    return Page(data, body["first_id"], body["last_id"], body["has_more"])
 
 
 def _optional(cls: type[T], body: Json | None) -> T | None:

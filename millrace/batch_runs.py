@@ -1,0 +1,199 @@
+"""A batch from a file of requests to files of results, which can be interrupted anywhere and run
+again: it takes up the batch it has, and writes each result once.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from millrace import calls
+from millrace.batch_files import ResultsFile, RunState, fingerprint
+from millrace.errors import APIConnectionError, MillraceError, ServerError
+from millrace.retries import backoff
+from millrace.steps import Fetch, Pause, Step, Steps
+from millrace.types import Batch
+
+FIRST_POLL_S = 0.5
+MAX_POLL_S = 10.0
+# A server that is away for less is waited for: the batch goes on without us.
+PATIENCE_S = 600.0
+# The output is read from its start each time, for at most one part in so many of the time.
+READING_SHARE = 10
+
+
+@dataclass(frozen=True)
+class BatchProgress:
+    """How far a run is: bytes while it uploads, then the batch and the results written."""
+
+    bytes_sent: int
+    bytes_total: int
+    batch: Batch | None = None
+    num_results: int = 0
+    num_errors: int = 0
+
+
+OnProgress = Callable[[BatchProgress], None]
+
+
+@dataclass(frozen=True)
+class BatchRun:
+    """What to run, and where its results go."""
+
+    path: Path
+    endpoint: str
+    completion_window: str
+    output: Path
+    errors: Path
+    metadata: Mapping[str, str] | None = None
+    starts_over: bool = False
+    progress: OnProgress | None = None
+
+    @classmethod
+    def of(
+        cls,
+        path: str | Path,
+        *,
+        output: str | Path | None,
+        errors: str | Path | None,
+        **options: Any,
+    ) -> BatchRun:
+        """With results beside the input: FILE.out.jsonl and FILE.err.jsonl."""
+        return cls(
+            path=Path(path),
+            output=Path(output or f"{path}.out.jsonl"),
+            errors=Path(errors or f"{path}.err.jsonl"),
+            **options,
+        )
+
+    @property
+    def state_path(self) -> Path:
+        """Remembers the batch."""
+        return self.path.with_name(f"{self.path.name}.millrace.json")
+
+    def steps(self) -> Steps[Batch]:
+        """Upload, create, wait; or what of it an earlier run left to do. Ends with the batch."""
+        asked = fingerprint(self.path, self.endpoint, self.completion_window)
+        state = None if self.starts_over else RunState.read(self.state_path)
+        if state is None or state.fingerprint != asked:
+            self._clear_results()
+            state = yield from self._upload(asked)
+        if state.batch_id is None:
+            state = yield from self._create(state)
+        batch = yield from self._wait(str(state.batch_id))
+        if batch.status == "failed":  # refused as a whole: there is nothing to take up
+            self.state_path.unlink(missing_ok=True)
+        return batch
+
+    def _clear_results(self) -> None:
+        """Results of another run were paid for: nothing but the user's word deletes them."""
+        for path in (self.output, self.errors):
+            if self.starts_over:
+                path.unlink(missing_ok=True)
+            elif path.exists() and path.stat().st_size:
+                raise MillraceError(f"{path} holds results of another run: move it, or start over")
+
+    def _upload(self, asked: str) -> Steps[RunState]:
+        call = calls.upload_file(
+            self.path, purpose="batch", filename=None, expires_after_s=None, progress=self._sent
+        )
+        file = yield call
+        state = RunState(asked, file.id, uuid.uuid4().hex)
+        state.write(self.state_path)
+        return state
+
+    def _create(self, state: RunState) -> Steps[RunState]:
+        batch = yield calls.create_batch(
+            state.file_id,
+            endpoint=self.endpoint,
+            completion_window=self.completion_window,
+            metadata=self.metadata,
+            idempotency_key=state.idempotency_key,
+        )
+        state = replace(state, batch_id=batch.id)
+        state.write(self.state_path)
+        return state
+
+    def _wait(self, batch_id: str) -> Steps[Batch]:
+        with _results(self.output) as output, _results(self.errors) as errors:
+            follower = _Follower(batch_id, output, errors)
+            while True:
+                batch = yield from follower.look()
+                self._tell(batch, output, errors)
+                if batch.is_terminal:
+                    return batch
+                yield Pause(follower.delay_s)
+
+    def _sent(self, sent: int, total: int) -> None:
+        if self.progress:
+            self.progress(BatchProgress(sent, total))
+
+    def _tell(self, batch: Batch, output: ResultsFile, errors: ResultsFile) -> None:
+        if self.progress:
+            size = self.path.stat().st_size
+            lines = (output.num_lines, errors.num_lines)
+            self.progress(BatchProgress(size, size, batch, *lines))
+
+
+class _Follower:
+    """Looks at a batch again and again, and reads what is new in its files."""
+
+    def __init__(self, batch_id: str, output: ResultsFile, errors: ResultsFile) -> None:
+        self._call = calls.get_batch(batch_id)
+        self._output = output
+        self._errors = errors
+        self._num_ended = -1  # lines at the last reading
+        self._read_again_at = 0.0
+        self.delay_s = FIRST_POLL_S
+
+    def look(self) -> Steps[Batch]:
+        """The batch as it is; when it is over, its files have been read to their ends."""
+        batch: Batch = yield from _patiently(self._call)
+        is_due = time.monotonic() >= self._read_again_at
+        if batch.is_terminal or (is_due and batch.request_counts.ended != self._num_ended):
+            yield from self._read(batch)
+            self.delay_s = FIRST_POLL_S
+        else:
+            self.delay_s = min(self.delay_s * 1.5, MAX_POLL_S)
+        return batch
+
+    def _read(self, batch: Batch) -> Steps[None]:
+        started = time.monotonic()
+        for file_id, results in (
+            (batch.output_file_id, self._output),
+            (batch.error_file_id, self._errors),
+        ):
+            if file_id is not None:
+                yield from _patiently(Fetch(calls.file_content(file_id), results))
+                results.finish()
+        self._num_ended = batch.request_counts.ended
+        ended = time.monotonic()
+        self._read_again_at = ended + READING_SHARE * (ended - started)
+
+
+def _patiently(step: Step) -> Steps[Any]:
+    """Through a server that restarts. What it refuses is raised at once."""
+    give_up_at = time.monotonic() + PATIENCE_S
+    attempt = 0
+    while True:
+        try:
+            return (yield step)
+        except (APIConnectionError, ServerError):
+            if time.monotonic() > give_up_at:
+                raise
+        yield Pause(backoff(attempt))
+        attempt += 1
+
+
+@contextmanager
+def _results(path: Path) -> Iterator[ResultsFile]:
+    results = ResultsFile(path)
+    try:
+        yield results
+    finally:
+        results.close()
