@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from cli.output import JsonOption, print_json
+
 app = typer.Typer(help="The models this installation serves, and their prices.")
 
 
@@ -21,14 +23,21 @@ def apply(
     files: Annotated[
         list[Path] | None, typer.Argument(help="Default: catalog.toml of the installation.")
     ] = None,
+    *,
+    is_json: JsonOption = False,
 ) -> None:
     """Make the database say what the files say. Models in none of them retire."""
+    from dataclasses import asdict
+
     from cli.operator import connection
     from cli.stack.files import ROOT
     from store.catalog import apply_catalog
 
     with connection() as opened:
         summary = apply_catalog(opened, files or [ROOT / "catalog.toml"])
+    if is_json:
+        print_json(asdict(summary))
+        return
     print(f"models: {', '.join(summary.models)}")
     if summary.retired:
         print(f"retired: {', '.join(summary.retired)}")

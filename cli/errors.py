@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NoReturn
 
 FAILED = 1
 INTERRUPTED = 130
@@ -24,10 +25,28 @@ def one_line_errors() -> Iterator[None]:
     except BrokenPipeError:  # `millrace watch | head`
         sys.exit(FAILED)
     except Exception as error:
+        if _is_misuse(error):
+            _explain_misuse(error)
         if not _is_known(error):
             raise
         print(f"millrace: {_text(error)}", file=sys.stderr)
         sys.exit(FAILED)
+
+
+def _is_misuse(error: Exception) -> bool:
+    """An option or argument that doesn't exist, is missing, or has a bad value."""
+    return hasattr(error, "format_message") and hasattr(error, "exit_code")
+
+
+def _explain_misuse(error: Any) -> NoReturn:
+    """In one line; a group of commands without one explains itself."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        hint = f" (see `{context.command_path} --help`)" if context else ""
+        print(f"millrace: {' '.join(error.format_message().split())}{hint}", file=sys.stderr)
+    sys.exit(error.exit_code)
 
 
 def _text(error: Exception) -> str:
@@ -52,5 +71,6 @@ _KNOWN = frozenset(
         "tasks.errors.ServiceError",
         "psycopg.OperationalError",
         "httpx.TransportError",
+        "builtins.OSError",  # a file that isn't there
     }
 )

@@ -1,20 +1,26 @@
 """submit, watch, get, cancel: thin over the typed client, as any other user of the API."""
 
-# ruff: noqa: PLC0415 (a command imports what it needs when it runs, so that `--help` is instant)
-
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from cli.errors import CommandError
-
-if TYPE_CHECKING:
-    from millrace import Client
-
-JobId = Annotated[str, typer.Argument(help="job_...")]
+from cli.client import (
+    DEFAULT_MODEL,
+    JobId,
+    MaxTokensOption,
+    MessagesOption,
+    ModelOption,
+    PromptArgument,
+    TemperatureOption,
+    TierOption,
+    connect,
+    job_params,
+)
+from cli.money import from_micros
+from cli.output import JsonOption, print_json
+from cli.text_output import follow, require_success
 
 
 def register(app: typer.Typer) -> None:
@@ -25,63 +31,66 @@ def register(app: typer.Typer) -> None:
 
 
 def submit(
-    prompt: str,
+    prompt: PromptArgument = None,
     *,
-    model: Annotated[str, typer.Option()] = "demo",
-    max_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    follow: Annotated[bool, typer.Option(help="Print the text as it is produced.")] = True,
+    messages: MessagesOption = None,
+    model: ModelOption = DEFAULT_MODEL,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = None,
+    tier: TierOption = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="The same key twice submits one job.")
+    ] = None,
+    is_followed: Annotated[
+        bool, typer.Option("--follow", help="Print the text as it is produced, not the job's id.")
+    ] = False,
+    is_json: JsonOption = False,
 ) -> None:
-    """Send a prompt and print the answer as it streams (--no-follow: only the job's id)."""
-    client = _client()
-    job = client.jobs.create(
-        model=model, messages=[{"role": "user", "content": prompt}], max_tokens=max_tokens
+    """Submit a job and print its id. `watch` shows its text, whenever you like."""
+    params = job_params(
+        prompt, messages, model=model, max_tokens=max_tokens, temperature=temperature, tier=tier
     )
-    if not follow:
-        print(job.id)
+    with connect() as client:
+        job = client.jobs.create(idempotency_key=idempotency_key, **params)
+        if is_followed:
+            require_success(follow(client, job.id, is_json=is_json))
+        elif is_json:
+            print_json(job.raw)
+        else:
+            print(job.id)
+
+
+def watch(job_id: JobId, *, is_json: JsonOption = False) -> None:
+    """Print a job's text from its beginning and follow it to its end. Exits with 1 if it fails."""
+    with connect() as client:
+        require_success(follow(client, job_id, is_json=is_json))
+
+
+def get(
+    job_id: JobId,
+    *,
+    wait_s: Annotated[float, typer.Option("--wait", min=0, max=60, help="Seconds.")] = 0.0,
+    is_json: JsonOption = False,
+) -> None:
+    """Show a job, and its text as far as it is known."""
+    with connect() as client:
+        job = client.jobs.get(job_id, wait_s=wait_s)
+    if is_json:
+        print_json(job.raw)
         return
-    _follow(client, str(job.id))
+    cost = f"{from_micros(job.cost_micros)} {job.currency}" if job.cost_micros is not None else ""
+    print("  ".join(filter(None, (job.id, job.status, job.model, job.service_tier, cost))))
+    if job.error:
+        print(f"{job.error.code}: {job.error.message}")
+    if job.text:
+        print(job.text)
 
 
-def watch(job_id: JobId) -> None:
-    """Print a job's text from its beginning and follow it to its end."""
-    _follow(_client(), job_id)
-
-
-def get(job_id: JobId) -> None:
-    """Print a job as JSON."""
-    import json
-
-    print(json.dumps(_client().jobs.get(job_id).raw, indent=2))
-
-
-def cancel(job_id: JobId) -> None:
-    """Cancel a job."""
-    print(_client().jobs.cancel(job_id).status)
-
-
-def _follow(client: Client, job_id: str) -> None:
-    """Exits with 1 if the job fails."""
-    status = None
-    for event in client.jobs.events(job_id):
-        print(event.text, end="", flush=True)
-        status = event.job.status if event.job else None
-    print()
-    if status not in ("completed", "incomplete"):
-        raise CommandError(f"job {job_id} is {status}")
-
-
-def _client() -> Client:
-    """MILLRACE_URL and MILLRACE_API_KEY, else those of this machine's `make up`."""
-    url, key = os.environ.get("MILLRACE_URL"), os.environ.get("MILLRACE_API_KEY")
-    if not (url and key):
-        from cli.stack.state import StateFolder
-
-        state = StateFolder.default()
-        running = state.read_running()
-        url = url or (running.addresses.get("api") if running else None)
-        key = key or state.find_secret("api_key")
-    if not (url and key):
-        raise CommandError("set MILLRACE_URL and MILLRACE_API_KEY, or start Millrace by `make up`")
-    from millrace import Client
-
-    return Client(url=url, api_key=key)
+def cancel(job_id: JobId, *, is_json: JsonOption = False) -> None:
+    """Cancel a job. What it has produced is kept, and paid for."""
+    with connect() as client:
+        job = client.jobs.cancel(job_id)
+    if is_json:
+        print_json(job.raw)
+    else:
+        print(job.status)

@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
+
+from cli.output import JsonOption
 
 app = typer.Typer(help="The ledger.", no_args_is_help=True)
 
@@ -16,9 +16,7 @@ def _ledger() -> None: ...
 
 
 @app.command()
-def verify(
-    *, is_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
-) -> None:
+def verify(*, is_json: JsonOption = False) -> None:
     """Recompute every balance from the ledger. Exits with 1 if one rule is broken."""
     from billing.ledger import verify as recompute
     from cli.operator import connection

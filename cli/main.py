@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import typer
 
-from cli import catalog, jobs, keys, ledger, stack_commands, tenants
+from cli import account, batches, catalog, chat, files, jobs, keys, ledger, stack_commands, tenants
 from cli.errors import one_line_errors
 
 app = typer.Typer(
@@ -16,7 +18,11 @@ app = typer.Typer(
 )
 
 stack_commands.register(app)
+chat.register(app)
 jobs.register(app)
+app.add_typer(batches.app, name="batch")
+account.register(app)
+app.add_typer(files.app, name="files")
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(keys.app, name="keys")
 app.add_typer(tenants.credits_app, name="credits")
@@ -27,7 +33,7 @@ app.add_typer(ledger.app, name="ledger")
 def run() -> None:
     """The entry point."""
     with one_line_errors():
-        app()
+        sys.exit(app(standalone_mode=False))
 
 
 if __name__ == "__main__":

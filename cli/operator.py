@@ -1,4 +1,4 @@
-"""What operator commands share: the owner's connection, and money as people write it."""
+"""What operator commands share: the owner's connection, the pepper, tenants by name."""
 
 # ruff: noqa: PLC0415 (a command imports what it needs when it runs, so that `--help` is instant)
 
@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -15,8 +14,6 @@ from cli.errors import CommandError
 
 if TYPE_CHECKING:
     from store.pools import DictConnection
-
-_MICROS = 1_000_000
 
 
 def owner_url() -> str:
@@ -56,21 +53,3 @@ def tenant_id(opened: DictConnection, name: str) -> UUID:
     if found is None:
         raise CommandError(f"there is no tenant {name!r}: see `millrace tenants list`")
     return found
-
-
-def to_micros(amount: str) -> int:
-    """`12.50` as micros. Raises CommandError for anything that isn't a plain positive amount."""
-    try:
-        micros = Decimal(amount) * _MICROS
-    except InvalidOperation:
-        raise CommandError(f"{amount!r} is no amount: write it like 12.50") from None
-    if not micros.is_finite() or micros <= 0 or micros != micros.to_integral_value():
-        raise CommandError(f"{amount!r} is no amount: positive, with at most 6 decimals")
-    return int(micros)
-
-
-def from_micros(micros: int) -> str:
-    """Micros as an amount with the decimals it needs, two at least."""
-    sign, number = ("-" if micros < 0 else ""), abs(micros)
-    decimals = f"{number % _MICROS:06d}".rstrip("0").ljust(2, "0")
-    return f"{sign}{number // _MICROS}.{decimals}"

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from cli.output import JsonOption, print_json
+
 
 class Engine(StrEnum):
     """What inference workers run. The last two are for measuring and testing."""
@@ -39,7 +41,7 @@ def up(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Of the API. Default: 8000 or the next.")
     ] = None,
-    is_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    is_json: JsonOption = False,
 ) -> None:
     """Start everything on this machine, answer a first prompt, and stay until Ctrl-C."""
     from cli.stack.options import UpOptions
@@ -50,7 +52,9 @@ def up(
 
 
 def down(
-    *, purge: Annotated[bool, typer.Option(help="Delete all data of `up`, too.")] = False
+    *,
+    purge: Annotated[bool, typer.Option(help="Delete all data of `up`, too.")] = False,
+    is_json: JsonOption = False,
 ) -> None:
     """Stop what `up` started: running jobs finish or go back to the queue."""
     from contextlib import closing
@@ -59,13 +63,13 @@ def down(
     from cli.stack.down import down as stop
     from cli.stack.state import StateFolder
 
-    with closing(Progress(standard_console(is_json=False))) as progress:
+    with closing(Progress(standard_console(is_json=is_json))) as progress:
         stop(StateFolder.default(), progress, purge=purge)
+    if is_json:
+        print_json({"is_running": False})
 
 
-def status(
-    *, is_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
-) -> None:
+def status(*, is_json: JsonOption = False) -> None:
     """Show processes, queues, workers and jobs. Exits with 1 if Millrace doesn't run."""
     import json
 
@@ -82,10 +86,13 @@ def status(
         raise typer.Exit(1)
 
 
-def migrate() -> None:
+def migrate(*, is_json: JsonOption = False) -> None:
     """Bring the database up to this version's schema."""
     from cli.operator import owner_url
     from store.migrate import upgrade
 
     upgrade(owner_url())
-    print("the database is up to date")
+    if is_json:
+        print_json({"is_up_to_date": True})
+    else:
+        print("the database is up to date")

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
+
+from cli.money import from_micros, to_micros
+from cli.output import JsonOption, print_json, print_table
 
 app = typer.Typer(help="Tenants and their accounts.", no_args_is_help=True)
 credits_app = typer.Typer(help="Credit of tenants.", no_args_is_help=True)
@@ -26,36 +28,51 @@ def create(
     name: str,
     *,
     credit: Annotated[str, typer.Option(help="First credit, like 25.00.")] = "0",
+    is_json: JsonOption = False,
 ) -> None:
     """Create a tenant and its account."""
     from cli.errors import CommandError
-    from cli.operator import connection, to_micros
+    from cli.operator import connection
     from store import tenants
 
     micros = to_micros(credit) if credit != "0" else 0
     with connection() as opened:
         if tenants.find_tenant(opened, name) is not None:
             raise CommandError(f"there is a tenant {name!r} already")
-        print(tenants.create_tenant(opened, name=name, credit_micros=micros))
+        created = tenants.create_tenant(opened, name=name, credit_micros=micros)
+    if is_json:
+        print_json({"id": created, "name": name, "credit_micros": micros})
+    else:
+        print(created)
 
 
 @app.command("list")
-def list_() -> None:
+def list_(*, is_json: JsonOption = False) -> None:
     """List tenants with balance and reserved amount."""
-    from rich.console import Console
-    from rich.table import Table
+    from dataclasses import asdict
 
-    from cli.operator import connection, from_micros
+    from cli.operator import connection
     from store import tenants
 
-    table = Table("name", "id", "balance", "reserved", "currency", "tiers", box=None)
     with connection() as opened:
-        for tenant in tenants.list_tenants(opened):
-            amounts = from_micros(tenant.balance_micros), from_micros(tenant.held_micros)
-            tiers = ", ".join(tenant.tiers)
-            table.add_row(tenant.name, str(tenant.id), *amounts, tenant.currency, tiers)
-    # A pipe gets whole lines, however narrow the terminal behind it.
-    Console(width=None if sys.stdout.isatty() else 500).print(table)
+        found = tenants.list_tenants(opened)
+    if is_json:
+        print_json([asdict(tenant) for tenant in found])
+        return
+    print_table(
+        ("name", "id", "balance", "reserved", "currency", "tiers"),
+        [
+            (
+                tenant.name,
+                tenant.id,
+                from_micros(tenant.balance_micros),
+                from_micros(tenant.held_micros),
+                tenant.currency,
+                ", ".join(tenant.tiers),
+            )
+            for tenant in found
+        ],
+    )
 
 
 @credits_app.command()
@@ -66,12 +83,16 @@ def add(
     reference: Annotated[
         str, typer.Option(help="Of the payment. The same reference twice counts once.")
     ],
+    is_json: JsonOption = False,
 ) -> None:
     """Add credit to a tenant's account."""
     from billing.ledger import top_up
-    from cli.operator import connection, from_micros, tenant_id, to_micros
+    from cli.operator import connection, tenant_id
 
     micros = to_micros(amount)
     with connection() as opened:
         entry = top_up(opened, tenant_id(opened, tenant), micros, reference)
-    print(f"{tenant} was credited {from_micros(entry.amount_micros)} {entry.currency}")
+    if is_json:
+        print_json({"tenant": tenant, "amount_micros": entry.amount_micros, "reference": reference})
+    else:
+        print(f"{tenant} was credited {from_micros(entry.amount_micros)} {entry.currency}")

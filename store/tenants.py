@@ -47,6 +47,20 @@ class ApiKey:
     attach_retries: bool  # a library's retry without an idempotency key gets the first try's job
 
 
+@dataclass(frozen=True, slots=True)
+class ListedKey:
+    """A key as its owner knows it: by what is no secret."""
+
+    key_id: str
+    name: str
+    last4: str
+    created_at: datetime
+    expires_at: datetime | None
+    on_disconnect: str | None
+    attach_retries: bool
+    state: str  # live, revoked or expired
+
+
 def create_tenant(
     connection: DictConnection,
     *,
@@ -94,12 +108,15 @@ def create_api_key(
     pepper: bytes,
     scopes: Iterable[str] = api_keys.ALL_SCOPES,
     ttl: timedelta | None = None,
+    on_disconnect: str | None = None,
+    attach_retries: bool = True,
 ) -> str:
     """A new key. The returned text is the only copy there will ever be."""
     key = api_keys.generate()
     connection.execute(
         "INSERT INTO api_keys (key_id, tenant_id, name, hash, pepper_version, last4, scopes,"
-        " expires_at) VALUES (%s, %s, %s, %s, %s, %s, %s, now() + %s)",
+        " on_disconnect, attach_retries, expires_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, now() + %s)",
         (
             key.key_id,
             tenant_id,
@@ -108,10 +125,18 @@ def create_api_key(
             api_keys.PEPPER_VERSION,
             key.last4,
             [str(scope) for scope in scopes],
+            on_disconnect,
+            attach_retries,
             ttl,
         ),
     )
     return key.text
+
+
+def list_api_keys(connection: DictConnection, tenant_id: UUID) -> list[ListedKey]:
+    """All keys of a tenant, oldest first, ended ones too."""
+    rows = connection.execute(_LIST_API_KEYS, (tenant_id,)).fetchall()
+    return [ListedKey(**row) for row in rows]
 
 
 def revoke_api_key(connection: DictConnection, key_id: str) -> bool:
@@ -129,6 +154,13 @@ async def find_api_key(pool: AsyncPool, key_id: str) -> ApiKey | None:
         row = await cursor.fetchone()
     return _api_key(row) if row else None
 
+
+_LIST_API_KEYS = """
+    SELECT key_id, name, last4, created_at, expires_at, on_disconnect, attach_retries,
+        CASE WHEN revoked_at IS NOT NULL THEN 'revoked' WHEN expires_at <= now() THEN 'expired'
+            ELSE 'live' END AS state
+    FROM api_keys WHERE tenant_id = %s ORDER BY created_at, key_id
+"""
 
 _FIND_API_KEY = """
     SELECT k.key_id, k.hash, k.pepper_version, k.scopes, k.tenant_id, t.tiers, t.default_tier,

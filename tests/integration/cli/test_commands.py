@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cli.errors import CommandError
-from cli.operator import from_micros, to_micros
+from cli.money import from_micros, to_micros
 from cli.stack.catalog import served_model
 from cli.stack.database import DatabaseUrls
 from cli.stack.options import UpOptions

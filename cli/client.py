@@ -1,0 +1,99 @@
+"""What user commands share: the client, and how a request is given on the command line."""
+
+# ruff: noqa: PLC0415 (a command imports what it needs when it runs, so that `--help` is instant)
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from millrace import Client, CreateJobParams, Message
+
+JobId = Annotated[str, typer.Argument(help="job_...")]
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", envvar="MILLRACE_MODEL", help="See `millrace models`.")
+]
+PromptArgument = Annotated[
+    str | None, typer.Argument(help="What to say; `-` or nothing reads it from stdin.")
+]
+MessagesOption = Annotated[
+    Path | None, typer.Option("--messages", help="A JSON list of messages; `-` reads stdin.")
+]
+MaxTokensOption = Annotated[
+    int | None, typer.Option(min=1, help="Of the answer. Default: what the model allows.")
+]
+TemperatureOption = Annotated[float | None, typer.Option(min=0, max=2)]
+TierOption = Annotated[
+    str | None, typer.Option("--tier", help="auto, priority, default, flex or batch.")
+]
+
+DEFAULT_MODEL = "demo"
+
+
+def connect() -> Client:
+    """MILLRACE_URL and MILLRACE_API_KEY, else those of this machine's `make up`."""
+    url, key = os.environ.get("MILLRACE_URL"), os.environ.get("MILLRACE_API_KEY")
+    if not (url and key):
+        from cli.stack.state import StateFolder
+
+        state = StateFolder.default()
+        running = state.read_running()
+        url = url or (running.addresses.get("api") if running else None)
+        key = key or state.find_secret("api_key")
+    if not (url and key):
+        raise CommandError("set MILLRACE_URL and MILLRACE_API_KEY, or start Millrace by `make up`")
+    from millrace import Client
+
+    return Client(url=url, api_key=key)
+
+
+def job_params(
+    prompt: str | None,
+    messages: Path | None,
+    *,
+    model: str,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    tier: str | None = None,
+) -> CreateJobParams:
+    """A request as the options say it. Raises CommandError where they say none."""
+    if prompt is not None and messages is not None:
+        raise CommandError("give a prompt or --messages, not both")
+    params: CreateJobParams = {
+        "model": model,
+        "messages": _from_file(messages) if messages else _from_prompt(prompt),
+    }
+    options: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "service_tier": tier,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    return {**params, **given}  # type: ignore[typeddict-item]
+
+
+def _from_prompt(prompt: str | None) -> list[Message]:
+    if prompt is None and sys.stdin.isatty():
+        raise CommandError("give a prompt, --messages FILE, or text on stdin")
+    text = sys.stdin.read() if prompt in (None, "-") else prompt
+    if not text:
+        raise CommandError("the prompt is empty")
+    return [{"role": "user", "content": text}]
+
+
+def _from_file(path: Path) -> list[Message]:
+    try:
+        parsed = json.loads(sys.stdin.read() if str(path) == "-" else path.read_text())
+    except ValueError:
+        raise CommandError(f"{path} is no JSON") from None
+    if not isinstance(parsed, list):
+        raise CommandError(f"{path} holds no JSON list of messages")
+    return parsed

@@ -1,0 +1,87 @@
+"""files list, upload, download, delete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.client import connect
+from cli.errors import CommandError
+from cli.output import JsonOption, bytes_progress, moment, print_json, print_table
+
+app = typer.Typer(help="Files: inputs and results of batches.", no_args_is_help=True)
+
+FileId = Annotated[str, typer.Argument(help="file-...")]
+
+
+@app.command("list")
+def list_(
+    *,
+    purpose: Annotated[str | None, typer.Option(help="batch, batch_output or user_data.")] = None,
+    after: Annotated[str | None, typer.Option(help="The last id of the page before.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 100,
+    is_json: JsonOption = False,
+) -> None:
+    """List files, newest first."""
+    with connect() as client:
+        page = client.files.list(purpose=purpose, after=after, limit=limit)
+    if is_json:
+        print_json([file.raw for file in page.data])
+        return
+    print_table(
+        ("id", "name", "bytes", "purpose", "created"),
+        [(f.id, f.filename, f.bytes, f.purpose, moment(f.created_at)) for f in page.data],
+    )
+    if page.has_more:
+        print(f"more: --after {page.last_id}")
+
+
+@app.command()
+def upload(
+    path: Path,
+    *,
+    purpose: Annotated[str, typer.Option(help="batch or user_data.")] = "batch",
+    is_json: JsonOption = False,
+) -> None:
+    """Store a file and print its id."""
+    with connect() as client, bytes_progress("upload") as progress:
+        file = client.files.upload(path, purpose=purpose, progress=progress)
+    if is_json:
+        print_json(file.raw)
+    else:
+        print(file.id)
+
+
+@app.command()
+def download(
+    file_id: FileId,
+    path: Annotated[Path | None, typer.Argument(help="Default: the file's own name.")] = None,
+    *,
+    is_forced: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    is_json: JsonOption = False,
+) -> None:
+    """Write a file's contents to disk. The file appears there when it is whole."""
+    with connect() as client:
+        # A name is what somebody chose at the upload: never a path.
+        target = path or Path(Path(client.files.get(file_id).filename).name or file_id)
+        if target.exists() and not is_forced:
+            raise CommandError(f"{target} exists: name another path, or pass --force")
+        with bytes_progress("download") as progress:
+            client.files.download(file_id, target, progress=progress)
+    if is_json:
+        print_json({"id": file_id, "path": str(target), "bytes": target.stat().st_size})
+    else:
+        print(target)
+
+
+@app.command()
+def delete(file_id: FileId, *, is_json: JsonOption = False) -> None:
+    """Delete a file."""
+    with connect() as client:
+        is_deleted = client.files.delete(file_id)
+    if is_json:
+        print_json({"id": file_id, "deleted": is_deleted})
+    else:
+        print(f"deleted {file_id}")
