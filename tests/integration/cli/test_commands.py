@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 
 from cli.errors import CommandError
+from cli.main import app
 from cli.money import from_micros, to_micros
 from cli.stack.catalog import served_model
 from cli.stack.database import DatabaseUrls
 from cli.stack.options import UpOptions
 from cli.stack.state import StateFolder
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def millrace(tmp_path: Path) -> Run:
-    """Runs the command with a state folder of its own. Keyword arguments are environment."""
-
-    def run(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-        kept = {name: value for name, value in os.environ.items() if "MILLRACE_" not in name}
-        environment = {**kept, "MILLRACE_STATE_DIR": str(tmp_path / "state"), **extra}
-        return subprocess.run(
-            [sys.executable, "-m", "cli.main", *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    return run
+from tests.integration.cli.conftest import Run, assert_one_line_error
 
 
 @pytest.fixture
@@ -52,12 +34,6 @@ def operator(millrace: Run, database: DatabaseUrls) -> Run:
         )
 
     return run
-
-
-def assert_one_line_error(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert result.returncode == 1, result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
-    assert all(word in result.stderr for word in words), result.stderr
 
 
 def test_help_imports_nothing_slow() -> None:
@@ -147,6 +123,70 @@ def test_credit_with_the_same_reference_counts_once(operator: Run) -> None:
 
     assert "7.25" in operator("tenants", "list").stdout
     assert operator("ledger", "verify").returncode == 0
+
+
+def test_key_keeps_how_its_jobs_treat_clients_that_leave(operator: Run) -> None:
+    operator("tenants", "create", "acme")
+
+    created = operator(
+        "keys", "create", "acme", "--on-disconnect", "cancel", "--no-attach-retries", "--json"
+    )
+    listed = json.loads(operator("keys", "list", "acme", "--json").stdout)
+
+    key = json.loads(created.stdout)["key"]
+    assert [(k["last4"], k["on_disconnect"], k["attach_retries"], k["state"]) for k in listed] == [
+        (key[-4:], "cancel", False, "live")
+    ]
+    assert key not in operator("keys", "list", "acme").stdout
+
+
+def test_key_list_says_which_keys_are_over(operator: Run) -> None:
+    operator("tenants", "create", "acme")
+    key = operator("keys", "create", "acme").stdout.strip()
+    operator("keys", "revoke", key.split("_")[2])
+
+    listed = operator("keys", "list", "acme")
+
+    assert "revoked" in listed.stdout
+
+
+def test_operator_commands_speak_json(operator: Run) -> None:
+    created = json.loads(operator("tenants", "create", "acme", "--credit", "1", "--json").stdout)
+    added = operator("credits", "add", "acme", "2", "--reference", "r", "--json")
+    listed = json.loads(operator("tenants", "list", "--json").stdout)
+    applied = json.loads(operator("catalog", "apply", "--json").stdout)
+    verified = json.loads(operator("ledger", "verify", "--json").stdout)
+
+    assert json.loads(added.stdout)["amount_micros"] == 2_000_000
+    assert [(t["id"], t["balance_micros"]) for t in listed] == [(created["id"], 3_000_000)]
+    assert "demo" in applied["models"]
+    assert verified["ok"] is True
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("nonsense",), ("submit", "--nope"), ("batch", "run"), ("usage", "--days", "0")],
+)
+def test_misuse_is_one_line_and_exits_with_2(millrace: Run, arguments: tuple[str, ...]) -> None:
+    assert_one_line_error(millrace(*arguments), "--help", code=2)
+
+
+def _commands(group: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, *names, name)
+        else:
+            yield (*names, name), command
+
+
+def test_every_command_explains_itself_and_speaks_json() -> None:
+    commands = dict(_commands(typer.main.get_command(app)))
+
+    assert ("batch", "run") in commands
+    for names, command in commands.items():
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert "--json" in options, names
+        assert command.help, names
 
 
 def test_catalog_with_a_mistake_is_one_line(operator: Run, tmp_path: Path) -> None:

@@ -1,0 +1,231 @@
+"""The steps of a batch run, performed by hand: where it is interrupted, and what it does then."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from millrace import APIConnectionError, Batch, MillraceError, NotFoundError
+from millrace import batch_runs as module
+from millrace.batch_files import ResultsFile
+from millrace.batch_runs import BatchRun
+from millrace.calls import Call
+from millrace.steps import Fetch, Pause, Step
+from millrace.types import parse_batch, parse_file
+
+FILE = parse_file(
+    {"id": "file-1", "bytes": 3, "created_at": 1, "filename": "a", "purpose": "batch",
+     "status": "processed"}
+)  # fmt: skip
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"custom_id":"a"}\n')
+    return path
+
+
+def _run(path: Path, **options: Any) -> BatchRun:
+    return BatchRun.of(
+        path,
+        output=None,
+        errors=None,
+        **{"endpoint": "/v1/chat/completions", "completion_window": "24h", **options},
+    )
+
+
+def _batch(status: str = "in_progress", completed: int = 0, **more: Any) -> Batch:
+    return parse_batch(
+        {"id": "batch_1", "status": status, "endpoint": "e", "input_file_id": "file-1",
+         "created_at": 1, "request_counts": {"total": 2, "completed": completed, "failed": 0},
+         "output_file_id": "file-2"} | more
+    )  # fmt: skip
+
+
+def _line(custom_id: str) -> bytes:
+    return json.dumps({"custom_id": custom_id}).encode() + b"\n"
+
+
+def _call(step: Step) -> Call[Any]:
+    assert isinstance(step, Call)
+    return step
+
+
+def _interrupted_at_create(path: Path) -> Call[Any]:
+    steps = _run(path).steps()
+    assert _call(next(steps)).path == "/v1/files"
+    create = _call(steps.send(FILE))
+    with pytest.raises(KeyboardInterrupt):
+        steps.throw(KeyboardInterrupt)
+    return create
+
+
+def test_creation_whose_answer_was_lost_is_repeated_with_its_key(path: Path) -> None:
+    lost = _interrupted_at_create(path)
+
+    again = _call(next(_run(path).steps()))
+
+    assert again.path == "/v1/batches"
+    assert again.json == lost.json
+    assert again.headers["Idempotency-Key"] == lost.headers["Idempotency-Key"]
+
+
+def test_created_batch_is_taken_up(path: Path) -> None:
+    steps = _run(path).steps()
+    next(steps)
+    steps.send(FILE)
+    steps.send(_batch())
+    steps.close()
+
+    again = _call(next(_run(path).steps()))
+
+    assert (again.method, again.path) == ("GET", "/v1/batches/batch_1")
+
+
+@pytest.mark.parametrize("changed", ["input", "endpoint"])
+def test_another_input_or_endpoint_is_another_run(path: Path, changed: str) -> None:
+    _interrupted_at_create(path)
+
+    if changed == "input":
+        path.write_text('{"custom_id":"b"}\n')
+    options = {"endpoint": "/v1/responses"} if changed == "endpoint" else {}
+
+    assert _call(next(_run(path, **options).steps())).path == "/v1/files"
+
+
+def test_unreadable_state_is_no_state(path: Path) -> None:
+    _run(path).state_path.write_text('{"batch_')
+
+    assert _call(next(_run(path).steps())).path == "/v1/files"
+
+
+def test_results_of_another_run_are_not_touched(path: Path) -> None:
+    output = path.with_name("in.jsonl.out.jsonl")
+    output.write_bytes(_line("a"))
+
+    with pytest.raises(MillraceError, match="another run"):
+        next(_run(path).steps())
+
+    assert output.read_bytes() == _line("a")
+
+
+def test_starting_over_deletes_results_and_makes_a_new_batch(path: Path) -> None:
+    first = _interrupted_at_create(path)
+    output = path.with_name("in.jsonl.out.jsonl")
+    output.write_bytes(_line("a"))
+
+    steps = _run(path, starts_over=True).steps()
+    next(steps)
+    create = _call(steps.send(FILE))
+
+    assert not output.exists()
+    assert create.headers["Idempotency-Key"] != first.headers["Idempotency-Key"]
+
+
+def _waiting(path: Path) -> Any:
+    steps = _run(path).steps()
+    next(steps)
+    steps.send(FILE)
+    steps.send(_batch())
+    return steps
+
+
+def test_results_are_written_while_the_batch_runs(path: Path) -> None:
+    steps = _waiting(path)
+
+    fetch = steps.send(_batch(completed=1))
+    assert isinstance(fetch, Fetch)
+    assert fetch.path == "/v1/files/file-2/content"
+    fetch.sink.start(None)
+    fetch.sink.write(_line("a") + b'{"custom')
+    pause = steps.send(None)
+
+    assert isinstance(pause, Pause)
+    assert path.with_name("in.jsonl.out.jsonl").read_bytes() == _line("a")
+
+
+def test_nothing_is_read_while_nothing_is_new(path: Path) -> None:
+    steps = _waiting(path)
+    steps.send(_batch(completed=1))
+    first = steps.send(None)
+    steps.send(None)
+
+    second = steps.send(_batch(completed=1))
+
+    assert isinstance(second, Pause)
+    assert second.seconds > first.seconds
+
+
+def test_wait_goes_on_through_a_server_that_restarts(path: Path) -> None:
+    steps = _waiting(path)
+
+    assert isinstance(steps.throw(APIConnectionError("refused")), Pause)
+    assert _call(steps.send(None)).path == "/v1/batches/batch_1"
+    steps.send(_batch("completed", 2))
+    with pytest.raises(StopIteration) as ended:
+        steps.send(None)
+
+    assert ended.value.value.status == "completed"
+
+
+def test_wait_for_a_server_that_is_gone_ends(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", -1.0)
+    steps = _waiting(path)
+
+    with pytest.raises(APIConnectionError):
+        steps.throw(APIConnectionError("refused"))
+
+
+def test_refusal_while_waiting_is_raised_at_once(path: Path) -> None:
+    steps = _waiting(path)
+
+    with pytest.raises(NotFoundError):
+        steps.throw(NotFoundError("gone", status=404))
+
+
+def test_batch_refused_as_a_whole_is_forgotten(path: Path) -> None:
+    steps = _waiting(path)
+
+    with pytest.raises(StopIteration):
+        steps.send(_batch("failed", output_file_id=None))
+
+    assert _call(next(_run(path).steps())).path == "/v1/files"
+
+
+def test_each_custom_id_is_written_once_over_rereads_and_reopening(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    for _ in range(2):
+        results = ResultsFile(path)
+        for length in (20, 35, 1000):
+            results.start(None)
+            results.write((_line("a") + _line("b") + _line("c"))[:length])
+        results.finish()
+        results.close()
+
+    assert path.read_bytes() == _line("a") + _line("b") + _line("c")
+    assert results.num_lines == 3
+
+
+def test_line_an_earlier_run_was_interrupted_in_is_written_anew(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(_line("a") + _line("b")[:5])
+
+    results = ResultsFile(path)
+    results.write(_line("a") + _line("b"))
+    results.close()
+
+    assert path.read_bytes() == _line("a") + _line("b")
+
+
+def test_last_line_needs_no_newline(tmp_path: Path) -> None:
+    results = ResultsFile(tmp_path / "out")
+
+    results.write(_line("a").rstrip(b"\n"))
+    results.finish()
+    results.close()
+
+    assert (tmp_path / "out").read_bytes() == _line("a")
