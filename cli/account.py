@@ -114,9 +114,9 @@ def _show(found: Estimate) -> None:
         if eta_s is not None:
             print(f"{name} in {eta_s:.0f} s")
     print_table(
-        ("tier", "low", "high", "at most", "currency"),
+        ("tier", "usual", "long", "at most", "currency"),
         [
-            (tier, *map(_amount, (c.low_micros, c.high_micros, c.max_micros)), found.currency)
+            (tier, *map(_amount, (c.p50_micros, c.p90_micros, c.max_micros)), found.currency)
             for tier, c in found.cost.items()
         ],
     )

@@ -70,7 +70,9 @@ class AsyncClient:
         await self.close()
 
     async def _run(self, call: Call[T]) -> T:
-        response = await self._answer(lambda: self._send(call))
+        response = await self._answer(
+            lambda: self._send(call), self._max_retries if call.can_repeat else 0
+        )
         return call.parse(response.json())
 
     async def _drive(self, steps: Steps[T]) -> T:
@@ -91,10 +93,12 @@ class AsyncClient:
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
         if isinstance(step, Fetch):
-            return await self._answer(lambda: self._fetch(step))
+            return await self._answer(lambda: self._fetch(step), self._max_retries)
         return await self._run(step)
 
-    async def _answer(self, send: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
+    async def _answer(
+        self, send: Callable[[], Awaitable[httpx.Response]], max_retries: int
+    ) -> httpx.Response:
         """Try until it succeeds, or is no use."""
         for attempt in itertools.count():
             try:
@@ -104,7 +108,7 @@ class AsyncClient:
                 retry = outcome.after_failure(attempt, error)
             if retry is None:
                 return response
-            if attempt >= self._max_retries:
+            if attempt >= max_retries:
                 raise retry.error
             await asyncio.sleep(retry.delay_s)
         raise AssertionError("unreachable")

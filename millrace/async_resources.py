@@ -145,15 +145,13 @@ class AsyncBatches:
         endpoint: str = "/v1/chat/completions",
         completion_window: str = "24h",
         metadata: Mapping[str, str] | None = None,
-        idempotency_key: str | None = None,
     ) -> Batch:
-        """Start a batch over an uploaded file."""
+        """Start a batch over an uploaded file. Never retried: a second batch would be paid for."""
         call = calls.create_batch(
             input_file_id,
             endpoint=endpoint,
             completion_window=completion_window,
             metadata=metadata,
-            idempotency_key=idempotency_key,
         )
         return await self._client._run(call)
 

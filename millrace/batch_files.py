@@ -15,8 +15,7 @@ class RunState:
     """`<input>.millrace.json`. Written before each step that must not be done twice."""
 
     fingerprint: str  # of the input and what is asked for it; another one is another run
-    file_id: str
-    idempotency_key: str  # of the batch's creation, whose answer may have been lost
+    file_id: str  # uploaded for this run alone, so that a batch over it is this run's
     batch_id: str | None = None
 
     @classmethod

@@ -5,7 +5,6 @@ again: it takes up the batch it has, and writes each result once.
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,9 +16,10 @@ from millrace.batch_files import ResultsFile, RunState, fingerprint
 from millrace.errors import APIConnectionError, MillraceError, ServerError
 from millrace.retries import backoff
 from millrace.steps import Fetch, Pause, Step, Steps
-from millrace.types import Batch
+from millrace.types import Batch, Page
 
 FIRST_POLL_S = 0.5
+MAX_LISTED = 100  # newest batches among which a lost one is looked for
 MAX_POLL_S = 10.0
 # A server that is away for less is waited for: the batch goes on without us.
 PATIENCE_S = 600.0
@@ -103,18 +103,19 @@ class BatchRun:
             self.path, purpose="batch", filename=None, expires_after_s=None, progress=self._sent
         )
         file = yield call
-        state = RunState(asked, file.id, uuid.uuid4().hex)
+        state = RunState(asked, file.id)
         state.write(self.state_path)
         return state
 
     def _create(self, state: RunState) -> Steps[RunState]:
-        batch = yield calls.create_batch(
-            state.file_id,
-            endpoint=self.endpoint,
-            completion_window=self.completion_window,
-            metadata=self.metadata,
-            idempotency_key=state.idempotency_key,
-        )
+        batch = yield from _created_over(state.file_id)
+        if batch is None:
+            batch = yield calls.create_batch(
+                state.file_id,
+                endpoint=self.endpoint,
+                completion_window=self.completion_window,
+                metadata=self.metadata,
+            )
         state = replace(state, batch_id=batch.id)
         state.write(self.state_path)
         return state
@@ -174,6 +175,12 @@ class _Follower:
         self._num_ended = batch.request_counts.ended
         ended = time.monotonic()
         self._read_again_at = ended + READING_SHARE * (ended - started)
+
+
+def _created_over(file_id: str) -> Steps[Batch | None]:
+    """The batch of a creation whose answer was lost."""
+    page: Page[Batch] = yield calls.list_batches(after=None, limit=MAX_LISTED)
+    return next((batch for batch in page.data if batch.input_file_id == file_id), None)
 
 
 def _patiently(step: Step) -> Steps[Any]:

@@ -39,8 +39,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One request. Every call here may be repeated: creating a job or a batch carries an
-    idempotency key, and an upload whose answer was lost leaves a file that nobody uses.
+    """One request. Creating a job carries an idempotency key, and an upload whose answer was lost
+    leaves a file that nobody uses; a call that must not be repeated says so.
     """
 
     method: str
@@ -49,6 +49,7 @@ class Call(Generic[T]):
     params: Mapping[str, Any] = field(default_factory=dict)
     json: Mapping[str, Any] | None = None
     upload: Upload | None = None
+    can_repeat: bool = True
     headers: Mapping[str, str] = field(default_factory=dict)
     extra_timeout_s: float = 0.0  # the server may take this much longer to answer
 
@@ -142,7 +143,6 @@ def create_batch(
     endpoint: str,
     completion_window: str,
     metadata: Mapping[str, str] | None,
-    idempotency_key: str | None,
 ) -> Call[Batch]:
     fields = {
         "input_file_id": input_file_id,
@@ -150,8 +150,7 @@ def create_batch(
         "completion_window": completion_window,
         "metadata": metadata,
     }
-    headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-    return Call("POST", "/v1/batches", parse_batch, json=_given(fields), headers=headers)
+    return Call("POST", "/v1/batches", parse_batch, json=_given(fields), can_repeat=False)
 
 
 def get_batch(batch_id: str) -> Call[Batch]:

@@ -64,7 +64,11 @@ class Client:
         self.close()
 
     def _run(self, call: Call[T]) -> T:
-        return call.parse(self._answer(lambda: self._send(call)).json())
+        return call.parse(
+            self._answer(
+                lambda: self._send(call), self._max_retries if call.can_repeat else 0
+            ).json()
+        )
 
     def _drive(self, steps: Steps[T]) -> T:
         """Perform steps; what goes wrong is raised in the generator, which may know what to do."""
@@ -84,10 +88,10 @@ class Client:
         if isinstance(step, Pause):
             return time.sleep(step.seconds)
         if isinstance(step, Fetch):
-            return self._answer(lambda: self._fetch(step))
+            return self._answer(lambda: self._fetch(step), self._max_retries)
         return self._run(step)
 
-    def _answer(self, send: Callable[[], httpx.Response]) -> httpx.Response:
+    def _answer(self, send: Callable[[], httpx.Response], max_retries: int) -> httpx.Response:
         """Try until it succeeds, or is no use."""
         for attempt in itertools.count():
             try:
@@ -97,7 +101,7 @@ class Client:
                 retry = outcome.after_failure(attempt, error)
             if retry is None:
                 return response
-            if attempt >= self._max_retries:
+            if attempt >= max_retries:
                 raise retry.error
             time.sleep(retry.delay_s)
         raise AssertionError("unreachable")

@@ -22,10 +22,10 @@ class OutputEstimate:
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """In micros: what is likely, and what can't be exceeded."""
+    """In micros: of the usual answer, of a long one, and what can't be exceeded."""
 
-    low_micros: int | None = None
-    high_micros: int | None = None
+    p50_micros: int | None = None
+    p90_micros: int | None = None
     max_micros: int | None = None
 
 
@@ -49,7 +49,7 @@ def parse_estimate(body: Json) -> Estimate:
         model=body["model"],
         input_tokens=body["input_tokens"],
         output_tokens=_output_tokens(body.get("output_tokens")),
-        cost={tier: _cost(cost) for tier, cost in _by_tier(body).items()},
+        cost={tier: _cost(cost) for tier, cost in body["tiers"].items()},
         currency=body.get("currency", "USD"),
         start_eta_s=body.get("start_eta_s"),
         finish_eta_s=body.get("finish_eta_s"),
@@ -64,14 +64,5 @@ def _output_tokens(body: Mapping[str, Any] | None) -> OutputEstimate | None:
     return OutputEstimate(*quantiles, body.get("source"), body.get("samples"))
 
 
-def _by_tier(body: Json) -> Mapping[str, Any]:
-    return body.get("cost") or body.get("tiers") or {}
-
-
 def _cost(body: Mapping[str, Any]) -> CostEstimate:
-    """Servers name the likely range by its bounds or by the quantiles they stand for."""
-    return CostEstimate(
-        low_micros=body.get("low_micros", body.get("p50_micros")),
-        high_micros=body.get("high_micros", body.get("p90_micros")),
-        max_micros=body.get("max_micros"),
-    )
+    return CostEstimate(body.get("p50_micros"), body.get("p90_micros"), body.get("max_micros"))

@@ -31,7 +31,8 @@ class BatchServer:
     num_absences: int = 0  # looks at a batch that are answered with 503
     is_refusing: bool = False
     uploads: list[bytes] = field(default_factory=list)
-    batches: dict[str, str] = field(default_factory=dict)  # idempotency key -> id
+    batches: dict[str, str] = field(default_factory=dict)  # id -> id of its input file
+    is_losing_creations: bool = False  # the batch is made, and the answer is a 502
     num_looks: int = 0
 
     def app(self) -> Starlette:
@@ -60,22 +61,23 @@ class BatchServer:
 
     async def _create(self, request: Request) -> Response:
         new_id = f"batch_{len(self.batches) + 1}"
-        return JSONResponse(
-            self._batch(self.batches.setdefault(request.headers["idempotency-key"], new_id))
-        )
+        self.batches[new_id] = (await request.json())["input_file_id"]
+        if self.is_losing_creations:
+            return Response(status_code=502)
+        return JSONResponse(self._batch(new_id))
 
     async def _get(self, request: Request) -> Response:
         self.num_looks += 1
         if self.num_absences:
             self.num_absences -= 1
             return Response(status_code=503)
-        if request.path_params["id"] not in self.batches.values():
+        if request.path_params["id"] not in self.batches:
             error = {"message": "There is no such batch.", "type": "t", "code": "batch_not_found"}
             return JSONResponse({"error": error}, 404)
         return JSONResponse(self._batch(request.path_params["id"]))
 
     async def _list(self, request: Request) -> Response:
-        data = [self._batch(batch_id) for batch_id in self.batches.values()]
+        data = [self._batch(batch_id) for batch_id in self.batches]
         return JSONResponse({"data": data, "first_id": None, "last_id": None, "has_more": False})
 
     async def _cancel(self, request: Request) -> Response:
@@ -96,7 +98,8 @@ class BatchServer:
         is_over = len(ended) == total
         batch: dict[str, Any] = {
             "id": batch_id, "object": "batch", "status": "completed" if is_over else "in_progress",
-            "endpoint": "/v1/chat/completions", "input_file_id": "file-1", "created_at": 1,
+            "endpoint": "/v1/chat/completions", "input_file_id": self.batches[batch_id],
+            "created_at": 1,
             "errors": None, "output_file_id": "file-out", "error_file_id": "file-err",
             "request_counts": {"total": total, "completed": len(ended) - failed, "failed": failed},
         }  # fmt: skip

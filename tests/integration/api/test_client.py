@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from pathlib import Path
 
-import httpx
 import pytest
 
 from millrace import AsyncClient, Client, NotFoundError
 from tests.integration.api.conftest import Tenant
 from tests.integration.api.producer import Producer, RunningJob
+from tests.support.breaking_proxy import breaking_proxy
 
 
 async def test_sync_client_goes_through_every_call(
@@ -39,6 +37,38 @@ async def test_sync_client_goes_through_every_call(
     await asyncio.to_thread(use)
 
 
+async def test_files_go_there_and_back(api_url: str, tenant: Tenant, tmp_path: Path) -> None:
+    source, target = tmp_path / "source.bin", tmp_path / "target.bin"
+    source.write_bytes(random.Random(3).randbytes(3_000_000))
+    seen: list[tuple[int, int]] = []
+
+    async with AsyncClient(api_url, tenant.api_key) as client:
+        file = await client.files.upload(
+            source,
+            purpose="user_data",
+            expires_after_s=7200,
+            progress=lambda *now: seen.append(now),
+        )
+        assert (await client.files.get(file.id)).expires_at == file.created_at + 7200
+        assert (await client.files.list(purpose="user_data")).data == (file,)
+        assert await client.files.download(file.id, target) == target
+        assert await client.files.delete(file.id)
+        with pytest.raises(NotFoundError):
+            await client.files.download(file.id, target)
+
+    assert target.read_bytes() == source.read_bytes()
+    assert seen[-1] == (3_000_000, 3_000_000)
+
+
+async def test_estimate_has_a_price_for_each_tier(api_url: str, tenant: Tenant) -> None:
+    async with AsyncClient(api_url, tenant.api_key) as client:
+        found = await client.estimate(model="tiny", prompt="hello", max_tokens=10)
+
+    assert (found.model, found.output_tokens) == ("tiny", None)
+    assert set(found.cost) == {"priority", "default", "flex", "batch"}
+    assert found.cost["flex"].max_micros
+
+
 async def test_async_client_waits_for_the_end(
     api_url: str, tenant: Tenant, producer: Producer
 ) -> None:
@@ -52,7 +82,7 @@ async def test_async_client_waits_for_the_end(
 async def test_events_survive_connections_that_break(
     api_url: str, tenant: Tenant, producer: Producer
 ) -> None:
-    async with _breaking_proxy(api_url) as url, AsyncClient(url, tenant.api_key) as client:
+    async with breaking_proxy(api_url) as url, AsyncClient(url, tenant.api_key) as client:
         async with AsyncClient(api_url, tenant.api_key) as direct:
             job = await direct.jobs.create(model="tiny", prompt="hello")
         running = producer.claim()
@@ -70,37 +100,3 @@ async def _talk(running: RunningJob, producer: Producer) -> None:
         running.say(f"{number} ")
         await asyncio.sleep(0.01)
     producer.finish(running)
-
-
-@asynccontextmanager
-async def _breaking_proxy(url: str) -> AsyncIterator[str]:
-    """Cuts every connection after 100 to 300 ms, wherever it is in its bytes."""
-    target = httpx.URL(url)
-    rng = random.Random(7)
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream = await asyncio.open_connection(target.host, target.port)
-        pumps = asyncio.gather(_pump(reader, upstream[1]), _pump(upstream[0], writer))
-        with contextlib.suppress(TimeoutError, OSError):
-            await asyncio.wait_for(pumps, rng.uniform(0.1, 0.3))
-        for each in (writer, upstream[1]):
-            each.transport.abort()
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(handle(reader, writer))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(4096):
-        writer.write(data)
-        await writer.drain()

@@ -130,6 +130,21 @@ def test_refused_batch_says_the_line(
     assert_one_line_error(result, "no JSON", "line 3")
 
 
+def test_batch_whose_creation_was_not_answered_is_not_made_twice(
+    millrace: Run, environment: dict[str, str], server: BatchServer, path: Path
+) -> None:
+    path.write_text(requests_jsonl("a"))
+    server.is_losing_creations = True
+    lost = millrace("batch", "run", str(path), **environment)
+    server.is_losing_creations = False
+
+    again = millrace("batch", "run", str(path), **environment)
+
+    assert_one_line_error(lost, "502")
+    assert again.returncode == 0, again.stderr
+    assert list(server.batches) == ["batch_1"]
+
+
 def test_missing_input_is_one_line(millrace: Run, environment: dict[str, str]) -> None:
     assert_one_line_error(millrace("batch", "run", "/nowhere/in.jsonl", **environment), "in.jsonl")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from millrace import APIConnectionError, Batch, MillraceError, NotFoundError
+from millrace import APIConnectionError, Batch, MillraceError, NotFoundError, Page
 from millrace import batch_runs as module
 from millrace.batch_files import ResultsFile
 from millrace.batch_runs import BatchRun
@@ -58,28 +58,46 @@ def _call(step: Step) -> Call[Any]:
 def _interrupted_at_create(path: Path) -> Call[Any]:
     steps = _run(path).steps()
     assert _call(next(steps)).path == "/v1/files"
-    create = _call(steps.send(FILE))
+    create = _to_create(steps)
     with pytest.raises(KeyboardInterrupt):
         steps.throw(KeyboardInterrupt)
     return create
 
 
-def test_creation_whose_answer_was_lost_is_repeated_with_its_key(path: Path) -> None:
-    lost = _interrupted_at_create(path)
+def _to_create(steps: Any) -> Call[Any]:
+    """From the upload on."""
+    assert _call(steps.send(FILE)).method == "GET"
+    create = _call(steps.send(Page((), None, None, False)))
+    assert (create.method, create.path) == ("POST", "/v1/batches")
+    return create
 
-    again = _call(next(_run(path).steps()))
 
-    assert again.path == "/v1/batches"
-    assert again.json == lost.json
-    assert again.headers["Idempotency-Key"] == lost.headers["Idempotency-Key"]
+def test_creation_is_never_repeated_blindly(path: Path) -> None:
+    assert not _interrupted_at_create(path).can_repeat
+
+
+def test_batch_whose_creation_was_not_answered_is_found_by_its_input(path: Path) -> None:
+    _interrupted_at_create(path)
+    others = (_batch(id="batch_9", input_file_id="file-9"), _batch())
+
+    steps = _run(path).steps()
+    next(steps)
+    look = _call(steps.send(Page(others, None, None, False)))
+
+    assert (look.method, look.path) == ("GET", "/v1/batches/batch_1")
+
+
+def test_creation_that_never_arrived_is_made_up_for(path: Path) -> None:
+    _interrupted_at_create(path)
+
+    steps = _run(path).steps()
+    next(steps)
+
+    assert _call(steps.send(Page((), None, None, False))).method == "POST"
 
 
 def test_created_batch_is_taken_up(path: Path) -> None:
-    steps = _run(path).steps()
-    next(steps)
-    steps.send(FILE)
-    steps.send(_batch())
-    steps.close()
+    _waiting(path).close()
 
     again = _call(next(_run(path).steps()))
 
@@ -114,22 +132,21 @@ def test_results_of_another_run_are_not_touched(path: Path) -> None:
 
 
 def test_starting_over_deletes_results_and_makes_a_new_batch(path: Path) -> None:
-    first = _interrupted_at_create(path)
+    _interrupted_at_create(path)
     output = path.with_name("in.jsonl.out.jsonl")
     output.write_bytes(_line("a"))
 
     steps = _run(path, starts_over=True).steps()
-    next(steps)
-    create = _call(steps.send(FILE))
+    upload = _call(next(steps))
 
     assert not output.exists()
-    assert create.headers["Idempotency-Key"] != first.headers["Idempotency-Key"]
+    assert upload.path == "/v1/files"
 
 
 def _waiting(path: Path) -> Any:
     steps = _run(path).steps()
     next(steps)
-    steps.send(FILE)
+    _to_create(steps)
     steps.send(_batch())
     return steps
 

@@ -129,14 +129,8 @@ def test_download_that_fails_leaves_what_was_there(
     assert (tmp_path / "a").read_text() == "old"
 
 
-@pytest.mark.parametrize(
-    "costs",
-    [
-        {"cost": {"flex": {"low_micros": 1, "high_micros": 2, "max_micros": 3}}},
-        {"tiers": {"flex": {"p50_micros": 1, "p90_micros": 2, "max_micros": 3}}},
-    ],
-)
-def test_estimate_is_typed(use: Either, costs: dict[str, Any]) -> None:
+def test_estimate_is_typed(use: Either) -> None:
+    costs = {"tiers": {"flex": {"p50_micros": 1, "p90_micros": 2, "max_micros": 3}}}
     output = {"p50": 4, "p90": 5, "p99": 6, "source": "tenant", "samples": 7}
     body = {"model": "m", "input_tokens": 9, "output_tokens": output, "currency": "EUR",
             "start_eta_s": None, "finish_eta_s": 1.5, "later": 1} | costs  # fmt: skip
@@ -147,12 +141,12 @@ def test_estimate_is_typed(use: Either, costs: dict[str, Any]) -> None:
     )
 
     assert found.output_tokens.p90 == 5
-    assert found.cost["flex"].high_micros == 2
+    assert found.cost["flex"].p90_micros == 2
     assert (found.currency, found.start_eta_s, found.finish_eta_s) == ("EUR", None, 1.5)
 
 
 def test_estimate_without_history_has_no_lengths(use: Either) -> None:
-    body = {"model": "m", "input_tokens": 9, "output_tokens": None, "cost": {}}
+    body = {"model": "m", "input_tokens": 9, "output_tokens": None, "tiers": {}}
 
     found = use(
         lambda request: httpx.Response(200, json=body),
