@@ -92,6 +92,20 @@ def test_a_process_loads_no_code_of_another(imports: str, strangers: set[str]) -
     assert {name.partition(".")[0] for name in loaded} & strangers == set()
 
 
+@pytest.mark.parametrize(
+    "name", ["account", "batches", "chat", "client", "files", "jobs", "output", "text_output"]
+)
+def test_user_commands_know_the_client_and_no_server_code(name: str) -> None:
+    nodes = list(_nodes(ROOT / f"cli/{name}.py"))
+    modules = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    modules |= {each.name for node in nodes if isinstance(node, ast.Import) for each in node.names}
+
+    packages = {module.partition(".")[0] for module in modules}
+
+    assert packages & {"api", "billing", "store", "tasks", "workers"} == set()
+    assert "cli.operator" not in modules
+
+
 # Tasks ---------------------------------------------------------------------------------------
 
 

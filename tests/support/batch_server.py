@@ -143,7 +143,8 @@ def serving(server: BatchServer) -> Iterator[str]:
 
 def requests_jsonl(*custom_ids: str) -> str:
     """An input file."""
-    body = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
+    messages = [{"role": "user", "content": "hi"}]
+    body = {"model": "demo", "messages": messages, "max_tokens": 5}
     return "".join(
         json.dumps(
             {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}
