@@ -19,7 +19,7 @@ from tests.support.member import Tenant
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A token every 5 ms."""
-    with Cluster(worker_environment={"MILLRACE_STUB_STEP_MS": "5"}) as started:
+    with Cluster(num_batches=1, worker_environment={"MILLRACE_STUB_STEP_MS": "5"}) as started:
         yield started
 
 
