@@ -17,16 +17,26 @@ from store.pools import DictConnection
 LEASE_S = 15.0
 LEASED_AT_ONCE = 20
 
+# Those that waited longest come first: batches that can't go on (no credit) hold up no others.
 _LEASE = f"""
-UPDATE batches SET owner = %(owner)s, leased_until = now() + interval '{LEASE_S} seconds'
-WHERE id IN (
-    SELECT id FROM batches
+UPDATE batches b SET owner = %(owner)s, leased_until = now() + interval '{LEASE_S} seconds'
+FROM (
+    SELECT id, owner AS last_owner FROM batches
     WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
         AND (owner IS NULL OR owner = %(owner)s OR leased_until < now())
-    ORDER BY id LIMIT {LEASED_AT_ONCE} FOR UPDATE SKIP LOCKED
-)
-RETURNING *, expires_at < now() AS is_late,
-    extract(epoch FROM expires_at - now())::float8 AS remaining_s
+    ORDER BY leased_until NULLS FIRST, id LIMIT {LEASED_AT_ONCE} FOR UPDATE SKIP LOCKED
+) due
+WHERE b.id = due.id
+RETURNING b.*, due.last_owner IS DISTINCT FROM %(owner)s AS is_taken_over,
+    expires_at < now() AS is_late, extract(epoch FROM expires_at - now())::float8 AS remaining_s
+"""
+
+# What the last driver submitted and died before it could say so. The keys may be forgotten by now.
+_TAKE_OVER = """
+UPDATE batch_lines l SET state = 'submitted', job_id = j.id
+FROM jobs j
+WHERE l.batch_id = %(id)s AND l.state = 'pending' AND j.batch_id = %(id)s
+    AND j.idempotency_key = %(keys)s || l.number
 """
 
 _OWNED = "id = %(id)s AND owner = %(owner)s"
@@ -69,12 +79,29 @@ WHERE id = %(id)s AND owner = %(owner)s
 
 
 def lease(connection: DictConnection, owner: UUID) -> list[dict[str, Any]]:
-    """Live batches that this driver may work on for LEASE_S, oldest first."""
-    return connection.execute(_LEASE, {"owner": owner}).fetchall()
+    """Live batches that this driver may work on for LEASE_S. What a driver before it submitted is
+    noted down.
+    """
+    with connection.transaction():
+        batches = connection.execute(_LEASE, {"owner": owner}).fetchall()
+        for batch in batches:
+            if batch["is_taken_over"] and batch["status"] != "validating":
+                parameters = {"id": batch["id"], "keys": _keys(batch["id"])}
+                connection.execute(_TAKE_OVER, parameters)
+    return batches
+
+
+def line_key(batch_id: UUID, number: int) -> str:
+    """The idempotency key that a line is submitted under."""
+    return f"{_keys(batch_id)}{number}"
+
+
+def _keys(batch_id: UUID) -> str:
+    return f"batch:{batch_id.hex}:"
 
 
 def forget_lines(connection: DictConnection, batch_id: UUID) -> None:
-    """Before a file is read, once more if a driver died while it read it."""
+    """When a batch is over; and before its file is read, if a driver died while it read it."""
     connection.execute("DELETE FROM batch_lines WHERE batch_id = %s", (batch_id,))
 
 
@@ -220,11 +247,15 @@ def note_over(
 
 
 def end(connection: DictConnection, batch_id: UUID, owner: UUID, status: str) -> None:
-    """Every line is over. `status`: completed, expired or cancelled."""
-    connection.execute(
+    """Every line is over, and what is left of it in the files. `status`: completed, expired or
+    cancelled.
+    """
+    cursor = connection.execute(
         # A batch that was cancelled while its file was read has the lines read so far.
         f"UPDATE batches SET status = %(status)s, {status}_at = now(),"
         " num_total = greatest(num_total, num_completed + num_failed),"
         f" finalizing_at = coalesce(finalizing_at, now()), owner = NULL WHERE {_OWNED}",
         {"id": batch_id, "owner": owner, "status": status},
     )
+    if cursor.rowcount:
+        forget_lines(connection, batch_id)

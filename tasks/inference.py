@@ -6,6 +6,7 @@ Tickets may be lost, doubled or late; the re-hinter replaces lost ones.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from uuid import UUID
@@ -13,6 +14,7 @@ from uuid import UUID
 from kombu.pools import producers
 
 from tasks.app import app
+from tasks.hint_messages import hint_messages
 from tasks.ids import parse_job_id
 from tasks.queues import ServiceTier, queue_for
 
@@ -45,25 +47,21 @@ def job_of_task_id(task_id: str) -> UUID | None:
 
 
 def send_hints(hints: Iterable[Hint]) -> None:
-    """Publish tickets in one pipeline. Blocks; raises kombu or redis errors; never retries."""
+    """Publish tickets in one round trip. Blocks; raises kombu or redis errors; never retries."""
+    messages = hint_messages(GENERATE)
+    lists: defaultdict[str, list[str]] = defaultdict(list)
+    for hint in hints:
+        queue = queue_for(hint.pool, hint.tier, hint.lane).name
+        lists[queue].append(
+            messages.message(job=hint.job_id.hex, task_id=hint.task_id, queue=queue)
+        )
     with (
         producers[app.connection_for_write()].acquire(
             block=True, timeout=PUBLISH_TIMEOUT_S
         ) as producer,
-        producer.batch(),
+        producer.channel.conn_or_acquire() as client,
+        client.pipeline(transaction=False) as pipeline,
     ):
-        for hint in hints:
-            app.send_task(
-                GENERATE,
-                args=(hint.job_id.hex,),
-                task_id=hint.task_id,
-                queue=queue_for(hint.pool, hint.tier, hint.lane),
-                producer=producer,
-                ignore_result=True,
-                retry=False,
-            )
-
-
-def enqueue_generate(hint: Hint) -> None:
-    """Publish one ticket. See send_hints."""
-    send_hints((hint,))
+        for queue, of_queue in lists.items():
+            pipeline.lpush(queue, *of_queue)
+        pipeline.execute()

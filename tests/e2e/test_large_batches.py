@@ -70,7 +70,7 @@ def _read_200_mb(cluster: Cluster, client: openai.OpenAI) -> None:
     """Lines whose body is refused, so that what is measured is the reading."""
     filler = "x" * 8_000
     with tempfile.TemporaryFile() as file:
-        for number in range(24_000):
+        for number in range(25_000):
             line = _line(number, temperature=9, metadata={"filler": filler})
             file.write(json.dumps(line).encode() + b"\n")
         size = file.tell()

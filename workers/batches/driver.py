@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
@@ -28,6 +30,7 @@ log = structlog.get_logger(__name__)
 TURN_S = 0.5
 WINDOW = 256  # lines of a batch that are jobs at a time: the rest wait here, not in the queues
 CANCELS_A_TURN = 500
+READINGS = 2  # files read at a time
 MIN_DEADLINE_S = 1.0
 
 
@@ -49,6 +52,7 @@ class Driver:
         self._admission = admission
         self._contents = contents
         self._waiting: set[UUID] = set()  # batches that nothing could be submitted of
+        self._readings: dict[UUID, asyncio.Task[None]] = {}
         self._writer = LineWriter(pool, contents, admission.registry)
 
     async def run(self) -> None:
@@ -64,20 +68,30 @@ class Driver:
 
     async def _step(self, batch: dict[str, Any]) -> bool:
         """Whether there may be more to do at once. One batch's fault holds up no other."""
-        try:
-            if batch["status"] == "validating":
-                await self._read(batch)
-                return True
-            return await self._go_on(batch)
-        except (LeaseLost, LineWriterFenced):
-            log.warning("batch_lost", batch_id=batch["id"].hex)
-        except DatabaseError:
-            raise
-        except Exception:
-            log.exception("batch_step_failed", batch_id=batch["id"].hex)
+        if batch["id"] in self._readings:  # whatever came meanwhile, a cancel even
+            return False
+        with _alone(batch):
+            if batch["status"] != "validating":
+                return await self._go_on(batch)
+            self._start_reading(batch)
         return False
 
+    def _start_reading(self, batch: dict[str, Any]) -> None:
+        """Beside the steps of the others: a large file takes a minute."""
+        if len(self._readings) == READINGS:
+            return
+        reading = asyncio.create_task(self._read(batch))
+        self._readings[batch["id"]] = reading
+        reading.add_done_callback(lambda _: self._readings.pop(batch["id"]))
+
     async def _read(self, batch: dict[str, Any]) -> None:
+        try:
+            with _alone(batch):
+                await self._read_file(batch)
+        except DatabaseError as error:
+            log.warning("batch_not_read", error=type(error).__name__)
+
+    async def _read_file(self, batch: dict[str, Any]) -> None:
         reader = FileReader(self._pool, self._contents, batch)
         num_lines, mistakes = await asyncio.to_thread(reader.read)
         if mistakes:
@@ -154,7 +168,7 @@ class Driver:
                     on_disconnect=OnDisconnect.CONTINUE,
                 ),
                 body=body,
-                idempotency_key=f"batch:{batch['id'].hex}:{line['number']}",
+                idempotency_key=batch_driving.line_key(batch["id"], line["number"]),
                 batch_id=batch["id"],
             )
         )
@@ -168,6 +182,19 @@ class Driver:
                 return function(connection, *arguments, **named)
 
         return await asyncio.to_thread(call)
+
+
+@contextmanager
+def _alone(batch: dict[str, Any]) -> Iterator[None]:
+    """Keeps a batch's fault from the others; Postgres's are everybody's."""
+    try:
+        yield
+    except (LeaseLost, LineWriterFenced):
+        log.warning("batch_lost", batch_id=batch["id"].hex)
+    except DatabaseError:
+        raise
+    except Exception:
+        log.exception("batch_step_failed", batch_id=batch["id"].hex)
 
 
 def _last_status(batch: dict[str, Any]) -> str:
