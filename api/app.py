@@ -22,6 +22,7 @@ from api.routes import (
     organization,
     responses,
     usage,
+    webhooks,
 )
 from api.schemas.batches import CreateBatch
 from api.schemas.chat import CreateChatCompletion
@@ -30,6 +31,7 @@ from api.schemas.jobs import CreateJob
 from api.schemas.objects import UploadBody
 from api.schemas.reports import EstimateBody
 from api.schemas.responses import CreateResponse
+from api.schemas.webhooks import CreateWebhook, UpdateWebhook
 from api.services import open_services
 from api.settings import ApiSettings
 from tasks.logs import configure_logs
@@ -46,6 +48,7 @@ _ROUTES = (
     estimate,
     usage,
     organization,
+    webhooks,
     health,
 )
 
@@ -57,6 +60,8 @@ _BODIES = (
     CreateResponse,
     EstimateBody,
     UploadBody,
+    CreateWebhook,
+    UpdateWebhook,
 )
 
 

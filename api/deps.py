@@ -54,9 +54,15 @@ async def _usage_reader(caller: Caller) -> ApiKey:
     return caller
 
 
+async def _webhook_writer(caller: Caller) -> ApiKey:
+    require(caller, Scope.WEBHOOKS_WRITE)
+    return caller
+
+
 Submitter = Annotated[ApiKey, Depends(_submitter)]
 JobsReader = Annotated[ApiKey, Depends(_jobs_reader)]
 UsageReader = Annotated[ApiKey, Depends(_usage_reader)]
+WebhookWriter = Annotated[ApiKey, Depends(_webhook_writer)]
 
 
 async def _job_id(job_id: Annotated[str, Path()]) -> UUID:

@@ -35,6 +35,7 @@ STATUS: Mapping[type[ServiceError], tuple[int, str]] = {
     errors.ModelNotFound: (404, _INVALID),
     errors.JobNotFound: (404, _INVALID),
     errors.BatchNotFound: (404, _INVALID),
+    errors.WebhookNotFound: (404, _INVALID),
     errors.PreviousResponseNotFound: (404, _INVALID),
     errors.JobCancelled: (409, _INVALID),
     errors.FileMissing: (404, _INVALID),

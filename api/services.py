@@ -40,9 +40,10 @@ from api.streams.reader import Sources
 from store.api_keys import PEPPER_VERSION
 from store.file_contents import FileContents
 from store.pools import AsyncPool, async_pool
-from store.settings import DatabaseSettings, FileSettings
+from store.settings import DatabaseSettings, FileSettings, WebhookSettings
 from tasks.errors import ServiceUnavailable
 from tasks.settings import RedisSettings
+from tasks.webhook_urls import UrlPolicy
 
 REDIS_TIMEOUT_S = 2.0
 REDIS_CONNECTIONS = 32  # reads of logs at a time; more wait
@@ -63,6 +64,7 @@ class Services:
     canceller: Canceller
     uploads: Uploads
     downloads: Downloads
+    webhook_urls: UrlPolicy
 
     @property
     def sources(self) -> Sources:
@@ -118,6 +120,7 @@ async def open_services(settings: ApiSettings) -> AsyncIterator[Services]:
             downloads=Downloads(
                 store=store, slots=TransferSlots(MAX_DOWNLOADS, MAX_TENANT_DOWNLOADS)
             ),
+            webhook_urls=UrlPolicy(WebhookSettings().allow_private),
         )
 
 

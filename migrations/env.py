@@ -11,8 +11,9 @@ from alembic import context
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-from store import batch_tables as batch_tables  # these two put their tables into the metadata
+from store import batch_tables as batch_tables  # these put their tables into the metadata
 from store import file_tables as file_tables
+from store import webhook_tables as webhook_tables
 from store.schema import metadata, sqlalchemy_url
 from store.settings import DatabaseSettings
 

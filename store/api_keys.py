@@ -31,6 +31,7 @@ class Scope(StrEnum):
     INFER_WRITE = "infer:write"  # create and cancel jobs
     JOBS_READ = "jobs:read"  # read jobs and their events
     USAGE_READ = "usage:read"  # read usage and the balance
+    WEBHOOKS_WRITE = "webhooks:write"  # say where events go, and see what was delivered
 
 
 ALL_SCOPES = tuple(Scope)

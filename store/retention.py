@@ -5,6 +5,7 @@ from __future__ import annotations
 from store.pools import DictConnection
 
 EVENT_LOG_TTL_H = 24  # late readers get the events replayed so long, afterwards the result alone
+WEBHOOK_TTL_D = 30
 IDEMPOTENCY_TTL_H = 24  # and not while the job is open: its key must find it
 
 _EVENT_LOGS = """
@@ -26,6 +27,24 @@ DELETE FROM idempotency_keys k USING (
     AND k.created_at < now() - make_interval(hours => %(ttl_h)s)
 """
 
+# Those of endpoints that are switched off are over when their day is.
+_WEBHOOK_DELIVERIES = """
+WITH old AS (
+    DELETE FROM webhook_deliveries WHERE id IN (
+        SELECT id FROM webhook_deliveries
+        WHERE created_at < now() - make_interval(days => %(ttl_d)s) AND next_attempt_at IS NULL
+        ORDER BY created_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED
+    ) RETURNING 1
+), late AS (
+    UPDATE webhook_deliveries SET next_attempt_at = NULL, given_up_at = now() WHERE id IN (
+        SELECT id FROM webhook_deliveries
+        WHERE next_attempt_at IS NOT NULL AND try_until < now() - interval '1 hour'
+        LIMIT %(batch)s FOR UPDATE SKIP LOCKED
+    ) RETURNING 1
+)
+SELECT greatest((SELECT count(*) FROM old), (SELECT count(*) FROM late)) AS num
+"""
+
 
 def expire_event_logs(connection: DictConnection, *, batch: int) -> int:
     """Drop the event logs of jobs that ended a day ago. Returns how many."""
@@ -37,6 +56,16 @@ def expire_idempotency_keys(connection: DictConnection, *, batch: int) -> int:
     return connection.execute(
         _IDEMPOTENCY_KEYS, {"ttl_h": IDEMPOTENCY_TTL_H, "batch": batch}
     ).rowcount
+
+
+def expire_webhook_deliveries(connection: DictConnection, *, batch: int) -> int:
+    """Give up those that nobody could send for a day, drop those a month old. Returns the larger
+    number of the two.
+    """
+    parameters = {"ttl_d": WEBHOOK_TTL_D, "batch": batch}
+    row = connection.execute(_WEBHOOK_DELIVERIES, parameters).fetchone()
+    assert row is not None
+    return int(row["num"])
 
 
 def ensure_partitions(connection: DictConnection, *, months_ahead: int) -> int:

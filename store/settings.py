@@ -1,4 +1,6 @@
-"""Where Postgres and the contents of files are. Each process connects as its own role."""
+"""What several processes must know alike: where Postgres is, which each knows as a role of its own,
+where the contents of files are, and where webhooks may go.
+"""
 
 from __future__ import annotations
 
@@ -44,3 +46,11 @@ class FileSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="MILLRACE_", extra="ignore")
 
     files_url: str = "./.millrace/files"
+
+
+class WebhookSettings(BaseSettings):
+    """MILLRACE_WEBHOOKS_ALLOW_PRIVATE: send to http://, any port and private addresses too."""
+
+    model_config = SettingsConfigDict(env_prefix="MILLRACE_WEBHOOKS_", extra="ignore")
+
+    allow_private: bool = False

@@ -13,6 +13,7 @@ ServiceError
 ├── PreviousResponseNotFound  404
 ├── FileMissing               404
 ├── BatchNotFound             404
+├── WebhookNotFound           404
 ├── IdempotencyKeyReused      422
 ├── RequestTooLarge           413
 ├── InsufficientQuota         429  no retry helps
@@ -117,6 +118,12 @@ class BatchNotFound(ServiceError):
     """No batch with this id."""
 
     code = "batch_not_found"
+
+
+class WebhookNotFound(ServiceError):
+    """No webhook endpoint or delivery with this id."""
+
+    code = "webhook_not_found"
 
 
 class IdempotencyKeyReused(ServiceError):

@@ -15,6 +15,9 @@ COMPLETION_PREFIX = "cmpl-"
 RESPONSE_PREFIX = "resp_"
 FILE_PREFIX = "file-"
 BATCH_PREFIX = "batch_"
+ENDPOINT_PREFIX = "whk_"  # where webhooks go
+EVENT_PREFIX = "evt_"
+DELIVERY_PREFIX = "whd_"
 PROJECT_PREFIX = "proj_"  # a tenant, where OpenAI says project
 
 _DIGITS = re.compile("[0-9a-f]{32}")

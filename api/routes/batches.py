@@ -12,7 +12,7 @@ from api.deps import JobsReader, ServicesDep, Submitter
 from api.job_limits import tier_for
 from api.job_view import unix_time
 from api.json_body import read_json_object
-from api.json_response import JsonResponse
+from api.json_response import JsonResponse, page_of
 from api.openapi import gives, takes
 from api.schemas.batch_objects import BatchShown
 from api.schemas.batches import CreateBatch
@@ -74,16 +74,7 @@ async def list_(
     if after is not None and after_id is None:
         raise InvalidRequest("'after' must be the id of a batch.", param="after")
     rows = await list_batches(services.pool, caller.tenant_id, after=after_id, limit=limit + 1)
-    page = [batch_object(row) for row in rows[:limit]]
-    return JsonResponse(
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
-            "has_more": len(rows) > limit,
-        }
-    )
+    return page_of([batch_object(row) for row in rows], limit=limit)
 
 
 @router.get("/{batch_id}", responses=gives(BatchShown))

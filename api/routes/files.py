@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from api.deps import FileId, JobsReader, ServicesDep, Submitter
 from api.files.view import content_headers, file_object
-from api.json_response import JsonResponse
+from api.json_response import JsonResponse, page_of
 from api.openapi import gives, takes
 from api.schemas.objects import FileDeleted, FileShown, Page, UploadBody
 from store.files import Purpose, delete_file, get_file, list_files, list_parts
@@ -58,16 +58,7 @@ async def list_(
         limit=limit + 1,
         is_newest_first=order == Order.NEWEST_FIRST,
     )
-    page = [file_object(row) for row in rows[:limit]]
-    return JsonResponse(
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
-            "has_more": len(rows) > limit,
-        }
-    )
+    return page_of([file_object(row) for row in rows], limit=limit)
 
 
 @router.get("/{file_id}", responses=gives(FileShown))

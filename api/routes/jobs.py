@@ -10,7 +10,7 @@ from starlette.responses import Response
 from api.deps import JobId, JobsReader, ServicesDep, Submitter, WaitSeconds
 from api.job_view import job_object
 from api.json_body import read_json_object
-from api.json_response import JsonResponse
+from api.json_response import JsonResponse, page_of
 from api.openapi import gives, takes
 from api.schemas.jobs import CreateJob
 from api.schemas.objects import JobShown, Page
@@ -69,16 +69,7 @@ async def list_(
     rows = await list_jobs(
         services.pool, caller.tenant_id, status=status, after=after_id, limit=limit + 1
     )
-    page = [job_object(row) for row in rows[:limit]]
-    return JsonResponse(
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
-            "has_more": len(rows) > limit,
-        }
-    )
+    return page_of([job_object(row) for row in rows], limit=limit)
 
 
 @router.get("/{job_id}", responses=gives(JobShown))

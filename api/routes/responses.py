@@ -13,7 +13,7 @@ from api.dialects.fold import ShownJob
 from api.dialects.response import ResponseFold, response_object
 from api.job_view import is_terminal
 from api.json_body import read_json_object
-from api.json_response import JsonResponse
+from api.json_response import JsonResponse, page_of
 from api.openapi import EVENT_STREAM, gives, takes
 from api.resuming import MAX_SEQ, cursor_of, find_shown_job
 from api.schemas.objects import Page
@@ -134,16 +134,7 @@ async def input_items(
         if not places:
             raise InvalidRequest("'after' is not the id of an item.", param="after")
         items = items[places[0] + 1 :]
-    page = items[:limit]
-    return JsonResponse(
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
-            "has_more": len(items) > limit,
-        }
-    )
+    return page_of(items, limit=limit)
 
 
 async def _find(services: Services, caller: ApiKey, response_id: str) -> ShownJob:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query
 from starlette.responses import Response
 
 from api.deps import ServicesDep, UsageReader
-from api.json_response import JsonResponse
+from api.json_response import JsonResponse, page_of
 from api.openapi import gives
 from api.reports.csv_lines import CSV, WantsCsv
 from api.reports.jobs_export import export_jobs, job_usage
@@ -88,16 +88,7 @@ async def jobs(
     rows = await list_job_usage(
         services.pool, caller.tenant_id, after=mark, end=period.end, limit=limit + 1
     )
-    page = [job_usage(row) for row in rows[:limit]]
-    return JsonResponse(
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
-            "has_more": len(rows) > limit,
-        }
-    )
+    return page_of([job_usage(row) for row in rows], limit=limit)
 
 
 async def _mark(services: Services, caller: ApiKey, after: str) -> Mark:

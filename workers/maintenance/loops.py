@@ -8,12 +8,14 @@ from celery import bootsteps
 from celery.signals import worker_init
 
 from store.loops import PostgresLoop
-from store.settings import DatabaseSettings
+from store.settings import DatabaseSettings, WebhookSettings
 from tasks.logs import configure_logs
 from tasks.metrics import serve_metrics
 from tasks.settings import RedisSettings
+from tasks.webhook_urls import UrlPolicy
 from workers.maintenance import file_sweeper, nudger, reaper, rehinter
 from workers.maintenance.redis_watch import RedisWatch
+from workers.maintenance.webhooks.sender import WebhookSender
 
 
 class Service(Protocol):
@@ -36,6 +38,7 @@ def new_services(database_url: str, redis_url: str) -> list[Service]:
         PostgresLoop("rehinter", database_url, rehint.step, interval_s=rehinter.INTERVAL_S),
         PostgresLoop("nudger", database_url, nudger.nudge, interval_s=nudger.INTERVAL_S),
         PostgresLoop("files", database_url, sweeper.step, interval_s=file_sweeper.INTERVAL_S),
+        WebhookSender(database_url, UrlPolicy(WebhookSettings().allow_private)),
     ]
 
 

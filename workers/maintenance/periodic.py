@@ -26,6 +26,7 @@ Expiry = Callable[..., int]
 _EXPIRIES: dict[str, Expiry] = {
     "event_logs": retention.expire_event_logs,
     "idempotency_keys": retention.expire_idempotency_keys,
+    "webhook_deliveries": retention.expire_webhook_deliveries,
 }
 
 

@@ -1,0 +1,109 @@
+"""Deliveries of webhooks as their sender takes them and notes what came of them.
+
+A delivery is leased by moving its next attempt: a sender that dies leaves it to be sent again,
+under the same event id. What a sender notes counts for the attempt that it took, for no later one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from store.pools import DictConnection
+
+LEASE_S = 60.0  # an attempt takes 13 s at most
+AT_ONCE = 4  # deliveries to an endpoint
+DEAD_AFTER_H = 24  # of failures alone an endpoint is switched off
+
+# The endpoints in no order, so that many with a backlog can't keep one from its turn.
+_TAKE = f"""
+UPDATE webhook_deliveries d SET attempts = d.attempts + 1,
+    next_attempt_at = now() + interval '{LEASE_S} seconds'
+FROM (
+    SELECT due.id, w.url, w.secret,
+        CASE WHEN w.previous_until > now() THEN w.previous_secret END AS previous_secret
+    FROM (
+        SELECT * FROM webhook_endpoints WHERE is_enabled AND id <> ALL(%(busy)s::uuid[])
+        ORDER BY random()
+    ) w CROSS JOIN LATERAL (
+        SELECT id FROM webhook_deliveries
+        WHERE endpoint_id = w.id AND next_attempt_at <= now()
+        ORDER BY next_attempt_at LIMIT {AT_ONCE} FOR UPDATE SKIP LOCKED
+    ) due LIMIT %(limit)s
+) taken
+WHERE d.id = taken.id
+RETURNING d.*, taken.url, taken.secret, taken.previous_secret
+"""
+
+_DELIVERED = """
+WITH delivery AS (
+    UPDATE webhook_deliveries SET delivered_at = now(), next_attempt_at = NULL,
+        last_status_code = %(status_code)s, last_error = NULL
+    WHERE id = %(id)s AND attempts = %(attempts)s RETURNING endpoint_id
+)
+UPDATE webhook_endpoints w SET failing_since = NULL FROM delivery d
+WHERE w.id = d.endpoint_id AND w.failing_since IS NOT NULL
+"""
+
+_FAILED = f"""
+WITH delivery AS (
+    UPDATE webhook_deliveries SET last_status_code = %(status_code)s, last_error = %(error)s,
+        next_attempt_at = CASE WHEN now() + make_interval(secs => %(delay_s)s) <= try_until
+            THEN now() + make_interval(secs => %(delay_s)s) END,
+        given_up_at = CASE WHEN now() + make_interval(secs => %(delay_s)s) > try_until
+            THEN now() END
+    WHERE id = %(id)s AND attempts = %(attempts)s RETURNING endpoint_id
+)
+UPDATE webhook_endpoints w SET failing_since = coalesce(w.failing_since, now()),
+    is_enabled = w.is_enabled AND NOT v.is_dead,
+    disabled_reason = CASE WHEN v.is_dead THEN v.reason ELSE w.disabled_reason END
+FROM delivery d, LATERAL (
+    SELECT %(is_gone)s OR coalesce(e.failing_since < now() - interval '{DEAD_AFTER_H} hours', false)
+            AS is_dead,
+        CASE WHEN %(is_gone)s THEN 'The endpoint answered 410 Gone.'
+            ELSE 'Every delivery failed for {DEAD_AFTER_H} hours.' END AS reason
+    FROM webhook_endpoints e WHERE e.id = d.endpoint_id
+) v
+WHERE w.id = d.endpoint_id
+RETURNING NOT w.is_enabled AS is_disabled
+"""
+
+
+def take(connection: DictConnection, *, busy: Sequence[UUID], limit: int) -> list[dict[str, Any]]:
+    """Deliveries that are due, with `url`, `secret`, `previous_secret` of their endpoints; none of
+    the endpoints in `busy`.
+    """
+    return connection.execute(_TAKE, {"busy": list(busy), "limit": limit}).fetchall()
+
+
+def note_delivered(connection: DictConnection, delivery: dict[str, Any], status_code: int) -> None:
+    """The endpoint took it."""
+    connection.execute(
+        _DELIVERED,
+        {"id": delivery["id"], "attempts": delivery["attempts"], "status_code": status_code},
+    )
+
+
+def note_failed(
+    connection: DictConnection,
+    delivery: dict[str, Any],
+    *,
+    status_code: int | None,
+    error: str,
+    delay_s: float,
+    is_gone: bool,
+) -> bool:
+    """Try again after `delay_s`, or never if its day is over. True: the endpoint is switched off,
+    since it `is_gone` or failed for a day.
+    """
+    parameters = {
+        "id": delivery["id"],
+        "attempts": delivery["attempts"],
+        "status_code": status_code,
+        "error": error,
+        "delay_s": delay_s,
+        "is_gone": is_gone,
+    }
+    row = connection.execute(_FAILED, parameters).fetchone()
+    return bool(row and row["is_disabled"])

@@ -1,0 +1,171 @@
+"""Webhook endpoints and deliveries as the API reads and writes them. Every query names the tenant.
+
+Secrets can be written here and not be read: only the sender's role sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID, uuid4
+
+from psycopg import sql
+
+from store.pools import AsyncPool, as_tenant
+
+MAX_ENDPOINTS = 10  # a tenant
+
+Row = dict[str, Any]
+
+_SHOWN = "id, url, events, description, is_enabled, disabled_reason, created_at"
+
+# The lock: two requests at once would count each other's endpoint in or out as they like.
+_CREATE = f"""
+WITH tenant AS MATERIALIZED (
+    SELECT pg_advisory_xact_lock(hashtextextended('webhook_endpoints' || %(tenant_id)s::text, 0))
+)
+INSERT INTO webhook_endpoints (id, tenant_id, url, events, description, secret)
+SELECT %(id)s, %(tenant_id)s, %(url)s, %(events)s, %(description)s, %(secret)s FROM tenant
+RETURNING {_SHOWN}
+"""
+
+_COUNT = "SELECT count(*) AS num FROM webhook_endpoints WHERE tenant_id = %s"
+
+_OLDER = """
+    AND (%(after)s::uuid IS NULL OR id < %(after)s) ORDER BY id DESC LIMIT %(limit)s
+"""
+
+_DELIVERIES = """
+SELECT * FROM webhook_deliveries
+WHERE tenant_id = %(tenant_id)s AND endpoint_id = %(endpoint_id)s
+    AND (%(after)s::uuid IS NULL OR (created_at, id) < (
+        SELECT created_at, id FROM webhook_deliveries
+        WHERE id = %(after)s AND endpoint_id = %(endpoint_id)s))
+    AND CASE %(status)s::text WHEN 'pending' THEN next_attempt_at IS NOT NULL
+        WHEN 'delivered' THEN delivered_at IS NOT NULL
+        WHEN 'failed' THEN given_up_at IS NOT NULL ELSE true END
+ORDER BY created_at DESC, id DESC LIMIT %(limit)s
+"""
+
+_RESEND = """
+UPDATE webhook_deliveries SET attempts = 0, next_attempt_at = now(), delivered_at = NULL,
+    given_up_at = NULL, try_until = now() + interval '24 hours'
+WHERE tenant_id = %s AND endpoint_id = %s AND id = %s RETURNING *
+"""
+
+_TEST = """
+INSERT INTO webhook_deliveries (endpoint_id, tenant_id, event_id, type, object_id)
+SELECT id, tenant_id, %(event_id)s, %(type)s, %(object_id)s FROM webhook_endpoints
+WHERE tenant_id = %(tenant_id)s AND id = %(id)s RETURNING *
+"""
+
+
+async def create_endpoint(
+    pool: AsyncPool, tenant_id: UUID, new: Mapping[str, Any], *, secret: bytes
+) -> Row | None:
+    """`new` has id, url, events, description. None if the tenant has MAX_ENDPOINTS already."""
+    values = {**new, "tenant_id": tenant_id, "secret": secret}
+    async with pool.connection() as connection, connection.transaction():
+        await connection.execute("SELECT set_config('app.tenant_id', %s, true)", (str(tenant_id),))
+        row = await (await connection.execute(_CREATE, values)).fetchone()
+        counted = await (await connection.execute(_COUNT, (tenant_id,))).fetchone()
+        assert counted is not None
+        if counted["num"] > MAX_ENDPOINTS:
+            await connection.execute("DELETE FROM webhook_endpoints WHERE id = %(id)s", values)
+            return None
+    return row
+
+
+async def get_endpoint(pool: AsyncPool, tenant_id: UUID, endpoint_id: UUID) -> Row | None:
+    """A tenant's endpoint, without its secret."""
+    query = f"SELECT {_SHOWN} FROM webhook_endpoints WHERE tenant_id = %s AND id = %s"
+    return await _one(pool, tenant_id, query, (tenant_id, endpoint_id))
+
+
+async def list_endpoints(
+    pool: AsyncPool, tenant_id: UUID, *, after: UUID | None, limit: int
+) -> list[Row]:
+    """Newest first, those older than `after`."""
+    parameters = {"tenant_id": tenant_id, "after": after, "limit": limit}
+    query = f"SELECT {_SHOWN} FROM webhook_endpoints WHERE tenant_id = %(tenant_id)s {_OLDER}"
+    async with as_tenant(pool, tenant_id) as connection:
+        return await (await connection.execute(query, parameters)).fetchall()
+
+
+async def update_endpoint(
+    pool: AsyncPool, tenant_id: UUID, endpoint_id: UUID, changes: Mapping[str, Any]
+) -> Row | None:
+    """Set columns; None if there is no such endpoint. One that is enabled again begins anew."""
+    changes = dict(changes)
+    if changes.get("is_enabled"):
+        changes |= {"disabled_reason": None, "failing_since": None}
+    if not changes:
+        return await get_endpoint(pool, tenant_id, endpoint_id)
+    names = [
+        sql.SQL("{} = {}").format(sql.Identifier(n), sql.Placeholder(n)) for n in sorted(changes)
+    ]
+    query = sql.SQL(
+        "UPDATE webhook_endpoints SET {} WHERE tenant_id = %(tenant_id)s AND id = %(id)s"
+        f" RETURNING {_SHOWN}"
+    ).format(sql.SQL(", ").join(names))
+    return await _one(
+        pool, tenant_id, query, {**changes, "tenant_id": tenant_id, "id": endpoint_id}
+    )
+
+
+async def delete_endpoint(pool: AsyncPool, tenant_id: UUID, endpoint_id: UUID) -> bool:
+    """With its deliveries. False if there is no such endpoint."""
+    query = "DELETE FROM webhook_endpoints WHERE tenant_id = %s AND id = %s RETURNING id"
+    return await _one(pool, tenant_id, query, (tenant_id, endpoint_id)) is not None
+
+
+async def list_deliveries(
+    pool: AsyncPool,
+    tenant_id: UUID,
+    endpoint_id: UUID,
+    *,
+    status: str | None,
+    after: UUID | None,
+    limit: int,
+) -> list[Row]:
+    """Newest first. `status`: pending, delivered or failed."""
+    parameters = {
+        "tenant_id": tenant_id,
+        "endpoint_id": endpoint_id,
+        "status": status,
+        "after": after,
+        "limit": limit,
+    }
+    async with as_tenant(pool, tenant_id) as connection:
+        return await (await connection.execute(_DELIVERIES, parameters)).fetchall()
+
+
+async def resend(
+    pool: AsyncPool, tenant_id: UUID, endpoint_id: UUID, delivery_id: UUID
+) -> Row | None:
+    """Deliver once more, for another day if need be; None if there is no such delivery."""
+    return await _one(pool, tenant_id, _RESEND, (tenant_id, endpoint_id, delivery_id))
+
+
+async def add_event(
+    pool: AsyncPool, tenant_id: UUID, endpoint_id: UUID, *, type: str, object_id: str
+) -> Row | None:
+    """An event for one endpoint alone; None if there is no such endpoint."""
+    parameters = {
+        "tenant_id": tenant_id,
+        "id": endpoint_id,
+        "event_id": uuid4(),
+        "type": type,
+        "object_id": object_id,
+    }
+    return await _one(pool, tenant_id, _TEST, parameters)
+
+
+async def _one(
+    pool: AsyncPool,
+    tenant_id: UUID,
+    query: str | sql.Composed,
+    parameters: Sequence[Any] | Mapping[str, Any],
+) -> Row | None:
+    async with as_tenant(pool, tenant_id) as connection:
+        return await (await connection.execute(query, parameters)).fetchone()

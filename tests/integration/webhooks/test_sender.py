@@ -1,0 +1,220 @@
+"""Deliveries arrive, whatever receivers, senders and the network do."""
+
+from __future__ import annotations
+
+import json
+from uuid import UUID
+
+import openai
+import pytest
+
+from cli.stack.database import DatabaseUrls
+from store import webhook_sending
+from store.pools import connect
+from store.retention import expire_webhook_deliveries
+from tasks.webhook_urls import UrlPolicy
+from tests.integration.webhooks.conftest import SECRET, Hooks, running_sender
+from tests.support.roles import Connections
+from tests.support.waiting import wait_until
+from tests.support.webhook_receiver import Receiver, receiver
+from tests.unit.maintenance.test_webhook_messages import text_of
+from workers.maintenance.webhooks.sender import WebhookSender
+
+
+def _is_delivered(hooks: Hooks, delivery: UUID) -> bool:
+    return hooks.of(delivery)["delivered_at"] is not None
+
+
+def _wait_for_attempt(hooks: Hooks, delivery: UUID, attempts: int) -> None:
+    """Until so many attempts were made and the last one's outcome is noted."""
+    wait_until(
+        lambda: (
+            hooks.of(delivery)["attempts"] == attempts
+            and hooks.of(delivery)["last_error"] is not None
+        ),
+        what=f"attempt {attempts}",
+    )
+
+
+def test_a_delivery_arrives_signed(hooks: Hooks, server: Receiver, sender: WebhookSender) -> None:
+    delivery = hooks.delivery(hooks.endpoint(server.url))
+
+    wait_until(lambda: _is_delivered(hooks, delivery))
+
+    [received] = server.received
+    with openai.OpenAI(api_key="none", webhook_secret=text_of(SECRET)) as client:
+        event = client.webhooks.unwrap(received.body, received.headers)
+    row = hooks.of(delivery)
+    assert event.id == f"evt_{row['event_id'].hex}"
+    assert (row["attempts"], row["last_status_code"], row["last_error"]) == (1, 200, None)
+    assert row["next_attempt_at"] is None
+
+
+def test_a_failure_is_tried_again_under_the_same_id(
+    hooks: Hooks, server: Receiver, sender: WebhookSender
+) -> None:
+    server.answer(500)
+    server.answer(302, location="http://127.0.0.1:1/")
+    endpoint = hooks.endpoint(server.url)
+    delivery = hooks.delivery(endpoint)
+
+    _wait_for_attempt(hooks, delivery, 1)
+    failed = hooks.of(delivery)
+    hooks.make_due()
+    wait_until(lambda: "redirects" in (hooks.of(delivery)["last_error"] or ""))
+    assert hooks.endpoint_row(endpoint)["failing_since"] is not None
+    hooks.make_due()
+    wait_until(lambda: _is_delivered(hooks, delivery))
+
+    assert failed["last_status_code"] == 500
+    assert failed["next_attempt_at"] > failed["created_at"]
+    assert len(server.ids()) == 3
+    assert len(set(server.ids())) == 1
+    assert hooks.endpoint_row(endpoint)["failing_since"] is None
+
+
+def test_a_slow_endpoint_keeps_no_other_waiting(
+    hooks: Hooks, server: Receiver, sender: WebhookSender
+) -> None:
+    with receiver() as slow:
+        slow.may_answer.clear()
+        endpoint = hooks.endpoint(slow.url)
+        stuck = [hooks.delivery(endpoint) for _ in range(20)]
+        wait_until(lambda: slow.received)
+
+        quick = [hooks.delivery(hooks.endpoint(server.url)) for _ in range(3)]
+
+        wait_until(lambda: all(_is_delivered(hooks, delivery) for delivery in quick))
+        assert len(slow.received) <= webhook_sending.AT_ONCE
+        slow.may_answer.set()
+        wait_until(lambda: all(_is_delivered(hooks, delivery) for delivery in stuck))
+
+
+def test_what_a_dead_sender_took_is_sent_by_the_next(
+    hooks: Hooks, server: Receiver, roles: Connections, database: DatabaseUrls
+) -> None:
+    delivery = hooks.delivery(hooks.endpoint(server.url))
+    [taken] = webhook_sending.take(roles.worker, busy=[], limit=10)  # and dies
+    assert webhook_sending.take(roles.worker, busy=[], limit=10) == []
+
+    hooks.make_due()
+    with running_sender(database, UrlPolicy(allow_private=True)):
+        wait_until(lambda: _is_delivered(hooks, delivery))
+    webhook_sending.note_failed(  # the dead one's word comes late
+        roles.worker, taken, status_code=500, error="late", delay_s=1, is_gone=False
+    )
+
+    row = hooks.of(delivery)
+    assert (row["attempts"], row["last_error"], row["next_attempt_at"]) == (2, None, None)
+
+
+def test_an_endpoint_that_is_gone_is_switched_off(
+    hooks: Hooks, server: Receiver, sender: WebhookSender
+) -> None:
+    server.answer(410)
+    endpoint = hooks.endpoint(server.url)
+    hooks.delivery(endpoint)
+
+    wait_until(lambda: not hooks.endpoint_row(endpoint)["is_enabled"])
+
+    assert "410" in hooks.endpoint_row(endpoint)["disabled_reason"]
+
+
+def test_an_endpoint_that_failed_for_a_day_is_switched_off(
+    hooks: Hooks, server: Receiver, sender: WebhookSender
+) -> None:
+    server.answer(500)
+    endpoint = hooks.endpoint(server.url)
+    hooks.rows.connection.execute(
+        "UPDATE webhook_endpoints SET failing_since = now() - interval '25 hours'"
+    )
+    hooks.delivery(endpoint)
+
+    wait_until(lambda: not hooks.endpoint_row(endpoint)["is_enabled"])
+
+    assert "24 hours" in hooks.endpoint_row(endpoint)["disabled_reason"]
+
+
+def test_a_delivery_is_given_up_after_its_day(
+    hooks: Hooks, server: Receiver, sender: WebhookSender
+) -> None:
+    server.answer(503, retry_after="600")
+    endpoint = hooks.endpoint(server.url)
+    delivery = hooks.delivery(endpoint)
+    hooks.rows.connection.execute(
+        "UPDATE webhook_deliveries SET try_until = now() + interval '1 minute'"
+    )
+
+    wait_until(lambda: hooks.of(delivery)["given_up_at"] is not None)
+
+    assert hooks.of(delivery)["next_attempt_at"] is None
+    assert hooks.endpoint_row(endpoint)["is_enabled"]
+
+
+@pytest.mark.parametrize(
+    ("url", "word"),
+    [
+        ("https://127.0.0.1/", "public"),
+        ("https://localhost/", "public"),
+        ("https://0x7f.1/", "public"),
+        ("https://2130706433/", "public"),
+        ("https://no-such-host.invalid/", "resolved"),
+        ("http://example.com/", "https"),
+    ],
+)
+def test_nothing_is_sent_where_it_must_not_go(
+    hooks: Hooks, database: DatabaseUrls, url: str, word: str
+) -> None:
+    delivery = hooks.delivery(hooks.endpoint(url))
+
+    with running_sender(database, UrlPolicy()):
+        wait_until(lambda: hooks.of(delivery)["last_error"] is not None)
+
+    assert word in hooks.of(delivery)["last_error"]
+    assert hooks.of(delivery)["last_status_code"] is None
+
+
+def test_an_endpoint_that_speaks_no_tls_or_no_http_is_no_trouble(
+    hooks: Hooks, server: Receiver, sender: WebhookSender
+) -> None:
+    delivery = hooks.delivery(hooks.endpoint(server.url.replace("http:", "https:")))
+
+    wait_until(lambda: hooks.of(delivery)["last_error"] is not None)
+
+    assert "TLS" in hooks.of(delivery)["last_error"]
+
+
+def test_old_deliveries_are_forgotten_and_stuck_ones_given_up(
+    hooks: Hooks, roles: Connections
+) -> None:
+    endpoint = hooks.endpoint(is_enabled=False)
+    old, young, stuck = (hooks.delivery(endpoint) for _ in range(3))
+    hooks.rows.connection.execute(
+        "UPDATE webhook_deliveries SET next_attempt_at = NULL, delivered_at = now(),"
+        " created_at = now() - interval '31 days' WHERE id = %s",
+        (old,),
+    )
+    hooks.rows.connection.execute(
+        "UPDATE webhook_deliveries SET try_until = now() - interval '2 hours' WHERE id = %s",
+        (stuck,),
+    )
+
+    assert expire_webhook_deliveries(roles.worker, batch=10) == 1
+
+    left = {row["id"]: row for row in hooks.deliveries()}
+    assert left.keys() == {young, stuck}
+    assert left[stuck]["given_up_at"] is not None
+    assert left[young]["next_attempt_at"] is not None
+
+
+def test_the_event_says_what_ended_and_nothing_more(
+    hooks: Hooks, server: Receiver, sender: WebhookSender, database: DatabaseUrls
+) -> None:
+    delivery = hooks.delivery(hooks.endpoint(server.url), type="batch.expired", object_id="batch_1")
+
+    wait_until(lambda: _is_delivered(hooks, delivery))
+
+    event = json.loads(server.received[0].body)
+    assert event["data"] == {"id": "batch_1"}
+    with connect(database.worker, application_name="test") as connection:
+        assert webhook_sending.take(connection, busy=[], limit=10) == []
