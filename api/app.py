@@ -30,7 +30,7 @@ from api.schemas.completions import CreateCompletion
 from api.schemas.jobs import CreateJob
 from api.schemas.objects import UploadBody
 from api.schemas.reports import EstimateBody
-from api.schemas.responses import CreateResponse
+from api.schemas.responses import CountInput, CreateResponse
 from api.schemas.webhooks import CreateWebhook, UpdateWebhook
 from api.services import open_services
 from api.settings import ApiSettings
@@ -58,6 +58,7 @@ _BODIES = (
     CreateBatch,
     CreateCompletion,
     CreateResponse,
+    CountInput,
     EstimateBody,
     UploadBody,
     CreateWebhook,

@@ -42,7 +42,7 @@ class Canceller:
     async def cancel(self, tenant_id: UUID, job_id: UUID) -> JobRow:
         """Ask for the end of a job; the row as it is then. Raises JobNotFound. Idempotent."""
         result = await request_cancel(self._pool, tenant_id, job_id, by="user")
-        if result is None:
+        if result is None or result.row["deleted_at"] is not None:
             raise JobNotFound
         if result.worker_id is not None:
             await self._tell_worker(result.worker_id, job_id)

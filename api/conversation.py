@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from api.schemas.messages import arguments_for_template
 from api.schemas.responses import items_of, messages_of
 from api.services import Services
 from api.tools.calls import split_answer
-from store.responses import conversation
+from store.responses import MAX_CHAIN, MAX_CHAIN_BYTES, conversation
 from store.tenants import ApiKey
 from tasks.errors import InvalidRequest, PreviousResponseNotFound
 from tasks.ids import RESPONSE_PREFIX, parse_job_id
@@ -33,9 +34,22 @@ async def earlier_messages(
         raise PreviousResponseNotFound(param=_PARAM)
     if any(turn["request"].get("store") is False for turn in chain):
         raise PreviousResponseNotFound(param=_PARAM)
+    _check_begin(chain[0])
     if chain[-1]["status"] not in TERMINAL or chain[-1]["status"] == JobStatus.FAILED:
         raise InvalidRequest("The previous response has no answer to go on from.", param=_PARAM)
     return [message for turn in chain for message in _messages(turn)]
+
+
+def _check_begin(oldest: Mapping[str, Any]) -> None:
+    """Raise unless the chain is whole and of a size to go on from."""
+    goes_on = oldest["request"].get(_PARAM) is not None
+    if oldest["num_bytes"] >= MAX_CHAIN_BYTES or (goes_on and oldest["depth"] >= MAX_CHAIN):
+        limits = f"{MAX_CHAIN} responses or {MAX_CHAIN_BYTES >> 20} MiB"
+        message = f"The conversation has more than {limits}. Begin a new one."
+        raise InvalidRequest(message, param=_PARAM)
+    if goes_on:
+        message = "A response that the conversation goes on from was deleted."
+        raise PreviousResponseNotFound(message, param=_PARAM)
 
 
 def _messages(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -46,6 +60,12 @@ def _messages(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
         )
         answer: dict[str, Any] = {"role": "assistant", "content": text}
         if calls:
-            answer["tool_calls"] = [call.as_object() for call in calls]
+            answer["tool_calls"] = [_for_template(call.as_object()) for call in calls]
         messages.append(answer)
     return messages
+
+
+def _for_template(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    arguments = arguments_for_template(function["arguments"])
+    return call | {"function": function | {"arguments": arguments}}

@@ -88,9 +88,11 @@ FileId = Annotated[UUID, Depends(_file_id)]
 
 
 async def find_job(services: Services, caller: ApiKey, job_id: UUID) -> JobRow:
-    """The caller's job. Raises JobNotFound: another tenant's is answered like none at all."""
+    """The caller's job. Raises JobNotFound: another tenant's is answered like none at all, and
+    so is a response that was deleted.
+    """
     row = await get_job(services.pool, caller.tenant_id, job_id)
-    if row is None:
+    if row is None or row["deleted_at"] is not None:
         raise JobNotFound
     return row
 

@@ -197,6 +197,7 @@ class Finish:
     output: Sequence[Mapping[str, Any]]
     last_seq: int
     event_log: bytes | None
+    error_code: str | None = None  # finer than the ending's reason
     error_message: str | None = None
 
 
@@ -265,7 +266,7 @@ def finish(connection: DictConnection, end: Finish) -> bool:
             "output": Jsonb(list(end.output)),
             "last_seq": end.last_seq,
             "event_log": end.event_log,
-            "error_code": end.ending.reason if is_failed else None,
+            "error_code": (end.error_code or end.ending.reason) if is_failed else None,
             "error_message": end.error_message,
             "error_retryable": end.ending.is_retryable if is_failed else None,
         },

@@ -25,7 +25,7 @@ WHERE j.id = %(job_id)s AND j.tenant_id = %(tenant_id)s
 """
 
 _LIST = f"""{_JOB}
-WHERE j.tenant_id = %(tenant_id)s
+WHERE j.tenant_id = %(tenant_id)s AND j.deleted_at IS NULL
     AND (%(after)s::uuid IS NULL OR j.id < %(after)s)
     AND (%(status)s::text IS NULL OR j.status = %(status)s)
 ORDER BY j.id DESC LIMIT %(limit)s
@@ -72,7 +72,9 @@ class CancelResult:
 
 
 async def get_job(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> JobRow | None:
-    """A tenant's job with its output, None if it has no such job."""
+    """A tenant's job with its output, None if it has no such job. `deleted_at` is for the caller to
+    judge: a stream goes on to its end.
+    """
     async with as_tenant(pool, tenant_id) as connection:
         cursor = await connection.execute(_GET, {"job_id": job_id, "tenant_id": tenant_id})
         return await cursor.fetchone()

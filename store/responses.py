@@ -9,17 +9,22 @@ from store.pools import AsyncPool, as_tenant
 
 # Longer chains than any context holds are not followed.
 MAX_CHAIN = 1_000
+MAX_CHAIN_BYTES = 8 << 20  # of requests and answers as JSON
 
-# From the newest back, by the id that each request names. An id of another form ends the chain.
+# From the newest back, by the id that each request names. What is deleted ends the chain, and so
+# does what is too much: the caller sees that its first response names another one.
 _CHAIN = f"""
 WITH RECURSIVE chain AS (
-    SELECT %(job_id)s::uuid AS id, 1 AS depth
+    SELECT %(job_id)s::uuid AS id, 1 AS depth, 0::bigint AS num_bytes
     UNION ALL
-    SELECT substr(p.request->>'previous_response_id', 6)::uuid, c.depth + 1
+    SELECT substr(p.request->>'previous_response_id', 6)::uuid, c.depth + 1, c.num_bytes
+        + octet_length(p.request::text) + coalesce(octet_length(r.output::text), 0)
     FROM chain c JOIN job_payloads p ON p.job_id = c.id AND p.tenant_id = %(tenant_id)s
+        LEFT JOIN job_results r ON r.job_id = c.id
     WHERE p.request->>'previous_response_id' ~ '^resp_[0-9a-f]{{32}}$' AND c.depth < {MAX_CHAIN}
+        AND c.num_bytes < {MAX_CHAIN_BYTES}
 )
-SELECT j.id, j.status, j.tool_format, p.request, r.output
+SELECT j.id, j.status, j.tool_format, p.request, r.output, c.depth, c.num_bytes
 FROM chain c JOIN jobs j ON j.id = c.id AND j.tenant_id = %(tenant_id)s
     AND j.dialect = 'response' AND j.deleted_at IS NULL
 JOIN job_payloads p ON p.job_id = j.id LEFT JOIN job_results r ON r.job_id = j.id
@@ -36,13 +41,18 @@ WITH job AS (
     DELETE FROM job_payloads p USING job WHERE p.job_id = job.id
 ), result AS (
     DELETE FROM job_results r USING job WHERE r.job_id = job.id
+), attempt AS (
+    UPDATE job_attempts a SET checkpoint_text = '', checkpoint_token_ids = '',
+        checkpoint_splits = NULL
+    FROM job WHERE a.job_id = job.id
 )
 SELECT id FROM job
 """
 
 
 async def conversation(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> list[dict[str, Any]]:
-    """A response and those before it, oldest first: `{id, status, tool_format, request, output}`.
+    """A response and those before it, oldest first: `{id, status, tool_format, request, output}`,
+    and how far back and behind how many bytes it is: `{depth, num_bytes}`.
 
     Empty if there is no such response; the last one is `job_id`.
     """

@@ -28,6 +28,9 @@ from tasks.jobs import TERMINAL, JobStatus
 _ERROR_CODES = {
     "invalid_prompt": "invalid_prompt",
     "context_length_exceeded": "invalid_prompt",
+    "invalid_grammar": "invalid_prompt",
+    "invalid_request": "invalid_prompt",
+    "unsupported_parameter": "invalid_prompt",
     "rate_limit_exceeded": "rate_limit_exceeded",
 }
 # There is no event for a cancelled response; the object's status says it.
@@ -122,6 +125,8 @@ class ResponseFold:
 
     def _end(self, row: JobRow) -> list[Draft]:
         drafts = self._of(self._parser.end()) if self._parser else []
+        if self._logprobs and self._items.items:  # of tokens that no text came of
+            drafts += self._items.add(TextPiece(""), self._logprobs)
         return [*drafts, *self._items.close(_item_status(row))]
 
     def _of(self, pieces: Sequence[Piece]) -> list[Draft]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from api.prompts.prompt import ChatPrompt, Messages
 
@@ -11,19 +10,19 @@ _FIXED_ROLES = frozenset({"system", "developer"})
 
 
 async def shorten(chat: ChatPrompt, fits: Callable[[ChatPrompt], Awaitable[bool]]) -> ChatPrompt:
-    """The longest end of a conversation that fits, behind its instructions.
+    """The longest end of a conversation that fits, with all its instructions.
 
     A turn begins with a message of the user; what the assistant calls and what comes of it stays
     together. The last turn is never dropped, so the result may still be too long.
     """
-    fixed = [message for message in chat.messages if message["role"] in _FIXED_ROLES]
-    turns = _turns([message for message in chat.messages if message["role"] not in _FIXED_ROLES])
+    turns = _turns(chat.messages)
 
     def without(num_dropped: int) -> ChatPrompt:
-        kept = [message for turn in turns[num_dropped:] for message in turn]
-        return ChatPrompt([*fixed, *kept], chat.tools)
+        pairs = zip(chat.messages, turns, strict=True)
+        kept = [message for message, turn in pairs if turn is None or turn >= num_dropped]
+        return ChatPrompt(kept, chat.tools)
 
-    low, high = 0, max(0, len(turns) - 1)
+    low, high = 0, max((turn for turn in turns if turn is not None), default=0)
     while low < high:  # fewer dropped turns never fit where more do not
         middle = (low + high) // 2
         if await fits(without(middle)):
@@ -33,10 +32,15 @@ async def shorten(chat: ChatPrompt, fits: Callable[[ChatPrompt], Awaitable[bool]
     return without(low)
 
 
-def _turns(messages: Messages) -> list[list[Mapping[str, Any]]]:
-    turns: list[list[Mapping[str, Any]]] = []
+def _turns(messages: Messages) -> list[int | None]:
+    """The turn that each message belongs to; None for instructions, which stay where they are."""
+    turns: list[int | None] = []
+    turn = -1
     for message in messages:
-        if message["role"] == "user" or not turns:
-            turns.append([])
-        turns[-1].append(message)
+        if message["role"] in _FIXED_ROLES:
+            turns.append(None)
+            continue
+        if message["role"] == "user" or turn < 0:
+            turn += 1
+        turns.append(turn)
     return turns

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
+from redis.exceptions import RedisError
 from starlette.responses import Response
 
 from api.conversation import earlier_messages
@@ -18,7 +21,7 @@ from api.openapi import EVENT_STREAM, gives, takes
 from api.resuming import MAX_SEQ, cursor_of, find_shown_job
 from api.schemas.objects import Page
 from api.schemas.reports import InputTokens, ResponseDeleted, ResponseShown
-from api.schemas.responses import CreateResponse, InputItem, items_of
+from api.schemas.responses import CountInput, CreateResponse, InputItem, items_of
 from api.services import Services
 from api.submitting import (
     Retry,
@@ -29,18 +32,22 @@ from api.submitting import (
     stream_of,
     submit,
 )
+from api.waiting import wait_for_end
 from store.jobs import get_event_log
 from store.responses import delete_response
 from store.tenants import ApiKey
-from tasks.errors import InvalidRequest, JobNotFound, StreamExpired
+from tasks.errors import InvalidRequest, JobNotFound, ServiceUnavailable, StreamExpired
 from tasks.ids import RESPONSE_PREFIX, format_job_id
 from tasks.jobs import Dialect
+from tasks.keys import stream_log, stream_meta
 from tasks.stream import read_log
 
 router = APIRouter(prefix="/v1/responses")
 
 NOTHING_SEEN = -1  # events are numbered from 0
-POLL_AFTER_MS = 1_000
+# A client that polls looks again after a tenth of the time it has waited so far.
+MIN_POLL_MS, MAX_POLL_MS = 100, 5_000
+DELETE_WAIT_S = 10.0  # for the end of a response that is to be deleted while it runs
 MAX_ITEMS = 100
 
 
@@ -65,12 +72,15 @@ async def create(
     )
 
 
-@router.post("/input_tokens", openapi_extra=takes(CreateResponse), responses=gives(InputTokens))
+@router.post("/input_tokens", openapi_extra=takes(CountInput), responses=gives(InputTokens))
 async def input_tokens(request: Request, services: ServicesDep, caller: Submitter) -> Response:
     """How many tokens a request would have as input. Nothing is kept."""
-    body = await read_json_object(request)
-    parsed = parse_body(CreateResponse, body)
+    parsed = parse_body(CountInput, await read_json_object(request))
     earlier = await earlier_messages(services, caller, parsed.previous_response_id)
+    if parsed.model is None:
+        parsed = parsed.model_copy(
+            update={"model": await _previous_model(services, caller, parsed)}
+        )
     num_tokens = await services.admission.count_tokens(parsed.generation(earlier))
     return JsonResponse({"object": "response.input_tokens", "input_tokens": num_tokens})
 
@@ -107,10 +117,19 @@ async def cancel(services: ServicesDep, caller: Submitter, response_id: str) -> 
 
 @router.delete("/{response_id}", responses=gives(ResponseDeleted))
 async def delete(services: ServicesDep, caller: Submitter, response_id: str) -> Response:
-    """Delete what was asked and answered. One that runs is to be cancelled first."""
+    """Delete what was asked and answered. One that runs is cancelled first; if it doesn't end soon,
+    it is there still, and the client may come back.
+    """
     job = await _find(services, caller, response_id)
+    if not is_terminal(job.row):
+        await services.canceller.cancel(caller.tenant_id, job.id)
+        row = await wait_for_end(services, caller, job.id, DELETE_WAIT_S)
+        if not is_terminal(row):
+            raise ServiceUnavailable("The response is being cancelled. Delete it in a moment.")
     if not await delete_response(services.pool, caller.tenant_id, job.id):
-        raise InvalidRequest("The response is not over yet; cancel it first.")
+        raise JobNotFound  # somebody else was faster
+    with suppress(RedisError):  # its copy there is gone in a quarter of an hour anyway
+        await services.redis.delete(stream_meta(job.id), stream_log(job.id))
     return JsonResponse({"id": response_id, "object": "response", "deleted": True})
 
 
@@ -156,7 +175,16 @@ async def _check_history(services: Services, caller: ApiKey, job: ShownJob) -> N
 
 def _poll_headers(job: ShownJob) -> dict[str, str]:
     """When a stock client that polls is to look again."""
-    return {} if is_terminal(job.row) else {"openai-poll-after-ms": str(POLL_AFTER_MS)}
+    if is_terminal(job.row):
+        return {}
+    age_ms = (time.time() - job.row["created_at"].timestamp()) * 1000
+    return {"openai-poll-after-ms": str(round(min(max(age_ms / 10, MIN_POLL_MS), MAX_POLL_MS)))}
+
+
+async def _previous_model(services: Services, caller: ApiKey, parsed: CountInput) -> str:
+    if parsed.previous_response_id is None:
+        raise InvalidRequest("Give 'model'.", param="model")
+    return str((await _find(services, caller, parsed.previous_response_id)).row["model"])
 
 
 def _item(job: ShownJob, number: int, item: InputItem) -> dict[str, Any]:

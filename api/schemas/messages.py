@@ -32,6 +32,15 @@ def text_as_parts(value: Any) -> Any:
     return value
 
 
+def arguments_for_template(text: str) -> Any:
+    """Arguments of a call as the object that templates expect; the text where it is none."""
+    try:
+        arguments = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+    return arguments if isinstance(arguments, dict) else text
+
+
 class TextPart(Strict):
     """A piece of a message's content."""
 
@@ -47,12 +56,7 @@ class CalledFunction(Strict):
 
     def for_template(self) -> dict[str, Any]:
         """With the arguments taken apart, as templates expect them, where they are an object."""
-        try:
-            arguments = orjson.loads(self.arguments)
-        except orjson.JSONDecodeError:
-            arguments = None
-        is_object = isinstance(arguments, dict)
-        return {"name": self.name, "arguments": arguments if is_object else self.arguments}
+        return {"name": self.name, "arguments": arguments_for_template(self.arguments)}
 
 
 class ToolCall(Strict):

@@ -11,13 +11,15 @@ from api.generation import Generation, TokenLimit
 from api.grammars.formats import requested_form
 from api.prompts.prompt import ChatPrompt
 from api.schemas.chat import WaitingFields
-from api.schemas.jobs import MAX_MESSAGES, refuse_asked
-from api.schemas.messages import MAX_PARTS, text_as_parts
+from api.schemas.jobs import MAX_MESSAGES, ModelName, refuse_asked
+from api.schemas.messages import MAX_PARTS, arguments_for_template, text_as_parts
 from api.schemas.sampling import MAX_TOP_LOGPROBS, Count, SamplingFields
 from api.schemas.strict import IGNORE_UNKNOWN, Strict
 from api.schemas.structured_outputs import (
     JsonSchemaFormat,
     ResponseFormat,
+    SchemaDescription,
+    SchemaName,
     StructuredOutputFields,
     StructuredOutputs,
 )
@@ -94,8 +96,8 @@ class TextFormat(Strict):
     model_config = IGNORE_UNKNOWN
 
     type: Literal["text", "json_object", "json_schema"]
-    name: str | None = None
-    description: str | None = None
+    name: SchemaName | None = None
+    description: SchemaDescription | None = None
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     strict: bool | None = None
 
@@ -176,9 +178,15 @@ class CreateResponse(SamplingFields, WaitingFields):
     @model_validator(mode="after")
     def _combinations(self) -> CreateResponse:
         check_tools([tool.name for tool in self.tools or ()], self.tool_choice)
+        if self.has_logprobs and self.tools and not self._calls_nothing:
+            raise ValueError("Log probabilities are not given where 'tools' may be called.")
         if self.background and self.store is False:
             raise ValueError("'background' needs 'store': there would be nothing to come back for.")
         return self
+
+    @property
+    def _calls_nothing(self) -> bool:
+        return self.tool_choice is not None and self.tool_choice.mode == "none"
 
     @property
     def has_logprobs(self) -> bool:
@@ -226,6 +234,28 @@ class CreateResponse(SamplingFields, WaitingFields):
         )
 
 
+class CountInput(CreateResponse):
+    """The body of `POST /v1/responses/input_tokens`: a request of which parts may be missing."""
+
+    model: ModelName | None = None  # type: ignore[assignment]  # that of the previous response
+    input: Annotated[
+        list[InputItem],
+        BeforeValidator(_text_as_items, json_schema_input_type=str | list[InputItem] | None),
+        Field(default_factory=list, max_length=MAX_MESSAGES),
+    ]
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _null_is_nothing(cls, value: Any) -> Any:
+        return [] if value is None else value
+
+    @model_validator(mode="after")
+    def _something_to_count(self) -> CountInput:
+        if not self.input and not self.instructions and self.previous_response_id is None:
+            raise ValueError("Give 'input', 'instructions' or 'previous_response_id'.")
+        return self
+
+
 def messages_of(items: Sequence[InputItem]) -> list[dict[str, Any]]:
     """Items as the messages of a chat; calls that follow each other are of one message."""
     messages: list[dict[str, Any]] = []
@@ -238,7 +268,8 @@ def messages_of(items: Sequence[InputItem]) -> list[dict[str, Any]]:
         else:
             if not messages or messages[-1]["role"] != "assistant":
                 messages.append({"role": "assistant", "content": ""})
-            function = {"name": item.name, "arguments": item.arguments}
+            arguments = arguments_for_template(item.arguments or "")
+            function = {"name": item.name, "arguments": arguments}
             call = {"id": item.call_id, "type": "function", "function": function}
             messages[-1].setdefault("tool_calls", []).append(call)
     return messages

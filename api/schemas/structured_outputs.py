@@ -30,11 +30,15 @@ def _text_as_schema(value: Any) -> Any:
         raise ValueError(f"The text is not valid JSON: {error.msg}.") from None
 
 
+SchemaName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+SchemaDescription = Annotated[str, Field(max_length=4_096)]
+
+
 class JsonSchemaFormat(Strict):
     """A schema under a name. `strict` changes nothing: a schema is always enforced."""
 
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-    description: Annotated[str, Field(max_length=4_096)] | None = None
+    name: SchemaName
+    description: SchemaDescription | None = None
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
     strict: bool | None = None
 

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from billing.pricing import cost_micros
 from store.attempts import AttemptOutcome, Finish
+from tasks.errors import ServiceError
 from tasks.jobs import Ending, JobStatus, Payer
 from workers.inference.choices import Choice
 from workers.inference.engine.protocol import FinishReason
@@ -26,7 +27,7 @@ class End:
     ending: Ending
     finish_reason: FinishReason
     cached_tokens: int
-    error_message: str | None = None
+    error: ServiceError | None = None
 
 
 def finish_record(stream: JobStream, worker_id: UUID, end: End) -> Finish:
@@ -54,7 +55,8 @@ def finish_record(stream: JobStream, worker_id: UUID, end: End) -> Finish:
         output=_output(stream, ending),
         last_seq=stream.marker_seq(),
         event_log=stream.event_log(),
-        error_message=end.error_message,
+        error_code=end.error.code if end.error else None,
+        error_message=end.error.message if end.error else None,
     )
 
 

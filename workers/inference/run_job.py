@@ -130,8 +130,8 @@ def _conclude(runtime: Runtime, job: RunningJob) -> None:
         case FinishReason.ABORT:
             _conclude_abort(runtime, job)
         case FinishReason.DEADLINE if not job.stream.num_tokens:
-            late = DeadlineExceeded().message
-            _finish(runtime, job, End(DEADLINE_BEFORE_START, terminal.finish_reason, 0, late))
+            late = End(DEADLINE_BEFORE_START, terminal.finish_reason, 0, DeadlineExceeded())
+            _finish(runtime, job, late)
         case FinishReason.STOP | FinishReason.LENGTH | FinishReason.DEADLINE as reason:
             _finish(runtime, job, End(_ENDINGS[reason], reason, job.stream.cached_tokens))
 
@@ -157,7 +157,7 @@ def _fail(runtime: Runtime, job: RunningJob, error: EngineError) -> None:
         _give_back(runtime, job, reason="engine_error", delay_s=delay, counts_as_failure=True)
         return
     ending = replace(ENGINE_ERROR, is_retryable=error.retryable)
-    _finish(runtime, job, End(ending, FinishReason.ERROR, 0, service_error.message))
+    _finish(runtime, job, End(ending, FinishReason.ERROR, 0, service_error))
 
 
 def _finish(runtime: Runtime, job: RunningJob, end: End) -> None:

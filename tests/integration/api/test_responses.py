@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -13,8 +13,7 @@ import pytest
 from store.pools import DictConnection
 from tests.integration.api.conftest import Tenant
 from tests.integration.api.producer import Producer
-
-DEADLINE_S = 20.0
+from tests.integration.api.responding import answered, is_queued
 
 
 @pytest.fixture
@@ -25,35 +24,10 @@ async def client(api_url: str, tenant: Tenant) -> AsyncIterator[openai.AsyncOpen
         yield client
 
 
-async def _until(is_true: Callable[[], object]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not is_true():
-            await asyncio.sleep(0.02)
-
-
-async def _queued(owner: DictConnection) -> None:
-    def is_queued() -> bool:
-        return owner.execute("SELECT 1 FROM jobs WHERE status = 'queued'").fetchone() is not None
-
-    await _until(is_queued)
-
-
-async def _answered(
-    client: openai.AsyncOpenAI, owner: DictConnection, producer: Producer, text: str, **body: Any
-) -> Any:
-    asked = asyncio.create_task(client.responses.create(model="tiny", **body))
-    await _queued(owner)
-    job = producer.claim()
-    for piece in text:
-        job.say(piece)
-    producer.finish(job)
-    return await asked
-
-
 async def test_an_answer_is_waited_for(
     client: openai.AsyncOpenAI, owner: DictConnection, producer: Producer
 ) -> None:
-    response = await _answered(
+    response = await answered(
         client, owner, producer, "hi", input="hello", instructions="Be brief."
     )
 
@@ -71,7 +45,7 @@ async def test_the_stream_helper_follows_to_the_end(
             return kinds, await stream.get_final_response()
 
     reading = asyncio.create_task(read())
-    await _queued(owner)
+    await is_queued(owner)
     job = producer.claim()
     job.say("a")
     job.say("b")
@@ -119,7 +93,7 @@ async def test_in_the_background_one_polls_and_resumes(
 async def test_a_resume_of_expired_history_says_so(
     client: openai.AsyncOpenAI, owner: DictConnection, producer: Producer
 ) -> None:
-    response = await _answered(client, owner, producer, "abc", input="hello")
+    response = await answered(client, owner, producer, "abc", input="hello")
     owner.execute("UPDATE job_results SET event_log = NULL")
     producer.redis.flushdb()
 
@@ -144,10 +118,10 @@ async def test_a_background_response_is_cancelled_and_stays_so(
 async def test_a_conversation_goes_on_from_an_earlier_response(
     client: openai.AsyncOpenAI, owner: DictConnection, producer: Producer
 ) -> None:
-    first = await _answered(
+    first = await answered(
         client, owner, producer, "blue", input="what colour", instructions="Be brief."
     )
-    second = await _answered(
+    second = await answered(
         client, owner, producer, "yes", input="sure", previous_response_id=first.id
     )
     counted = await client.responses.input_tokens.count(
@@ -171,8 +145,8 @@ async def test_a_conversation_goes_on_from_an_earlier_response(
 async def test_what_was_deleted_or_not_stored_is_not_there(
     client: openai.AsyncOpenAI, owner: DictConnection, producer: Producer
 ) -> None:
-    deleted = await _answered(client, owner, producer, "a", input="hello")
-    unstored = await _answered(client, owner, producer, "b", input="hello", store=False)
+    deleted = await answered(client, owner, producer, "a", input="hello")
+    unstored = await answered(client, owner, producer, "b", input="hello", store=False)
 
     await client.responses.delete(deleted.id)
 
@@ -189,7 +163,7 @@ async def test_what_was_deleted_or_not_stored_is_not_there(
 async def test_input_items_are_listed(
     client: openai.AsyncOpenAI, owner: DictConnection, producer: Producer
 ) -> None:
-    response = await _answered(
+    response = await answered(
         client,
         owner,
         producer,
@@ -220,7 +194,7 @@ async def test_too_long_a_conversation_is_shortened_only_where_that_is_asked_for
 
     with pytest.raises(openai.BadRequestError) as error:
         await client.responses.create(model="tiny", input=conversation)
-    response = await _answered(
+    response = await answered(
         client, owner, producer, "ok", input=conversation, truncation="auto", max_output_tokens=20
     )
 

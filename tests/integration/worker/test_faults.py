@@ -19,6 +19,7 @@ from tests.support.services import Services
 from tests.support.waiting import wait_until
 from workers.inference import handler, heartbeat, publisher, run_job
 from workers.inference.engine import stub
+from workers.inference.engine.errors import EngineError
 from workers.inference.engine.stub import expected_text
 from workers.inference.handler import IdleLook
 
@@ -82,6 +83,27 @@ def test_request_the_worker_does_not_understand_is_tried_again_and_then_failed(
     row = jobs.row(hopeless)
     assert (row["status"], row["reason"], row["output"]) == ("failed", "engine_error", [])
     assert outcome(jobs, hopeless)["payer"] == "platform"
+
+
+def test_a_request_that_the_engine_refuses_fails_by_its_own_fault(
+    worker: InProcessWorker, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_request: object) -> None:
+        raise EngineError("invalid_prompt", "The prompt holds no tokens.", retryable=False)
+
+    monkeypatch.setattr(worker.engine, "submit", refuse)
+    job_id = jobs.add()
+
+    worker.run(job_id)
+
+    row = jobs.row(job_id)
+    assert (row["status"], row["reason"], row["error_code"]) == (
+        "failed",
+        "engine_error",
+        "invalid_prompt",
+    )
+    assert row["error_retryable"] is False
+    assert outcome(jobs, job_id)["payer"] == "platform"
 
 
 def test_engine_that_does_not_answer_costs_the_attempt(

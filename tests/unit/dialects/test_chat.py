@@ -16,8 +16,9 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from api.dialects.chat import ChatFold, chat_completion
 from api.dialects.completion import CompletionFold, text_completion
 from api.dialects.fold import Fold, ShownJob
+from api.errors import status_of
 from api.streams.encoder import DialectEncoder
-from tasks.errors import EngineFailed
+from tasks.errors import EngineFailed, ServiceError
 from tasks.events import Event, EventType, make_event
 
 JOB_ID = UUID(int=7 << 76 | 2 << 62 | 0xABC)
@@ -186,3 +187,22 @@ def test_a_completion_echoes_its_prompt_once() -> None:
 
     text = "".join(choice["text"] for chunk in chunks if chunk for choice in chunk["choices"])
     assert text == text_completion(job)["choices"][0]["text"] == "ask: x"
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("engine_error", 500),
+        ("invalid_prompt", 400),
+        ("invalid_grammar", 400),
+        ("worker_lost", 503),
+    ],
+)
+def test_a_failure_has_the_status_of_its_cause(code: str, status: int) -> None:
+    job = shown_job([])
+    job.row.update(status="failed", reason="engine_error", error_code=code, output=[])
+
+    with pytest.raises(ServiceError) as error:
+        chat_completion(job)
+
+    assert status_of(error.value)[0] == status

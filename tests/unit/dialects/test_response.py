@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
@@ -137,3 +138,45 @@ def test_every_ending_has_its_event() -> None:
         "cancelled": ("response.incomplete", "cancelled"),
         "failed": ("response.failed", "failed"),
     }
+
+
+def test_log_probabilities_of_tokens_without_text_are_in_both() -> None:
+    job = _response_job("ab", include=["message.output_text.logprobs"])
+    job.row.update(tool_format=None)
+    values = [[-0.5, []], [-0.25, []], [-0.125, []], [-1.0, []]]
+    texts = ["", "a", "b", ""]  # the first and the last are halves of something
+    tokens = [
+        make_event(n + 2, EventType.TOKEN, index=0, text=text, token_ids=[n], logprobs=[values[n]])
+        for n, text in enumerate(texts)
+    ]
+    started = make_event(1, EventType.STARTED, attempt=1, model="demo")
+    done = make_event(6, EventType.DONE)
+    job.row["output"][0]["logprobs"] = {"token_ids": [0, 1, 2, 3], "values": values}
+
+    events = _stream(job, [started, *tokens, done])
+
+    for event in events:
+        EVENT.validate_python(event)
+    assert events[-1]["response"] == response_object(job)
+    [part] = events[-1]["response"]["output"][0]["content"]
+    assert [entry["logprob"] for entry in part["logprobs"]] == [-0.5, -0.25, -0.125, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        ("engine_error", "server_error"),
+        ("worker_lost", "server_error"),
+        ("invalid_prompt", "invalid_prompt"),
+        ("invalid_grammar", "invalid_prompt"),
+        ("context_length_exceeded", "invalid_prompt"),
+    ],
+)
+def test_a_failure_says_whose_fault_it_was(code: str, shown: str) -> None:
+    job = _response_job("")
+    job.row.update(status="failed", reason="engine_error", error_code=code, output=[])
+
+    error = response_object(job)["error"]
+
+    assert error["code"] == shown
+    Response.model_validate(response_object(job))

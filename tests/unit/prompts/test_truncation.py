@@ -1,0 +1,62 @@
+"""Which messages go when a conversation is too long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from api.prompts.prompt import ChatPrompt
+from api.prompts.truncation import shorten
+
+
+def _message(role: str, content: str) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+TURNS = [
+    _message("system", "s0"),
+    _message("user", "u1"),
+    _message("assistant", "a1"),
+    _message("developer", "d1"),
+    _message("user", "u2"),
+    _message("assistant", "calls"),
+    _message("tool", "result"),
+    _message("assistant", "a2"),
+    _message("system", "s2"),
+    _message("user", "u3"),
+]
+
+
+async def _shortened(messages: list[dict[str, Any]], room: int) -> list[str]:
+    async def fits(chat: ChatPrompt) -> bool:
+        return len(chat.messages) <= room
+
+    chat = await shorten(ChatPrompt(messages), fits)
+    return [message["content"] for message in chat.messages]
+
+
+@pytest.mark.parametrize(
+    ("room", "kept"),
+    [
+        (10, ["s0", "u1", "a1", "d1", "u2", "calls", "result", "a2", "s2", "u3"]),
+        (9, ["s0", "d1", "u2", "calls", "result", "a2", "s2", "u3"]),
+        (7, ["s0", "d1", "s2", "u3"]),
+        (1, ["s0", "d1", "s2", "u3"]),
+    ],
+)
+async def test_whole_turns_go_and_instructions_stay_in_their_place(
+    room: int, kept: list[str]
+) -> None:
+    assert await _shortened(TURNS, room) == kept
+
+
+async def test_what_comes_before_the_first_user_goes_with_its_turn() -> None:
+    messages = [_message("assistant", "hello"), _message("user", "u1"), _message("user", "u2")]
+
+    assert await _shortened(messages, 2) == ["u1", "u2"]
+    assert await _shortened(messages, 0) == ["u2"]
+
+
+async def test_instructions_alone_stay() -> None:
+    assert await _shortened([_message("system", "s0")], 0) == ["s0"]
