@@ -118,6 +118,19 @@ class StreamWriter:
         return _entries(self._client.xrange(keys.stream_log(job_id)))
 
 
+async def drop_log(client: redis.asyncio.Redis, job_id: UUID) -> None:
+    """Delete the events of a job that is over, and let its worker's last words bring none back.
+
+    Raises redis errors.
+    """
+    meta = keys.stream_meta(job_id)
+    async with client.pipeline(transaction=True) as pipeline:
+        pipeline.delete(keys.stream_log(job_id))
+        pipeline.hsetnx(meta, "f", 0)  # final: nothing more is taken
+        pipeline.pexpire(meta, keys.STREAM_FINAL_TTL_MS)
+        await pipeline.execute()
+
+
 async def read_log(
     client: redis.asyncio.Redis, job_id: UUID, after: int, count: int | None = None
 ) -> list[Event]:

@@ -36,11 +36,18 @@ def _turns(messages: Messages) -> list[int | None]:
     """The turn that each message belongs to; None for instructions, which stay where they are."""
     turns: list[int | None] = []
     turn = -1
+    turn_of_call: dict[str, int] = {}
     for message in messages:
         if message["role"] in _FIXED_ROLES:
             turns.append(None)
             continue
         if message["role"] == "user" or turn < 0:
             turn += 1
+        # What came out of a call of an earlier turn keeps that turn, and all between.
+        called_in = turn_of_call.get(message.get("tool_call_id", ""), turn)
+        if called_in < turn:
+            turns = [None if known is None else min(known, called_in) for known in turns]
+            turn = called_in
         turns.append(turn)
+        turn_of_call |= {call["id"]: turn for call in message.get("tool_calls") or ()}
     return turns

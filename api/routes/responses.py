@@ -39,8 +39,7 @@ from store.tenants import ApiKey
 from tasks.errors import InvalidRequest, JobNotFound, ServiceUnavailable, StreamExpired
 from tasks.ids import RESPONSE_PREFIX, format_job_id
 from tasks.jobs import Dialect
-from tasks.keys import stream_log, stream_meta
-from tasks.stream import read_log
+from tasks.stream import drop_log, read_log
 
 router = APIRouter(prefix="/v1/responses")
 
@@ -129,7 +128,7 @@ async def delete(services: ServicesDep, caller: Submitter, response_id: str) -> 
     if not await delete_response(services.pool, caller.tenant_id, job.id):
         raise JobNotFound  # somebody else was faster
     with suppress(RedisError):  # its copy there is gone in a quarter of an hour anyway
-        await services.redis.delete(stream_meta(job.id), stream_log(job.id))
+        await drop_log(services.redis, job.id)
     return JsonResponse({"id": response_id, "object": "response", "deleted": True})
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-import orjson
 from pydantic import BeforeValidator, Field, model_validator
 
+from api.json_body import parse_json_object
 from api.schemas.strict import IGNORE_UNKNOWN, Strict
+from tasks.errors import InvalidRequest
 
 MAX_PARTS = 256
 MAX_TOOL_CALLS = 128
@@ -33,12 +34,13 @@ def text_as_parts(value: Any) -> Any:
 
 
 def arguments_for_template(text: str) -> Any:
-    """Arguments of a call as the object that templates expect; the text where it is none."""
+    """Arguments of a call as the object that templates expect; the text where it is none that could
+    stand in a body (a model's, cut short or nested for ever).
+    """
     try:
-        arguments = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        return parse_json_object(text.encode())
+    except InvalidRequest:
         return text
-    return arguments if isinstance(arguments, dict) else text
 
 
 class TextPart(Strict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import UUID
 
 import httpx
 import openai
@@ -11,6 +12,9 @@ import pytest
 
 from api.routes import responses
 from store.pools import DictConnection
+from tasks.events import EventType, make_event
+from tasks.keys import stream_log
+from tasks.stream import Append, StreamWriter
 from tests.integration.api.conftest import Tenant
 from tests.integration.api.producer import Producer
 from tests.integration.api.responding import answered
@@ -60,7 +64,12 @@ async def test_nothing_of_a_deleted_response_stays(
         "SELECT checkpoint_text, length(checkpoint_token_ids) AS num_bytes FROM job_attempts"
     ).fetchone()
     assert attempt == {"checkpoint_text": "", "num_bytes": 0}
-    assert producer.redis.keys(f"stream:*{response.id.removeprefix('resp_')}*") == []
+    job_id = UUID(response.id.removeprefix("resp_"))
+    assert not producer.redis.exists(stream_log(job_id))
+    late = make_event(1, EventType.TOKEN, index=0, text="secret", token_ids=[1])
+    writer = StreamWriter(producer.redis)
+    writer.append([Append(job_id, 1, [late], is_final=True, resets_log=True)])
+    assert not producer.redis.exists(stream_log(job_id))
 
 
 async def test_a_waiting_response_is_cancelled_and_deleted(

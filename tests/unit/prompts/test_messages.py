@@ -7,12 +7,20 @@ import pytest
 from api.schemas.messages import Message
 from api.schemas.responses import CreateResponse
 
+DEEP = '{"a":' * 900 + "1" + "}" * 900
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
 
 
 @pytest.mark.parametrize(
     ("written", "shown"),
-    [('{"a": 1}', {"a": 1}), ("{}", {}), ("[1]", "[1]"), ("not JSON", "not JSON"), ("", "")],
+    [
+        ('{"a": 1}', {"a": 1}),
+        ("{}", {}),
+        ("[1]", "[1]"),
+        ("not JSON", "not JSON"),
+        ("", ""),
+        (DEEP, DEEP),
+    ],
 )
 def test_arguments_are_an_object_where_they_can_be(written: str, shown: object) -> None:
     function = {"name": "f", "arguments": written}

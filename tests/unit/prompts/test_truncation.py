@@ -60,3 +60,18 @@ async def test_what_comes_before_the_first_user_goes_with_its_turn() -> None:
 
 async def test_instructions_alone_stay() -> None:
     assert await _shortened([_message("system", "s0")], 0) == ["s0"]
+
+
+async def test_a_late_result_keeps_the_turn_of_its_call() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": {}}}
+    messages = [
+        _message("user", "u1"),
+        _message("user", "u2"),
+        _message("assistant", "calls") | {"tool_calls": [call]},
+        _message("user", "u3"),
+        _message("tool", "result") | {"tool_call_id": "c"},
+        _message("user", "u4"),
+    ]
+
+    assert await _shortened(messages, 5) == ["u2", "calls", "u3", "result", "u4"]
+    assert await _shortened(messages, 4) == ["u4"]
