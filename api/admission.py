@@ -12,12 +12,14 @@ from uuid import UUID
 import orjson
 
 from api import metrics
+from api.errors import status_of
 from api.generation import Generation
 from api.grammars.checker import GrammarChecker
 from api.grammars.formats import Grammar
 from api.hints import HintSender
 from api.job_limits import check_token_ids, output_limit, policy_for, tier_for
-from api.limits import RateLimiter
+from api.limits.answers import rate_headers
+from api.limits.limiter import RateLimiter
 from api.prompts.encoder import PromptEncoder
 from api.prompts.prompt import ChatPrompt, Prompt
 from api.prompts.registry import ModelRegistry, ServedModel
@@ -26,13 +28,27 @@ from api.settings import DEFAULT_DEADLINE_S, MAX_FAILS
 from api.tools.formats import ToolFormat
 from api.tools.grammar import tool_grammar
 from billing.pricing import worst_case_micros
-from store.admission import Admitted, FrozenPrices, NewJob, admit, find_first_try
+from store.admission import (
+    Admitted,
+    FrozenPrices,
+    NewJob,
+    admit,
+    find_first_try,
+    find_first_use,
+)
 from store.catalog import ModelEntry
 from store.pools import AsyncPool
 from store.tenants import ApiKey
-from tasks.errors import ContextLengthExceeded, InvalidPrompt, UnsupportedParameter
+from tasks.errors import (
+    ContextLengthExceeded,
+    InvalidPrompt,
+    RateLimitExceeded,
+    ServiceError,
+    UnsupportedParameter,
+)
 from tasks.ids import uuid7
 from tasks.inference import Hint
+from tasks.limits import Standing
 from tasks.queues import ServiceTier, lane_for
 from tasks.token_ids import pack_token_ids
 
@@ -49,6 +65,13 @@ class Submission:
     batch_id: UUID | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Accepted(Admitted):
+    """The job that stands for a request, and how its tenant's rate limits stand then."""
+
+    standing: Standing | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
     """Admits jobs. One a process."""
@@ -60,31 +83,63 @@ class Admission:
     hints: HintSender
     limiter: RateLimiter
 
-    async def submit(self, submission: Submission) -> Admitted:
+    async def submit(self, submission: Submission) -> Accepted:
         """Commit the job, then send its hint. Raises ServiceError; then nothing was written."""
         began = time.monotonic()
         job = await self._new_job(submission)
-        num_tokens = job.input_tokens + job.max_output_tokens * job.num_choices
-        await self.limiter.check(submission.key, num_tokens=num_tokens)
-        admitted = await self._admit(job, is_retry=submission.is_retry)
-        if admitted.is_new:
+        accepted = await self._accept(job, submission)
+        if accepted.is_new:
             self.hints.send(Hint(job.id, job.pool, job.service_tier, job.lane))
             metrics.jobs_admitted.labels(job.service_tier.value).inc()
         else:
             metrics.jobs_replayed.inc()
         metrics.admission_seconds.observe(time.monotonic() - began)
-        return admitted
+        return accepted
 
     async def count_tokens(self, generation: Generation) -> int:
         """How many tokens a prompt has. Raises ServiceError as `submit` would."""
         model = await self.registry.get(generation.model)
         return len(await self._prompt_ids(generation, model))
 
-    async def _admit(self, job: NewJob, *, is_retry: bool) -> Admitted:
-        """A retry without an idempotency key finds the job of its first try, if there is one."""
-        if is_retry and (first := await find_first_try(self.pool, job)) is not None:
-            return Admitted(first)
-        return await admit(self.pool, job)
+    async def _accept(self, job: NewJob, submission: Submission) -> Accepted:
+        """The new job, or the one that an earlier try of the request made, which costs nothing."""
+        key = submission.key
+        if submission.is_retry and (first := await self._first_try(job, key)) is not None:
+            return Accepted(first, standing=await self.limiter.look(key))
+        try:
+            standing = await self.limiter.take(key, job.max_tokens)
+        except RateLimitExceeded as refusal:
+            return await self._repeated(job, key, refusal)
+        try:
+            admitted = await admit(self.pool, job)
+        except ServiceError as error:
+            error.headers |= rate_headers(await self.limiter.give_back(key, job.max_tokens))
+            raise
+        if not admitted.is_new:
+            standing = await self.limiter.give_back(key, job.max_tokens)
+        return Accepted(admitted.job_id, admitted.row, standing)
+
+    async def _first_try(self, job: NewJob, key: ApiKey) -> UUID | None:
+        """The job of a retry without an idempotency key.
+
+        None if what is tried again was refused: an older job is that of another, equal request.
+        """
+        first = await find_first_try(self.pool, job)
+        if first is None:
+            return None
+        refused = await self.limiter.last_refusal(key, job.request_hash)
+        return first if refused is None or first > refused else None  # ids are in order of time
+
+    async def _repeated(self, job: NewJob, key: ApiKey, refusal: RateLimitExceeded) -> Accepted:
+        """The job of a repeated idempotency key; any other request stays refused."""
+        if job.idempotency_key is not None:
+            first = await find_first_use(self.pool, job)
+            if first is not None:
+                return Accepted(first.job_id, standing=await self.limiter.look(key))
+        elif refusal.retryable:
+            await self.limiter.note_refusal(key, job.request_hash, job.id)
+        metrics.rate_limited.labels(status_of(refusal)[1]).inc()
+        raise refusal
 
     async def _new_job(self, submission: Submission) -> NewJob:
         key, generation = submission.key, submission.generation

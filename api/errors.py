@@ -44,6 +44,8 @@ STATUS: Mapping[type[ServiceError], tuple[int, str]] = {
     errors.IdempotencyKeyReused: (422, _INVALID),
     errors.InsufficientQuota: (429, "insufficient_quota"),
     errors.RateLimitExceeded: (429, "requests"),
+    errors.TokenLimitExceeded: (429, "tokens"),
+    errors.TokenLimitTooLow: (429, "tokens"),
     errors.EngineFailed: (500, _SERVER),
     errors.WorkerLost: (503, _SERVER),
     errors.DeadlineExceeded: (504, _SERVER),
@@ -67,6 +69,9 @@ class ClientLeft(Exception):
     """The client that waited has gone: there is nobody to answer."""
 
 
+# Errors that no retry helps, with statuses that stock clients retry otherwise.
+_FINAL = (errors.InsufficientQuota, errors.TokenLimitTooLow, errors.JobCancelled)
+
 # Objects whose keys the client makes up: they are content, not names of parameters.
 _OPEN_OBJECTS = frozenset({"metadata", "logit_bias"})
 
@@ -82,7 +87,7 @@ def status_of(error: ServiceError) -> tuple[int, str]:
 def error_response(error: ServiceError) -> Response:
     """The answer to a request that failed with this error."""
     status, _ = status_of(error)
-    return _response(status, error_object(error), error.headers | _headers(error, status))
+    return _response(status, error_object(error), _headers(error, status) | error.headers)
 
 
 def invalid_request(error: ValidationError) -> InvalidRequest:
@@ -179,8 +184,8 @@ def _text(message: str) -> str:
 def _headers(error: ServiceError, status: int) -> dict[str, str]:
     if isinstance(error, errors.InvalidApiKey):
         return {"WWW-Authenticate": "Bearer"}
-    if isinstance(error, errors.InsufficientQuota | errors.JobCancelled):
-        return {"x-should-retry": "false"}  # stock clients retry every 409 and 429 otherwise
+    if isinstance(error, _FINAL):
+        return {"x-should-retry": "false"}
     if error.retryable and status in (429, 503):
         return {"Retry-After": str(RETRY_AFTER_S)}
     return {}

@@ -32,6 +32,17 @@ jobs_deserted = Counter(
     "Jobs cancelled because their clients left and nobody came back.",
     registry=registry,
 )
+rate_limited = Counter(
+    "millrace_api_rate_limited_total",
+    "Requests refused by a rate limit of their tenant.",
+    ("limit",),
+    registry=registry,
+)
+limits_counted_locally = Counter(
+    "millrace_api_limits_counted_locally_total",
+    "Looks at rate limits while Redis was away, counted in this process alone.",
+    registry=registry,
+)
 admission_seconds = Histogram(
     "millrace_api_admission_seconds",
     "Validating, counting tokens and committing one job.",

@@ -24,7 +24,9 @@ from api.files.store import FileStore
 from api.files.upload import Uploads
 from api.grammars.checker import GrammarChecker
 from api.hints import HintSender
-from api.limits import NoLimits
+from api.limits.counters import Counters
+from api.limits.limiter import RateLimiter, TenantLimits
+from api.limits.refusals import Refusals
 from api.prompts.encoder import PromptEncoder
 from api.prompts.registry import ModelRegistry
 from api.settings import (
@@ -48,6 +50,7 @@ from tasks.webhook_urls import UrlPolicy
 REDIS_TIMEOUT_S = 2.0
 REDIS_CONNECTIONS = 32  # reads of logs at a time; more wait
 REDIS_CHECKOUT_S = 10.0
+LIMITS_TIMEOUT_S = 0.5  # a request waits for no longer before it is counted without Redis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +85,15 @@ async def open_services(settings: ApiSettings) -> AsyncIterator[Services]:
         )
         await pool.open()
         stack.push_async_callback(pool.close)
-        url = RedisSettings().stream
-        redis = stream_redis(url)
+        urls = RedisSettings()
+        redis = redis_client(urls.stream)
         stack.push_async_callback(redis.aclose)
-        listening_redis = stream_redis(url)
+        listening_redis = redis_client(urls.stream)
         stack.push_async_callback(listening_redis.aclose)
+        limits_redis = redis_client(
+            urls.limits, timeout_s=LIMITS_TIMEOUT_S, checkout_s=LIMITS_TIMEOUT_S
+        )
+        stack.push_async_callback(limits_redis.aclose)
         hub = StreamHub(pool, listening_redis)
         await hub.start()
         stack.push_async_callback(hub.stop)
@@ -105,6 +112,7 @@ async def open_services(settings: ApiSettings) -> AsyncIterator[Services]:
                 stack,
                 pool,
                 registry,
+                limiter=TenantLimits(Counters(limits_redis), Refusals(limits_redis)),
                 num_threads=settings.tokenizer_threads,
                 max_waiting=settings.tokenizer_queue,
             ),
@@ -124,14 +132,16 @@ async def open_services(settings: ApiSettings) -> AsyncIterator[Services]:
         )
 
 
-def stream_redis(url: str) -> Redis:
+def redis_client(
+    url: str, *, timeout_s: float = REDIS_TIMEOUT_S, checkout_s: float = REDIS_CHECKOUT_S
+) -> Redis:
     """A client that fails fast and leaves retries to its callers, who know what was missed."""
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=REDIS_CONNECTIONS,
-        timeout=REDIS_CHECKOUT_S,
-        socket_timeout=REDIS_TIMEOUT_S,
-        socket_connect_timeout=REDIS_TIMEOUT_S,
+        timeout=checkout_s,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
         socket_keepalive=True,
         retry=Retry(NoBackoff(), 0),
     )
@@ -143,6 +153,7 @@ async def open_admission(
     pool: AsyncPool,
     registry: ModelRegistry,
     *,
+    limiter: RateLimiter,
     num_threads: int,
     max_waiting: int,
 ) -> Admission:
@@ -160,7 +171,7 @@ async def open_admission(
         encoder=encoder,
         grammars=grammars,
         hints=hints,
-        limiter=NoLimits(),
+        limiter=limiter,
     )
 
 

@@ -11,12 +11,13 @@ from fastapi import Depends, Header, Request
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
-from api.admission import Submission
+from api.admission import Accepted, Submission
 from api.deps import IdempotencyKey, find_job
 from api.dialects.fold import Fold, ShownJob
 from api.errors import invalid_request
 from api.generation import Generation
 from api.json_response import JsonResponse
+from api.limits.answers import rate_headers
 from api.prompts.vocabulary import Vocabulary
 from api.schemas.strict import unknown_fields
 from api.services import Services
@@ -28,7 +29,7 @@ from api.waiting import wait_with_client
 from store.admission import Admitted
 from store.jobs import JobRow
 from store.tenants import ApiKey
-from tasks.errors import ServiceError
+from tasks.errors import ServiceError, ServiceUnavailable
 from tasks.ids import format_job_id
 
 B = TypeVar("B", bound=BaseModel)
@@ -71,7 +72,7 @@ async def submit(
     generation: Generation,
     body: Mapping[str, Any],
     retry: Repetition,
-) -> Admitted:
+) -> Accepted:
     """Commit a job, or find the one that an earlier try of the same request made."""
     return await services.admission.submit(
         Submission(
@@ -86,13 +87,17 @@ async def submit(
     )
 
 
+def job_headers(accepted: Accepted) -> dict[str, str]:
+    """Whether an earlier request made the job, and what is left of the tenant's rate limits."""
+    replayed = {} if accepted.is_new else {"Idempotency-Replayed": "true"}
+    return replayed | rate_headers(accepted.standing)
+
+
 def answer_headers(
-    admitted: Admitted, model: type[BaseModel], body: Mapping[str, Any]
+    accepted: Accepted, model: type[BaseModel], body: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Which job it is, whether an earlier request made it, and what of the request was ignored."""
-    headers = {JOB_HEADER: format_job_id(admitted.job_id)}
-    if not admitted.is_new:
-        headers["Idempotency-Replayed"] = "true"
+    """The same, which job it is, and what of the request was ignored."""
+    headers = {JOB_HEADER: format_job_id(accepted.job_id)} | job_headers(accepted)
     if ignored := unknown_fields(model, body):
         # Names come from the client: only those that can stand in a header.
         names = [name for name in ignored if name.isidentifier() and name.isascii()]
@@ -153,8 +158,12 @@ def event_stream(
     cursor: int,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """A job's events behind a number on, until its end."""
-    services.streams.check_room()
+    """A job's events behind a number on, until its end. Raises ServiceUnavailable."""
+    try:
+        services.streams.check_room()
+    except ServiceUnavailable as error:
+        error.headers = dict(headers or {})
+        raise
     remaining_s = row["deadline_at"].timestamp() - time.time()
     return EventStreamResponse(
         hub=services.hub,

@@ -7,6 +7,12 @@ from prometheus_client import Counter, Histogram
 SETTLED = Counter("millrace_settled_jobs", "Jobs whose outcome was settled")
 SETTLE_SECONDS = Histogram("millrace_settle_seconds", "One settling transaction, of any size")
 HINTS = Counter("millrace_settle_hints_received", "Hints that woke the settler")
+TOKENS_GIVEN_BACK = Counter(
+    "millrace_limits_tokens_given_back", "Tokens that jobs reserved of rate limits and didn't use"
+)
+TOKENS_NOT_GIVEN_BACK = Counter(
+    "millrace_limits_tokens_not_given_back", "The same, left to come back by themselves"
+)
 
 # Each of these is a broken promise of another part of the platform. They stay 0.
 ANOMALIES = Counter("millrace_billing_anomalies", "Invariants found broken", ["kind"])

@@ -17,6 +17,7 @@ from celery import bootsteps
 from celery.signals import worker_init
 
 from billing import metrics
+from billing.giving_back import give_back
 from store import outcomes
 from store.loops import PostgresLoop
 from store.pools import DictConnection, connect
@@ -54,6 +55,7 @@ def settle_jobs(
     metrics.SETTLE_SECONDS.observe(time.perf_counter() - began)
     metrics.SETTLED.inc(settled.num_settled)
     _report_anomalies(settled)
+    give_back(connection, settled.rate_limited)
     return settled.num_settled
 
 

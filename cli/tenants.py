@@ -1,18 +1,35 @@
-"""tenants create, tenants list, credits add."""
+"""tenants create, tenants set-limits, tenants list, credits add."""
 
 # ruff: noqa: PLC0415 (a command imports what it needs when it runs, so that `--help` is instant)
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.money import from_micros, to_micros
 from cli.output import JsonOption, print_json, print_table
 
+if TYPE_CHECKING:
+    from tasks.limits import Limits
+
+NO_LIMIT = "none"
+
 app = typer.Typer(help="Tenants and their accounts.", no_args_is_help=True)
 credits_app = typer.Typer(help="Credit of tenants.", no_args_is_help=True)
+
+
+RequestsOption = Annotated[
+    str | None, typer.Option(help="Most requests a minute, or 'none'.", metavar="NUMBER")
+]
+TokensOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Most tokens a minute, input and the most a request may produce, or 'none'.",
+        metavar="NUMBER",
+    ),
+]
 
 
 @app.callback()
@@ -28,27 +45,62 @@ def create(
     name: str,
     *,
     credit: Annotated[str, typer.Option(help="First credit, like 25.00.")] = "0",
+    requests_per_min: RequestsOption = None,
+    tokens_per_min: TokensOption = None,
     is_json: JsonOption = False,
 ) -> None:
     """Create a tenant and its account."""
     from cli.errors import CommandError
     from cli.operator import connection
     from store import tenants
+    from tasks.limits import Limits
 
     micros = to_micros(credit) if credit != "0" else 0
+    limits = Limits(_limit(requests_per_min), _limit(tokens_per_min))
     with connection() as opened:
         if tenants.find_tenant(opened, name) is not None:
             raise CommandError(f"there is a tenant {name!r} already")
-        created = tenants.create_tenant(opened, name=name, credit_micros=micros)
+        created = tenants.create_tenant(opened, name=name, credit_micros=micros, limits=limits)
     if is_json:
-        print_json({"id": created, "name": name, "credit_micros": micros})
+        print_json({"id": created, "name": name, "credit_micros": micros} | _shown(limits))
     else:
         print(created)
 
 
+@app.command("set-limits")
+def set_limits(
+    tenant: Annotated[str, typer.Argument(help="The tenant's name.")],
+    *,
+    requests_per_min: RequestsOption = None,
+    tokens_per_min: TokensOption = None,
+    is_json: JsonOption = False,
+) -> None:
+    """Change a tenant's rate limits; the API follows within 30 s. One that is left out stays."""
+    from cli.operator import connection, tenant_id
+    from store import tenants
+    from tasks.limits import Limits
+
+    if requests_per_min is None and tokens_per_min is None:
+        raise typer.BadParameter("give --requests-per-min, --tokens-per-min or both")
+    with connection() as opened:
+        found = tenant_id(opened, tenant)
+        current = tenants.get_limits(opened, found)
+        limits = Limits(
+            _limit(requests_per_min, current.requests), _limit(tokens_per_min, current.tokens)
+        )
+        tenants.set_limits(opened, found, limits)
+    if is_json:
+        print_json({"id": found, "name": tenant} | _shown(limits))
+    else:
+        print(
+            f"{tenant} may make {_number(limits.requests)} requests"
+            f" and take {_number(limits.tokens)} tokens a minute"
+        )
+
+
 @app.command("list")
 def list_(*, is_json: JsonOption = False) -> None:
-    """List tenants with balance and reserved amount."""
+    """List tenants with balance, reserved amount and rate limits."""
     from dataclasses import asdict
 
     from cli.operator import connection
@@ -60,7 +112,7 @@ def list_(*, is_json: JsonOption = False) -> None:
         print_json([asdict(tenant) for tenant in found])
         return
     print_table(
-        ("name", "id", "balance", "reserved", "currency", "tiers"),
+        ("name", "id", "balance", "reserved", "currency", "requests/min", "tokens/min", "tiers"),
         [
             (
                 tenant.name,
@@ -68,6 +120,8 @@ def list_(*, is_json: JsonOption = False) -> None:
                 from_micros(tenant.balance_micros),
                 from_micros(tenant.held_micros),
                 tenant.currency,
+                _number(tenant.requests_per_min),
+                _number(tenant.tokens_per_min),
                 ", ".join(tenant.tiers),
             )
             for tenant in found
@@ -96,3 +150,24 @@ def add(
         print_json({"tenant": tenant, "amount_micros": entry.amount_micros, "reference": reference})
     else:
         print(f"{tenant} was credited {from_micros(entry.amount_micros)} {entry.currency}")
+
+
+def _limit(text: str | None, current: int | None = None) -> int | None:
+    """A limit as an operator wrote it, or did not. Raises typer.BadParameter."""
+    from tasks.limits import MAX_LIMIT
+
+    if text is None:
+        return current
+    if text == NO_LIMIT:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 12 and 1 <= int(text) <= MAX_LIMIT):
+        raise typer.BadParameter(f"a limit is a number from 1 to {MAX_LIMIT}, or '{NO_LIMIT}'")
+    return int(text)
+
+
+def _shown(limits: Limits) -> dict[str, int | None]:
+    return {"requests_per_min": limits.requests, "tokens_per_min": limits.tokens}
+
+
+def _number(limit: int | None) -> str:
+    return "unlimited" if limit is None else f"{limit:,}"

@@ -68,6 +68,11 @@ class NewJob:
     on_disconnect: str = OnDisconnect.CONTINUE.value
     batch_id: UUID | None = None
 
+    @property
+    def max_tokens(self) -> int:
+        """Input and all output it may produce: what rate limits reserve."""
+        return self.input_tokens + self.max_output_tokens * self.num_choices
+
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
@@ -137,8 +142,9 @@ SELECT id FROM jobs WHERE request_hash = %s AND tenant_id = %s AND api_key_id = 
 ORDER BY id DESC LIMIT 1
 """
 
-_FIRST_USE = """
-SELECT job_id, request_hash FROM idempotency_keys WHERE tenant_id = %s AND key = %s
+_FIRST_USE = f"""
+SELECT job_id, request_hash FROM idempotency_keys
+WHERE tenant_id = %s AND key = %s AND created_at >= now() - interval '{IDEMPOTENCY_TTL_H} hours'
 """
 
 
@@ -164,7 +170,8 @@ async def admit(pool: AsyncPool, job: NewJob) -> Admitted:
     assert row is not None
     if row["is_fresh"]:
         return Admitted(job.id, row)
-    return await _first_use(pool, job)
+    # None: the key expired between the two statements.
+    return await find_first_use(pool, job) or await admit(pool, job)
 
 
 async def find_first_try(pool: AsyncPool, job: NewJob) -> UUID | None:
@@ -180,12 +187,13 @@ async def find_first_try(pool: AsyncPool, job: NewJob) -> UUID | None:
     return row["id"] if row else None
 
 
-async def _first_use(pool: AsyncPool, job: NewJob) -> Admitted:
+async def find_first_use(pool: AsyncPool, job: NewJob) -> Admitted | None:
+    """The job that the same idempotency key made, if it was used. Raises IdempotencyKeyReused."""
     async with as_tenant(pool, job.tenant_id) as connection:
         cursor = await connection.execute(_FIRST_USE, (job.tenant_id, job.idempotency_key))
         row = await cursor.fetchone()
-    if row is None:  # it expired between the two statements
-        return await admit(pool, job)
+    if row is None:
+        return None
     if row["request_hash"] != job.request_hash:
         raise IdempotencyKeyReused(param="Idempotency-Key")
     return Admitted(row["job_id"])

@@ -65,7 +65,10 @@ SELECT count(*) AS num_settled, (SELECT count(*) FROM entered) AS num_entered,
     coalesce(array_agg(job_id) FILTER (WHERE cost > reserved), '{}') AS over_reservation,
     coalesce(array_agg(job_id) FILTER (
         WHERE reserved IS NULL AND job_id IN (SELECT job_id FROM entered)), '{}')
-        AS without_reservation
+        AS without_reservation,
+    coalesce(array_agg(job_id) FILTER (
+        WHERE tenant_id IN (SELECT id FROM tenants WHERE tokens_per_min IS NOT NULL)
+            AND job_id IN (SELECT job_id FROM entered)), '{}') AS rate_limited
 FROM charged
 """
 
@@ -78,12 +81,13 @@ ORDER BY job_id LIMIT 1
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What one settling did. The two lists name jobs whose reservation was not as it must be."""
+    """What one settling did."""
 
     num_settled: int
     num_entered: int  # of those, with a ledger entry that didn't exist before
-    over_reservation: tuple[UUID, ...]
+    over_reservation: tuple[UUID, ...]  # jobs whose reservation was not as it must be
     without_reservation: tuple[UUID, ...]
+    rate_limited: tuple[UUID, ...]  # jobs settled now, of tenants with a limit of tokens
 
 
 def settle(
@@ -98,6 +102,7 @@ def settle(
         num_entered=row["num_entered"],
         over_reservation=tuple(row["over_reservation"]),
         without_reservation=tuple(row["without_reservation"]),
+        rate_limited=tuple(row["rate_limited"]),
     )
 
 

@@ -67,7 +67,14 @@ tenants = Table(
     Column("tiers", ARRAY(Text), nullable=False),
     _text("default_tier"),
     _time("created_at", default=True),
+    _count("requests_per_min", nullable=True),
+    _count("tokens_per_min", nullable=True),
     UniqueConstraint("name"),
+    Index(
+        "tenants_with_token_limit",
+        "id",
+        postgresql_where=text("tokens_per_min IS NOT NULL"),
+    ),
 )
 
 api_keys = Table(

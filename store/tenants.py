@@ -12,6 +12,7 @@ from store import api_keys
 from store.ledger import CASH, EntryKind, Transfer, transfer
 from store.pools import AsyncPool, DictConnection
 from tasks.ids import uuid7
+from tasks.limits import NO_LIMITS, Limits
 from tasks.queues import ServiceTier
 
 ALL_TIERS = tuple(ServiceTier)
@@ -25,6 +26,8 @@ class Tenant:
     name: str
     tiers: tuple[str, ...]
     default_tier: str
+    requests_per_min: int | None  # None: no limit
+    tokens_per_min: int | None
     currency: str
     balance_micros: int
     held_micros: int
@@ -45,6 +48,7 @@ class ApiKey:
     default_tier: str
     on_disconnect: str | None  # what its jobs do when their client leaves; None: the default
     attach_retries: bool  # a library's retry without an idempotency key gets the first try's job
+    limits: Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +73,22 @@ def create_tenant(
     currency: str = "USD",
     tiers: Iterable[str] = ALL_TIERS,
     default_tier: str = ServiceTier.DEFAULT,
+    limits: Limits = NO_LIMITS,
 ) -> UUID:
     """A tenant, its account and its first credit, in one transaction. The name must be new."""
     tenant_id = uuid7()
     with connection.transaction():
         connection.execute(
-            "INSERT INTO tenants (id, name, tiers, default_tier) VALUES (%s, %s, %s, %s)",
-            (tenant_id, name, [str(tier) for tier in tiers], str(default_tier)),
+            "INSERT INTO tenants (id, name, tiers, default_tier, requests_per_min, tokens_per_min)"
+            " VALUES (%s, %s, %s, %s, %s, %s)",
+            (
+                tenant_id,
+                name,
+                [str(tier) for tier in tiers],
+                str(default_tier),
+                limits.requests,
+                limits.tokens,
+            ),
         )
         connection.execute(
             "INSERT INTO accounts (tenant_id, currency) VALUES (%s, %s)", (tenant_id, currency)
@@ -91,11 +104,29 @@ def find_tenant(connection: DictConnection, name: str) -> UUID | None:
     return row["id"] if row else None
 
 
+def get_limits(connection: DictConnection, tenant_id: UUID) -> Limits:
+    """A tenant's rate limits. It must exist."""
+    row = connection.execute(
+        "SELECT requests_per_min, tokens_per_min FROM tenants WHERE id = %s", (tenant_id,)
+    ).fetchone()
+    assert row is not None
+    return Limits(row["requests_per_min"], row["tokens_per_min"])
+
+
+def set_limits(connection: DictConnection, tenant_id: UUID, limits: Limits) -> None:
+    """Change a tenant's rate limits. API processes follow within 30 s."""
+    connection.execute(
+        "UPDATE tenants SET requests_per_min = %s, tokens_per_min = %s WHERE id = %s",
+        (limits.requests, limits.tokens, tenant_id),
+    )
+
+
 def list_tenants(connection: DictConnection) -> list[Tenant]:
     """All tenants, oldest first."""
     rows = connection.execute(
-        "SELECT t.id, t.name, t.tiers, t.default_tier, a.currency, a.balance_micros, a.held_micros,"
-        " t.created_at FROM tenants t JOIN accounts a ON a.tenant_id = t.id ORDER BY t.id"
+        "SELECT t.id, t.name, t.tiers, t.default_tier, t.requests_per_min, t.tokens_per_min,"
+        " a.currency, a.balance_micros, a.held_micros, t.created_at"
+        " FROM tenants t JOIN accounts a ON a.tenant_id = t.id ORDER BY t.id"
     ).fetchall()
     return [Tenant(**row | {"tiers": tuple(row["tiers"])}) for row in rows]
 
@@ -164,7 +195,7 @@ _LIST_API_KEYS = """
 
 _FIND_API_KEY = """
     SELECT k.key_id, k.hash, k.pepper_version, k.scopes, k.tenant_id, t.tiers, t.default_tier,
-        k.on_disconnect, k.attach_retries,
+        k.on_disconnect, k.attach_retries, t.requests_per_min, t.tokens_per_min,
         k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AS is_live
     FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
     WHERE k.key_id = %s
@@ -172,12 +203,14 @@ _FIND_API_KEY = """
 
 
 def _api_key(row: dict[str, Any]) -> ApiKey:
+    limits = Limits(row.pop("requests_per_min"), row.pop("tokens_per_min"))
     return ApiKey(
         **row
         | {
             "hash": bytes(row["hash"]),
             "scopes": frozenset(row["scopes"]),
             "tiers": tuple(row["tiers"]),
+            "limits": limits,
         }
     )
 

@@ -19,6 +19,8 @@ ServiceError
 ├── InsufficientQuota         429  no retry helps
 │   └── StorageQuotaExceeded
 ├── RateLimitExceeded         429
+│   ├── TokenLimitExceeded
+│   └── TokenLimitTooLow           no retry helps
 ├── StreamExpired             410
 ├── JobCancelled              409  while its client waited
 ├── EngineFailed                   ends a job
@@ -155,6 +157,16 @@ class RateLimitExceeded(ServiceError):
 
     code = "rate_limit_exceeded"
     retryable = True
+
+
+class TokenLimitExceeded(RateLimitExceeded):
+    """Too many tokens."""
+
+
+class TokenLimitTooLow(RateLimitExceeded):
+    """The request asks for more tokens than a minute has."""
+
+    retryable = False
 
 
 class StreamExpired(ServiceError):

@@ -44,6 +44,23 @@ def cancel_channel(worker_id: UUID) -> str:
     return f"cancel:{worker_id.hex}"
 
 
+# String: what a tenant has used of its rate limits, and when. It lives until all of it has come
+# back, a minute at most: a missing one says that nothing is used.
+def rate_limits(tenant_id: UUID) -> str:
+    """One key for all limits of a tenant, so that they are taken together or not at all."""
+    return f"limits:{tenant_id.hex}"
+
+
+# String: the id of the job that a request would have been that was refused by a rate limit. Clients
+# come again within a minute.
+REFUSAL_TTL_MS = 180_000
+
+
+def refused_request(request_hash: bytes) -> str:
+    """By the hash of the request, which names its tenant too."""
+    return f"refused:{request_hash.hex()}"
+
+
 # String: a random word, kept for ever. Missing or changed, it says that Redis lost its data and all
 # hints with it.
 HINT_EPOCH = "hints:epoch"

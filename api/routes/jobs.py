@@ -15,7 +15,7 @@ from api.openapi import gives, takes
 from api.schemas.jobs import CreateJob
 from api.schemas.objects import JobShown, Page
 from api.services import Services
-from api.submitting import Retry, parse_body, submit
+from api.submitting import Retry, job_headers, parse_body, submit
 from api.waiting import wait_for_end
 from store.jobs import JobRow, list_jobs, queue_position
 from store.tenants import ApiKey
@@ -48,10 +48,8 @@ async def create(
         view = await _view(
             services, caller, await wait_for_end(services, caller, admitted.job_id, wait_s)
         )
-    headers = {"Location": f"/v1/jobs/{format_job_id(admitted.job_id)}"}
-    if not admitted.is_new:
-        headers["Idempotency-Replayed"] = "true"
-    return JsonResponse(view, 202, headers)
+    location = {"Location": f"/v1/jobs/{format_job_id(admitted.job_id)}"}
+    return JsonResponse(view, 202, location | job_headers(admitted))
 
 
 @router.get("", responses=gives(Page[JobShown]))

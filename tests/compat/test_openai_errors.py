@@ -8,6 +8,8 @@ from typing import Any, Self
 import openai
 import pytest
 
+from tasks.keys import rate_limits
+from tasks.limits import TAKE_SCRIPT, Amounts, Limits, take_arguments
 from tests.compat.requests import MODEL, QUESTION
 from tests.support.cluster import Cluster
 from tests.support.member import Tenant
@@ -121,6 +123,33 @@ def test_no_credit_is_told_once(cluster: Cluster, base_url: str) -> None:
         chat(wire.client)
 
     assert caught.value.code == "insufficient_quota"
+    assert len(wire.requests) == 1
+
+
+def test_a_rate_limit_is_waited_for(cluster: Cluster, base_url: str) -> None:
+    limits = Limits(requests=30)  # one comes back each 2 s
+    tenant = cluster.create_tenant("busy", limits=limits)
+    with cluster.redis() as redis:
+        all_of_them = take_arguments(limits, Amounts(30, 0))
+        redis.eval(TAKE_SCRIPT, 1, rate_limits(tenant.id), *all_of_them)
+
+    with Wire(base_url, tenant.api_key) as wire:
+        with pytest.raises(openai.RateLimitError) as caught:
+            chat(wire.client.with_options(max_retries=0))
+        answer = chat(wire.client)
+
+    assert (caught.value.type, caught.value.code) == ("requests", "rate_limit_exceeded")
+    assert answer.choices
+    assert [job is not None for job in wire.jobs] == [False, False, True]
+
+
+def test_a_request_that_can_never_pass_is_told_once(cluster: Cluster, base_url: str) -> None:
+    tenant = cluster.create_tenant("small", limits=Limits(tokens=5))
+
+    with Wire(base_url, tenant.api_key) as wire, pytest.raises(openai.RateLimitError) as caught:
+        chat(wire.client)
+
+    assert caught.value.type == "tokens"
     assert len(wire.requests) == 1
 
 

@@ -33,6 +33,7 @@ from cli.stack.files import ROOT
 from cli.stack.processes import Platform, ProcessSpec
 from store import tenants
 from store.catalog import apply_catalog
+from tasks.limits import NO_LIMITS, Limits
 from tests.support.member import Member, Tenant
 from tests.support.services import Services
 
@@ -179,10 +180,14 @@ class Cluster:
         """Of the first API replica."""
         return self.apis[0].url
 
-    def create_tenant(self, name: str, *, credit_micros: int = 1_000_000_000) -> Tenant:
+    def create_tenant(
+        self, name: str, *, credit_micros: int = 1_000_000_000, limits: Limits = NO_LIMITS
+    ) -> Tenant:
         """A tenant with credit, and one key."""
         with self.connect() as connection:
-            tenant_id = tenants.create_tenant(connection, name=name, credit_micros=credit_micros)
+            tenant_id = tenants.create_tenant(
+                connection, name=name, credit_micros=credit_micros, limits=limits
+            )
             key = tenants.create_api_key(
                 connection, tenant_id=tenant_id, name="test", pepper=self.platform.pepper.encode()
             )

@@ -11,6 +11,7 @@ import structlog
 from celery import bootsteps
 from celery.signals import worker_init
 
+from api.limits.limiter import NoLimits
 from api.services import fresh_registry, open_admission
 from store.file_contents import FileContents
 from store.pools import async_pool, sync_pool
@@ -64,6 +65,7 @@ class DriverThread(bootsteps.StartStopStep):
                 stack,
                 api_pool,
                 registry,
+                limiter=NoLimits(),  # lines are in no hurry, and WINDOW bounds them
                 num_threads=NUM_TOKENIZER_THREADS,
                 max_waiting=MAX_WAITING_PROMPTS,
             )

@@ -97,6 +97,47 @@ def test_tenant_is_created_once_and_listed(operator: Run) -> None:
     assert "12.50" in listed.stdout
 
 
+def test_limits_of_a_tenant_are_set_one_by_one(operator: Run) -> None:
+    def limits() -> tuple[int | None, int | None]:
+        [tenant] = json.loads(operator("tenants", "list", "--json").stdout)
+        return tenant["requests_per_min"], tenant["tokens_per_min"]
+
+    operator("tenants", "create", "acme", "--requests-per-min", "60")
+    seen = [limits()]
+    for arguments in (
+        ("--tokens-per-min", "90000"),
+        ("--requests-per-min", "120"),
+        ("--requests-per-min", "none", "--tokens-per-min", "none"),
+    ):
+        result = operator("tenants", "set-limits", "acme", *arguments)
+        assert result.returncode == 0, result.stderr
+        seen.append(limits())
+
+    assert seen == [(60, None), (60, 90_000), (120, 90_000), (None, None)]
+    assert "unlimited requests" in result.stdout
+    assert "unlimited" in operator("tenants", "list").stdout
+
+
+def test_limits_of_nobody_are_not_set(operator: Run) -> None:
+    result = operator("tenants", "set-limits", "nobody", "--tokens-per-min", "5")
+
+    assert_one_line_error(result, "nobody")
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "1.5", "many", "2147483648", "9" * 5_000])
+def test_limit_that_is_no_number_is_refused(operator: Run, limit: str) -> None:
+    result = operator("tenants", "create", "acme", f"--tokens-per-min={limit}")
+
+    assert_one_line_error(result, "limit", code=2)
+    assert "acme" not in operator("tenants", "list").stdout
+
+
+def test_setting_no_limit_at_all_is_misuse(operator: Run) -> None:
+    operator("tenants", "create", "acme")
+
+    assert_one_line_error(operator("tenants", "set-limits", "acme"), "--tokens-per-min", code=2)
+
+
 def test_key_is_created_and_revoked_once(operator: Run) -> None:
     operator("tenants", "create", "acme")
 

@@ -13,6 +13,7 @@ from tasks.errors import (
     RateLimitExceeded,
     ServiceError,
     ServiceUnavailable,
+    TokenLimitTooLow,
 )
 
 
@@ -34,9 +35,17 @@ def test_each_error_has_a_status_of_its_own_line_or_its_parents(cls: type[Servic
 
 def test_stock_clients_are_told_when_to_retry() -> None:
     assert error_response(InsufficientQuota()).headers["x-should-retry"] == "false"
+    assert error_response(TokenLimitTooLow()).headers["x-should-retry"] == "false"
     assert error_response(RateLimitExceeded()).headers["retry-after"] == "1"
     assert error_response(ServiceUnavailable()).headers["retry-after"] == "1"
     assert "retry-after" not in error_response(InvalidPrompt()).headers
+
+
+def test_an_error_may_know_better_when_to_retry_than_its_class() -> None:
+    error = RateLimitExceeded()
+    error.headers = {"Retry-After": "7"}
+
+    assert error_response(error).headers["retry-after"] == "7"
 
 
 def test_invalid_input_is_named_but_not_echoed() -> None:

@@ -1,0 +1,82 @@
+"""Gives back to rate limits what jobs reserved and didn't use, as soon as they are settled.
+
+Best effort, and never twice: each job is settled once, and what is lost on the way, with a Redis
+that is away or a process that dies, comes back by itself within a minute.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from uuid import UUID
+
+import redis
+import structlog
+
+from billing import metrics
+from store.pools import DictConnection
+from store.rate_limits import UnusedTokens, unused_tokens
+from tasks.keys import rate_limits
+from tasks.limits import PERIOD_S, TAKE_SCRIPT, Amounts, take_arguments
+from tasks.settings import RedisSettings
+
+log = structlog.get_logger(__name__)
+
+MAX_WAITING = 1_000
+REDIS_TIMEOUT_S = 1.0
+
+
+class TokenReturns:
+    """One thread that tells Redis, so that settling never waits for it."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.Queue[tuple[float, UnusedTokens]] = queue.Queue(MAX_WAITING)
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def put(self, unused: UnusedTokens) -> None:
+        """Returns at once and never raises."""
+        try:
+            self._waiting.put_nowait((time.monotonic(), unused))
+        except queue.Full:
+            metrics.TOKENS_NOT_GIVEN_BACK.inc(unused.num_tokens)
+            return
+        with self._lock:  # the first one starts the thread: most installations need none
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="token-returns", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        client = redis.Redis.from_url(
+            RedisSettings().limits,
+            socket_timeout=REDIS_TIMEOUT_S,
+            socket_connect_timeout=REDIS_TIMEOUT_S,
+        )
+        script = client.register_script(TAKE_SCRIPT)
+        while True:
+            queued_at, unused = self._waiting.get()
+            if time.monotonic() - queued_at > PERIOD_S:  # it has come back by itself
+                metrics.TOKENS_NOT_GIVEN_BACK.inc(unused.num_tokens)
+                continue
+            try:
+                script(
+                    keys=[rate_limits(unused.tenant_id)],
+                    args=take_arguments(unused.limits, Amounts(0, -unused.num_tokens)),
+                )
+            except redis.RedisError as error:
+                metrics.TOKENS_NOT_GIVEN_BACK.inc(unused.num_tokens)
+                log.warning("tokens_not_given_back", error=type(error).__name__)
+            else:
+                metrics.TOKENS_GIVEN_BACK.inc(unused.num_tokens)
+
+
+_returns = TokenReturns()
+
+
+def give_back(connection: DictConnection, job_ids: Sequence[UUID]) -> None:
+    """Give back what these jobs left over. They were settled just now, and committed."""
+    if job_ids:
+        for unused in unused_tokens(connection, job_ids):
+            _returns.put(unused)
