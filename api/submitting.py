@@ -16,9 +16,12 @@ from api.deps import IdempotencyKey, find_job
 from api.dialects.fold import Fold, ShownJob
 from api.errors import invalid_request
 from api.generation import Generation
+from api.json_body import read_json_object
 from api.json_response import JsonResponse
 from api.limits.answers import rate_headers
 from api.prompts.vocabulary import Vocabulary
+from api.schemas.chat import CreateChatCompletion
+from api.schemas.completions import CreateCompletion
 from api.schemas.strict import unknown_fields
 from api.services import Services
 from api.settings import STREAM_GRACE_S
@@ -33,6 +36,7 @@ from tasks.errors import ServiceError, ServiceUnavailable
 from tasks.ids import format_job_id
 
 B = TypeVar("B", bound=BaseModel)
+CompletionBody = CreateChatCompletion | CreateCompletion
 
 IGNORED_HEADER = "x-millrace-ignored"
 JOB_HEADER = "x-millrace-job-id"
@@ -135,6 +139,29 @@ async def answer_when_over(
     except ServiceError as error:
         error.headers = dict(headers)
         raise
+
+
+async def complete(
+    services: Services,
+    caller: ApiKey,
+    request: Request,
+    retry: Repetition,
+    *,
+    schema: type[CompletionBody],
+    fold: Callable[[ShownJob], Fold],
+    show: Callable[[ShownJob], dict[str, Any]],
+) -> Response:
+    """A completion of either kind: the whole of it, or with `stream` its chunks."""
+    body = await read_json_object(request)
+    parsed = parse_body(schema, body)
+    accepted = await submit(services, caller, parsed.generation(), body, retry)
+    headers = answer_headers(accepted, schema, body)
+    job = await shown_job(services, caller, accepted, body)
+    if parsed.stream:
+        return stream_of(services, job, fold(job), cursor=0, headers=headers)
+    return await answer_when_over(
+        services, caller, job, request=request, show=show, headers=headers
+    )
 
 
 def stream_of(

@@ -9,21 +9,12 @@ from starlette.responses import Response
 
 from api.deps import JobsReader, ServicesDep, Submitter
 from api.dialects.chat import ChatFold, chat_completion
-from api.json_body import read_json_object
 from api.json_response import JsonResponse
 from api.openapi import EVENT_STREAM, gives, takes
 from api.resuming import MAX_SEQ, cursor_of, find_shown_job
 from api.schemas.chat import CreateChatCompletion
 from api.schemas.objects import ChatCompletionShown
-from api.submitting import (
-    Retry,
-    answer_headers,
-    answer_when_over,
-    parse_body,
-    shown_job,
-    stream_of,
-    submit,
-)
+from api.submitting import Retry, complete, stream_of
 from api.waiting import wait_with_client
 from tasks.ids import CHAT_PREFIX
 from tasks.jobs import Dialect
@@ -40,15 +31,14 @@ async def create(
     request: Request, services: ServicesDep, caller: Submitter, retry: Retry
 ) -> Response:
     """An answer, or with `stream` its chunks."""
-    body = await read_json_object(request)
-    parsed = parse_body(CreateChatCompletion, body)
-    admitted = await submit(services, caller, parsed.generation(), body, retry)
-    headers = answer_headers(admitted, CreateChatCompletion, body)
-    job = await shown_job(services, caller, admitted, body)
-    if parsed.stream:
-        return stream_of(services, job, ChatFold(job), cursor=0, headers=headers)
-    return await answer_when_over(
-        services, caller, job, request=request, show=chat_completion, headers=headers
+    return await complete(
+        services,
+        caller,
+        request,
+        retry,
+        schema=CreateChatCompletion,
+        fold=ChatFold,
+        show=chat_completion,
     )
 
 

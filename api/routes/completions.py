@@ -9,21 +9,12 @@ from starlette.responses import Response
 
 from api.deps import JobsReader, ServicesDep, Submitter
 from api.dialects.completion import CompletionFold, text_completion
-from api.json_body import read_json_object
 from api.json_response import JsonResponse
 from api.openapi import EVENT_STREAM, gives, takes
 from api.resuming import MAX_SEQ, cursor_of, find_shown_job
 from api.schemas.completions import CreateCompletion
 from api.schemas.objects import CompletionShown
-from api.submitting import (
-    Retry,
-    answer_headers,
-    answer_when_over,
-    parse_body,
-    shown_job,
-    stream_of,
-    submit,
-)
+from api.submitting import Retry, complete, stream_of
 from api.waiting import wait_with_client
 from tasks.ids import COMPLETION_PREFIX
 from tasks.jobs import Dialect
@@ -38,15 +29,14 @@ async def create(
     request: Request, services: ServicesDep, caller: Submitter, retry: Retry
 ) -> Response:
     """An answer, or with `stream` its chunks."""
-    body = await read_json_object(request)
-    parsed = parse_body(CreateCompletion, body)
-    admitted = await submit(services, caller, parsed.generation(), body, retry)
-    headers = answer_headers(admitted, CreateCompletion, body)
-    job = await shown_job(services, caller, admitted, body)
-    if parsed.stream:
-        return stream_of(services, job, CompletionFold(job), cursor=0, headers=headers)
-    return await answer_when_over(
-        services, caller, job, request=request, show=text_completion, headers=headers
+    return await complete(
+        services,
+        caller,
+        request,
+        retry,
+        schema=CreateCompletion,
+        fold=CompletionFold,
+        show=text_completion,
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 import httpx
+import openai
 import pytest
 import uvicorn
 
@@ -148,6 +149,18 @@ async def http(api_url: str, tenant: Tenant) -> AsyncIterator[httpx.AsyncClient]
         base_url=api_url, headers=tenant.headers, timeout=30, trust_env=False
     ) as client:
         yield client
+
+
+@pytest.fixture
+async def client(api_url: str, tenant: Tenant) -> AsyncIterator[openai.AsyncOpenAI]:
+    """OpenAI's own client of the first tenant."""
+    async with openai.AsyncOpenAI(
+        base_url=f"{api_url}/v1",
+        api_key=tenant.api_key,
+        max_retries=0,
+        http_client=openai.DefaultAsyncHttpxClient(trust_env=False),
+    ) as opened:
+        yield opened
 
 
 @pytest.fixture

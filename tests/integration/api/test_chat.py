@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
 from typing import Any
+from uuid import UUID
 
 import httpx
 import openai
 import pytest
 
+from api.cancelling import Canceller
 from store.pools import DictConnection
+from tasks.keys import stream_channel
 from tests.integration.api.conftest import Tenant
 from tests.integration.api.producer import Producer
+from tests.integration.api.responding import is_queued
+from tests.support.waiting import until
 
 BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
 PATH = "/v1/chat/completions"
-DEADLINE_S = 20.0
-
-
-@pytest.fixture
-async def client(api_url: str, tenant: Tenant) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(
-        base_url=f"{api_url}/v1", api_key=tenant.api_key, max_retries=0
-    ) as client:
-        yield client
-
-
-async def _until(is_true: Callable[[], object]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not is_true():
-            await asyncio.sleep(0.02)
 
 
 def _num_jobs(owner: DictConnection) -> int:
@@ -39,15 +28,11 @@ def _num_jobs(owner: DictConnection) -> int:
     return int(row["n"])
 
 
-async def _queued(owner: DictConnection) -> None:
-    await _until(lambda: _num_jobs(owner))
-
-
 async def test_an_answer_is_waited_for(
     client: openai.AsyncOpenAI, owner: DictConnection, producer: Producer
 ) -> None:
     asked = asyncio.create_task(client.chat.completions.create(**BODY, n=2, service_tier="fast"))
-    await _queued(owner)
+    await is_queued(owner)
     job = producer.claim()
     job.say("hi")
     job.say("ho", index=1)
@@ -72,7 +57,7 @@ async def test_a_stream_has_chunks_usage_and_an_end(
         return [chunk async for chunk in stream]
 
     reading = asyncio.create_task(read())
-    await _queued(owner)
+    await is_queued(owner)
     job = producer.claim()
     for text in ("a", "b", "c"):
         job.say(text)
@@ -91,7 +76,7 @@ async def test_a_stream_goes_on_behind_any_event(
     http: httpx.AsyncClient, owner: DictConnection, producer: Producer
 ) -> None:
     asked = asyncio.create_task(http.post(PATH, json={**BODY, "stream": True}))
-    await _queued(owner)
+    await is_queued(owner)
     job = producer.claim()
     for text in ("a", "b", "c"):
         job.say(text)
@@ -116,7 +101,7 @@ async def test_a_retry_attaches_to_the_running_job(
 ) -> None:
     first_headers = {k: v for k, v in headers.items() if k == "Idempotency-Key"}
     first = asyncio.create_task(http.post(PATH, json=BODY, headers=first_headers))
-    await _queued(owner)
+    await is_queued(owner)
     second = asyncio.create_task(http.post(PATH, json=BODY, headers=headers))
     job = producer.claim()
     job.say("hi")
@@ -137,7 +122,7 @@ async def test_a_key_may_not_want_retries_attached(
     headers = {"x-stainless-retry-count": "1"}
 
     tasks = [asyncio.create_task(http.post(PATH, json=BODY, headers=headers)) for _ in range(2)]
-    await _until(lambda: _num_jobs(owner) == 2)
+    await until(lambda: _num_jobs(owner) == 2)
 
     for _ in tasks:
         job = producer.claim()
@@ -155,11 +140,11 @@ class TestClientsThatLeave:
 
     @pytest.mark.parametrize("stream", [True, False])
     async def test_their_jobs_are_cancelled_after_a_grace(
-        self, http: httpx.AsyncClient, owner: DictConnection, stream: bool
+        self, http: httpx.AsyncClient, owner: DictConnection, producer: Producer, stream: bool
     ) -> None:
-        await self._ask_and_leave(http, owner, stream=stream)
+        await self._ask_and_leave(http, owner, producer, stream=stream)
 
-        await _until(lambda: self._status(owner) == "cancelled")
+        await until(lambda: self._status(owner) == "cancelled")
 
     @pytest.mark.parametrize("policy", ["request", "key"])
     async def test_jobs_that_shall_go_on_do(
@@ -169,7 +154,7 @@ class TestClientsThatLeave:
             owner.execute("UPDATE api_keys SET on_disconnect = 'continue'")
         extra = {"on_disconnect": "continue"} if policy == "request" else {}
 
-        await self._ask_and_leave(http, owner, stream=True, **extra)
+        await self._ask_and_leave(http, owner, producer, stream=True, **extra)
 
         row = owner.execute("SELECT on_disconnect FROM jobs").fetchone()
         assert row == {"on_disconnect": "continue"}
@@ -179,12 +164,25 @@ class TestClientsThatLeave:
         assert self._status(owner) == "completed"
 
     async def test_coming_back_within_the_grace_keeps_the_job(
-        self, http: httpx.AsyncClient, owner: DictConnection, producer: Producer
+        self,
+        http: httpx.AsyncClient,
+        owner: DictConnection,
+        producer: Producer,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        await self._ask_and_leave(http, owner, stream=True)
+        found: list[bool] = []  # readers, when the grace was over
+        has_reader = Canceller._has_reader
+
+        async def ask(canceller: Canceller, job_id: UUID) -> bool:
+            found.append(await has_reader(canceller, job_id))
+            return found[-1]
+
+        monkeypatch.setattr(Canceller, "_has_reader", ask)
+        await self._ask_and_leave(http, owner, producer, stream=True)
         job = producer.claim()
         back = asyncio.create_task(http.get(f"{PATH}/{job.id.replace('job_', 'chatcmpl-')}/events"))
-        await asyncio.sleep(4)  # what is shown is that nothing happens for longer than the grace
+        await until(lambda: found, what="the end of the grace")
+        assert found == [True]
         job.say("hi")
         producer.finish(job)
 
@@ -192,11 +190,20 @@ class TestClientsThatLeave:
         assert self._status(owner) == "completed"
 
     async def _ask_and_leave(
-        self, http: httpx.AsyncClient, owner: DictConnection, *, stream: bool, **extra: Any
+        self,
+        http: httpx.AsyncClient,
+        owner: DictConnection,
+        producer: Producer,
+        *,
+        stream: bool,
+        **extra: Any,
     ) -> None:
         asked = asyncio.create_task(http.post(PATH, json={**BODY, "stream": stream, **extra}))
-        await _queued(owner)
-        await asyncio.sleep(0.2)  # the answer has begun, or waits
+        await is_queued(owner)
+        row = owner.execute("SELECT id FROM jobs").fetchone()
+        assert row is not None
+        channel = stream_channel(row["id"])
+        await until(lambda: producer.redis.pubsub_numsub(channel)[0][1], what="a listener")
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
 
@@ -211,7 +218,7 @@ async def test_unknown_fields_are_ignored_and_named(
 ) -> None:
     body = {**BODY, "zeta": 1, "alpha": {}, "bad\nname": 1}
     asked = asyncio.create_task(http.post(PATH, json=body))
-    await _queued(owner)
+    await is_queued(owner)
     job = producer.claim()
     producer.finish(job)
 
@@ -248,7 +255,7 @@ async def test_another_tenants_answer_is_not_there(
     producer: Producer,
 ) -> None:
     asked = asyncio.create_task(http.post(PATH, json=BODY))
-    await _queued(owner)
+    await is_queued(owner)
     producer.finish(producer.claim())
     id_ = (await asked).json()["id"]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
-from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+from openai import AsyncOpenAI
 from openai.types import FileDeleted, FileObject
 
 from cli.stack.database import DatabaseUrls
@@ -21,17 +21,6 @@ from tests.integration.api.conftest import PEPPER, Tenant
 
 LINES = b'{"custom_id": "1"}\n{"custom_id": "2"}\n'
 DAY_S = 86_400
-
-
-@pytest.fixture
-async def client(api_url: str, tenant: Tenant) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(
-        base_url=f"{api_url}/v1",
-        api_key=tenant.api_key,
-        max_retries=0,
-        http_client=DefaultAsyncHttpxClient(trust_env=False),
-    ) as opened:
-        yield opened
 
 
 @pytest.fixture

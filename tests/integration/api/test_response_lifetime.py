@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
@@ -15,17 +14,8 @@ from store.pools import DictConnection
 from tasks.events import EventType, make_event
 from tasks.keys import stream_log
 from tasks.stream import Append, StreamWriter
-from tests.integration.api.conftest import Tenant
 from tests.integration.api.producer import Producer
 from tests.integration.api.responding import answered
-
-
-@pytest.fixture
-async def client(api_url: str, tenant: Tenant) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(
-        base_url=f"{api_url}/v1", api_key=tenant.api_key, max_retries=0
-    ) as client:
-        yield client
 
 
 async def test_a_deleted_response_is_gone_as_a_job_too(

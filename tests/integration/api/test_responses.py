@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -14,14 +13,6 @@ from store.pools import DictConnection
 from tests.integration.api.conftest import Tenant
 from tests.integration.api.producer import Producer
 from tests.integration.api.responding import answered, is_queued
-
-
-@pytest.fixture
-async def client(api_url: str, tenant: Tenant) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(
-        base_url=f"{api_url}/v1", api_key=tenant.api_key, max_retries=0
-    ) as client:
-        yield client
 
 
 async def test_an_answer_is_waited_for(

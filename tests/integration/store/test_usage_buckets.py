@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Any
 from uuid import UUID
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from billing.usage import settle_jobs
-from cli.stack.database import DatabaseUrls
 from store.admission import FrozenPrices
 from store.usage_buckets import BucketQuery, cost_buckets, usage_buckets
 from store.usage_reports import UsageReport, usage_report
 from tests.integration.store.conftest import AsApi
-from tests.support.roles import Connections, connections
+from tests.support.roles import Connections
 from tests.support.rows import Rows, frozen_prices
 
 TIERS = ("priority", "default", "flex", "batch")
@@ -44,17 +41,6 @@ JOBS = st.lists(
     ),
     max_size=12,
 )
-
-
-@pytest.fixture
-def roles(database: DatabaseUrls) -> Iterator[Connections]:
-    with connections(database) as opened:
-        yield opened
-
-
-@pytest.fixture
-def rows(roles: Connections) -> Rows:
-    return Rows(roles.owner)
 
 
 def _today(**fields: Any) -> BucketQuery:

@@ -13,7 +13,6 @@ import pytest
 from cli.stack.database import DatabaseUrls
 from tasks.ids import uuid7
 from tasks.webhook_urls import UrlPolicy
-from tests.support.roles import Connections, connections
 from tests.support.rows import Rows
 from tests.support.webhook_receiver import Receiver, receiver
 from workers.maintenance.webhooks.sender import WebhookSender
@@ -75,17 +74,6 @@ class Hooks:
             "UPDATE webhook_deliveries SET next_attempt_at = now()"
             " WHERE next_attempt_at IS NOT NULL"
         )
-
-
-@pytest.fixture
-def roles(database: DatabaseUrls) -> Iterator[Connections]:
-    with connections(database) as opened:
-        yield opened
-
-
-@pytest.fixture
-def rows(roles: Connections) -> Rows:
-    return Rows(roles.owner)
 
 
 @pytest.fixture
