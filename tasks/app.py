@@ -4,5 +4,8 @@ from __future__ import annotations
 
 from celery import Celery
 
+from tasks import broker
+
+broker.install()
 app = Celery("millrace")
 app.config_from_object("celeryconfig")

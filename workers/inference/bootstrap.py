@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import redis
 import structlog
+from celery import bootsteps
 from celery.signals import task_revoked, worker_init, worker_shutdown, worker_shutting_down
 from prometheus_client import REGISTRY
 
@@ -54,6 +55,16 @@ class Service(Protocol):
 
     def stop(self) -> None:
         """End; called once."""
+
+
+class DrainAtClose(bootsteps.StartStopStep):
+    """A worker that ends without a signal, since its consumer broke, drains like any other: Celery
+    then waits for the handler threads, however long their jobs are.
+    """
+
+    def close(self, _worker: Any) -> None:
+        """The first that happens at every end. Twice is once."""
+        _begin_drain()
 
 
 _runtime: Runtime | None = None

@@ -108,4 +108,5 @@ class IdleLook:
         return True
 
 
+app.steps["worker"].add(bootstrap.DrainAtClose)
 bootstrap.connect_signals(IdleLook)

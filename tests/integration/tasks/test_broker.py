@@ -1,0 +1,90 @@
+"""What is left of a connection to Redis after Redis died under it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from kombu import Connection, Consumer, Exchange, Queue
+from kombu.transport import resolve_transport
+
+from tasks import broker
+from tasks.app import app
+from tasks.settings import broker_transport_options
+from tests.integration.tasks.conftest import RedisServer
+
+TASKS = Queue("tasks", Exchange("tasks"), routing_key="tasks")
+# As Celery's remote control: every worker listens, and takes its queue with it when it closes.
+CONTROL = Queue("control", Exchange("control", type="fanout"), auto_delete=True)
+COLLECT_TIMEOUT_S = 5.0
+
+
+@dataclass
+class Worker:
+    """A connection as a worker has it: two channels, and a message not yet acknowledged."""
+
+    connection: Connection
+    message: Any
+
+    def wait_for_the_next_message(self) -> None:
+        """BRPOP is sent; its answer will not come."""
+        self.connection.transport.cycle.on_poll_start()
+
+    def close(self) -> None:
+        """In the two passes that Celery does it in, ignoring what Celery ignores."""
+        errors = self.connection.connection_errors + self.connection.channel_errors
+        self.connection.collect(socket_timeout=COLLECT_TIMEOUT_S)
+        with contextlib.suppress(errors):
+            self.connection.close()
+
+
+@pytest.fixture
+def worker(redis_server: RedisServer) -> Iterator[Worker]:
+    taken: list[Any] = []
+    with Connection(
+        redis_server.server.url,
+        transport=broker.Transport,
+        transport_options=broker_transport_options,
+    ) as connection:
+        Consumer(connection.default_channel, [TASKS], on_message=taken.append).consume()
+        control = connection.channel()
+        Consumer(control, [CONTROL], on_message=taken.append).consume()
+        connection.Producer().publish({}, exchange=TASKS.exchange, routing_key="tasks")
+        while not taken:
+            connection.drain_events(timeout=5)
+        yield Worker(connection, taken[0])
+        control.close()
+
+
+@pytest.fixture
+def dead_redis(worker: Worker, redis_server: RedisServer) -> Iterator[None]:
+    worker.wait_for_the_next_message()
+    assert redis_server.server.child is not None
+    redis_server.server.child.kill()
+    yield
+    redis_server.server.start()
+
+
+def test_every_connection_of_the_application_is_of_this_transport() -> None:
+    assert app.connection().transport_cls == "redis"
+    assert resolve_transport("redis") is resolve_transport("rediss") is broker.Transport
+
+
+@pytest.mark.usefixtures("dead_redis")
+def test_closing_with_a_message_not_acknowledged_raises_nothing_but_connection_errors(
+    worker: Worker,
+) -> None:
+    worker.close()
+
+    assert not worker.connection.connected
+
+
+@pytest.mark.usefixtures("dead_redis")
+def test_acknowledging_after_the_connection_closed_is_a_connection_error(worker: Worker) -> None:
+    worker.close()
+
+    with pytest.raises(worker.connection.connection_errors):
+        worker.message.ack()
