@@ -146,6 +146,16 @@ def reap_waiting(connection: DictConnection, *, limit: int = MAX_JOBS) -> list[R
     return _reap(connection, _WAITING + _CARRY_OUT, limit)
 
 
+def jobs_that_need_clients(connection: DictConnection, *, limit: int) -> list[UUID]:
+    """Running jobs that are to end when nobody waits for them any more, the oldest first."""
+    rows = connection.execute(
+        "SELECT id FROM jobs WHERE status = 'in_progress' AND on_disconnect = 'cancel'"
+        " AND cancel_requested_at IS NULL ORDER BY id LIMIT %s",
+        (limit,),
+    ).fetchall()
+    return [row["id"] for row in rows]
+
+
 def delete_dead_leases(connection: DictConnection) -> int:
     """Forget workers that have been dead for a day. Returns how many."""
     return connection.execute(
