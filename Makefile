@@ -45,9 +45,8 @@ $(TRITON): $(STAMP)
 test: $(STAMP) $(TRITON)  ## Run the test suite; it starts its own Postgres and Redis
 	$(PY) -m pytest -m "not slow"
 
-test-slow: $(STAMP) $(TRITON) .venvs/compat/.installed  ## Run the tests that take minutes
+test-slow: $(STAMP) $(TRITON)  ## Run the tests that take minutes
 	$(PY) -m pytest -m slow --timeout 900
-	.venvs/compat/bin/python -m pytest -W default -m slow tests/compat
 
 test-compat: $(STAMP) .venvs/compat/.installed  ## Run stock clients against a running server
 	.venvs/compat/bin/python -m pytest -W default -m "not slow" tests/compat
