@@ -22,7 +22,8 @@ from api.routes import (
     organization,
     responses,
     usage,
-    webhooks,
+    webhook_deliveries,
+    webhook_endpoints,
 )
 from api.schemas.batches import CreateBatch
 from api.schemas.chat import CreateChatCompletion
@@ -31,7 +32,12 @@ from api.schemas.jobs import CreateJob
 from api.schemas.objects import UploadBody
 from api.schemas.reports import EstimateBody
 from api.schemas.responses import CountInput, CreateResponse
-from api.schemas.webhooks import CreateWebhook, UpdateWebhook
+from api.schemas.webhooks import (
+    CreateWebhookEndpoint,
+    RotateSecret,
+    SampleEvent,
+    UpdateWebhookEndpoint,
+)
 from api.services import open_services
 from api.settings import ApiSettings
 from tasks.logs import configure_logs
@@ -48,7 +54,8 @@ _ROUTES = (
     estimate,
     usage,
     organization,
-    webhooks,
+    webhook_endpoints,
+    webhook_deliveries,
     health,
 )
 
@@ -61,8 +68,10 @@ _BODIES = (
     CountInput,
     EstimateBody,
     UploadBody,
-    CreateWebhook,
-    UpdateWebhook,
+    CreateWebhookEndpoint,
+    UpdateWebhookEndpoint,
+    RotateSecret,
+    SampleEvent,
 )
 
 

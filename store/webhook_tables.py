@@ -35,15 +35,17 @@ webhook_endpoints = Table(
     Column("id", Uuid, primary_key=True),
     Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
     Column("url", Text, nullable=False),
-    Column("events", ARRAY(Text), nullable=False),
-    Column("description", Text),
+    Column("event_types", ARRAY(Text), nullable=False),
+    Column("name", Text, nullable=False),
     Column("is_enabled", Boolean, nullable=False, server_default=text("true")),
     Column("disabled_reason", Text),
     Column("secret", LargeBinary, nullable=False),
+    Column("secret_hint", Text, nullable=False),
     Column("previous_secret", LargeBinary),
     _time("previous_until"),
     _time("failing_since"),
     _now("created_at"),
+    _now("updated_at"),
     Index("webhook_endpoints_of_tenant", "tenant_id", "id"),
 )
 
@@ -51,9 +53,7 @@ webhook_deliveries = Table(
     "webhook_deliveries",
     metadata,
     Column("id", Uuid, primary_key=True, server_default=text("gen_random_uuid()")),
-    Column(
-        "endpoint_id", Uuid, ForeignKey("webhook_endpoints.id", ondelete="CASCADE"), nullable=False
-    ),
+    Column("endpoint_id", Uuid, nullable=False),
     Column("tenant_id", Uuid, nullable=False),
     Column("event_id", Uuid, nullable=False),
     Column("type", Text, nullable=False),

@@ -11,28 +11,46 @@ from uuid import UUID, uuid4
 
 from psycopg import sql
 
-from store.pools import AsyncPool, as_tenant
+from store.pools import SET_TENANT, AsyncPool, as_tenant
 
 MAX_ENDPOINTS = 10  # a tenant
 
 Row = dict[str, Any]
 
-_SHOWN = "id, url, events, description, is_enabled, disabled_reason, created_at"
+_SHOWN = (
+    "id, url, event_types, name, secret_hint, is_enabled, disabled_reason, created_at, updated_at"
+)
 
 # The lock: two requests at once would count each other's endpoint in or out as they like.
 _CREATE = f"""
 WITH tenant AS MATERIALIZED (
     SELECT pg_advisory_xact_lock(hashtextextended('webhook_endpoints' || %(tenant_id)s::text, 0))
 )
-INSERT INTO webhook_endpoints (id, tenant_id, url, events, description, secret)
-SELECT %(id)s, %(tenant_id)s, %(url)s, %(events)s, %(description)s, %(secret)s FROM tenant
-RETURNING {_SHOWN}
+INSERT INTO webhook_endpoints (id, tenant_id, url, event_types, name, secret, secret_hint)
+SELECT %(id)s, %(tenant_id)s, %(url)s, %(event_types)s, %(name)s, %(secret)s, %(secret_hint)s
+FROM tenant RETURNING {_SHOWN}
 """
 
 _COUNT = "SELECT count(*) AS num FROM webhook_endpoints WHERE tenant_id = %s"
 
 _OLDER = """
     AND (%(after)s::uuid IS NULL OR id < %(after)s) ORDER BY id DESC LIMIT %(limit)s
+"""
+
+_ROTATE = f"""
+UPDATE webhook_endpoints SET secret = %(secret)s, secret_hint = %(hint)s, updated_at = now(),
+    previous_until = now() + make_interval(hours => %(keep_h)s)
+WHERE tenant_id = %(tenant_id)s AND id = %(id)s RETURNING {_SHOWN}
+"""
+
+_DELETE = """
+WITH endpoint AS (
+    DELETE FROM webhook_endpoints WHERE tenant_id = %(tenant_id)s AND id = %(id)s RETURNING id
+), deliveries AS (
+    DELETE FROM webhook_deliveries d USING endpoint e
+    WHERE d.endpoint_id = e.id AND d.tenant_id = %(tenant_id)s
+)
+SELECT id FROM endpoint
 """
 
 _DELIVERIES = """
@@ -53,20 +71,21 @@ UPDATE webhook_deliveries SET attempts = 0, next_attempt_at = now(), delivered_a
 WHERE tenant_id = %s AND endpoint_id = %s AND id = %s RETURNING *
 """
 
-_TEST = """
-INSERT INTO webhook_deliveries (endpoint_id, tenant_id, event_id, type, object_id)
-SELECT id, tenant_id, %(event_id)s, %(type)s, %(object_id)s FROM webhook_endpoints
+# Once and no more: who tries an endpoint out waits for what it says.
+_SAMPLE = """
+INSERT INTO webhook_deliveries (endpoint_id, tenant_id, event_id, type, object_id, try_until)
+SELECT id, tenant_id, %(event_id)s, %(type)s, %(object_id)s, now() FROM webhook_endpoints
 WHERE tenant_id = %(tenant_id)s AND id = %(id)s RETURNING *
 """
 
 
-async def create_endpoint(
-    pool: AsyncPool, tenant_id: UUID, new: Mapping[str, Any], *, secret: bytes
-) -> Row | None:
-    """`new` has id, url, events, description. None if the tenant has MAX_ENDPOINTS already."""
-    values = {**new, "tenant_id": tenant_id, "secret": secret}
+async def create_endpoint(pool: AsyncPool, tenant_id: UUID, new: Mapping[str, Any]) -> Row | None:
+    """`new` has id, url, event_types, name, secret, secret_hint. None if the tenant has
+    MAX_ENDPOINTS already.
+    """
+    values = {**new, "tenant_id": tenant_id}
     async with pool.connection() as connection, connection.transaction():
-        await connection.execute("SELECT set_config('app.tenant_id', %s, true)", (str(tenant_id),))
+        await connection.execute(SET_TENANT, (str(tenant_id),))
         row = await (await connection.execute(_CREATE, values)).fetchone()
         counted = await (await connection.execute(_COUNT, (tenant_id,))).fetchone()
         assert counted is not None
@@ -96,27 +115,42 @@ async def update_endpoint(
     pool: AsyncPool, tenant_id: UUID, endpoint_id: UUID, changes: Mapping[str, Any]
 ) -> Row | None:
     """Set columns; None if there is no such endpoint. One that is enabled again begins anew."""
-    changes = dict(changes)
-    if changes.get("is_enabled"):
-        changes |= {"disabled_reason": None, "failing_since": None}
     if not changes:
         return await get_endpoint(pool, tenant_id, endpoint_id)
-    names = [
-        sql.SQL("{} = {}").format(sql.Identifier(n), sql.Placeholder(n)) for n in sorted(changes)
-    ]
+    pairs = [(sql.Identifier(name), sql.Placeholder(name)) for name in sorted(changes)]
+    anew = "disabled_reason = NULL, failing_since = NULL," if changes.get("is_enabled") else ""
     query = sql.SQL(
-        "UPDATE webhook_endpoints SET {} WHERE tenant_id = %(tenant_id)s AND id = %(id)s"
-        f" RETURNING {_SHOWN}"
-    ).format(sql.SQL(", ").join(names))
-    return await _one(
-        pool, tenant_id, query, {**changes, "tenant_id": tenant_id, "id": endpoint_id}
+        f"UPDATE webhook_endpoints SET {{sets}}, {anew}"
+        " updated_at = CASE WHEN {changed} THEN now() ELSE updated_at END"
+        f" WHERE tenant_id = %(tenant_id)s AND id = %(id)s RETURNING {_SHOWN}"
+    ).format(
+        sets=sql.SQL(", ").join(sql.SQL("{} = {}").format(*pair) for pair in pairs),
+        changed=sql.SQL(" OR ").join(
+            sql.SQL("{} IS DISTINCT FROM {}").format(*pair) for pair in pairs
+        ),
     )
+    parameters = {**changes, "tenant_id": tenant_id, "id": endpoint_id}
+    return await _one(pool, tenant_id, query, parameters)
+
+
+async def rotate_secret(
+    pool: AsyncPool, tenant_id: UUID, endpoint_id: UUID, *, secret: bytes, hint: str, keep_h: int
+) -> Row | None:
+    """A new secret; the one before it signs too for `keep_h` hours."""
+    parameters = {
+        "tenant_id": tenant_id,
+        "id": endpoint_id,
+        "secret": secret,
+        "hint": hint,
+        "keep_h": keep_h,
+    }
+    return await _one(pool, tenant_id, _ROTATE, parameters)
 
 
 async def delete_endpoint(pool: AsyncPool, tenant_id: UUID, endpoint_id: UUID) -> bool:
     """With its deliveries. False if there is no such endpoint."""
-    query = "DELETE FROM webhook_endpoints WHERE tenant_id = %s AND id = %s RETURNING id"
-    return await _one(pool, tenant_id, query, (tenant_id, endpoint_id)) is not None
+    parameters = {"tenant_id": tenant_id, "id": endpoint_id}
+    return await _one(pool, tenant_id, _DELETE, parameters) is not None
 
 
 async def list_deliveries(
@@ -140,6 +174,12 @@ async def list_deliveries(
         return await (await connection.execute(_DELIVERIES, parameters)).fetchall()
 
 
+async def get_delivery(pool: AsyncPool, tenant_id: UUID, delivery_id: UUID) -> Row | None:
+    """A tenant's delivery as it is now."""
+    query = "SELECT * FROM webhook_deliveries WHERE tenant_id = %s AND id = %s"
+    return await _one(pool, tenant_id, query, (tenant_id, delivery_id))
+
+
 async def resend(
     pool: AsyncPool, tenant_id: UUID, endpoint_id: UUID, delivery_id: UUID
 ) -> Row | None:
@@ -147,10 +187,10 @@ async def resend(
     return await _one(pool, tenant_id, _RESEND, (tenant_id, endpoint_id, delivery_id))
 
 
-async def add_event(
+async def add_sample(
     pool: AsyncPool, tenant_id: UUID, endpoint_id: UUID, *, type: str, object_id: str
 ) -> Row | None:
-    """An event for one endpoint alone; None if there is no such endpoint."""
+    """An event that nothing happened for; None if there is no such endpoint."""
     parameters = {
         "tenant_id": tenant_id,
         "id": endpoint_id,
@@ -158,7 +198,7 @@ async def add_event(
         "type": type,
         "object_id": object_id,
     }
-    return await _one(pool, tenant_id, _TEST, parameters)
+    return await _one(pool, tenant_id, _SAMPLE, parameters)
 
 
 async def _one(

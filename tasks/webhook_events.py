@@ -1,8 +1,8 @@
-"""What webhooks tell of: OpenAI's event types, and one for trying an endpoint out."""
+"""What webhooks tell of, in OpenAI's words."""
 
 from __future__ import annotations
 
-from typing import Final, Literal, get_args
+from typing import Literal, get_args
 
 # response.* are of background responses alone, as at OpenAI: others have a client that waits.
 WebhookEvent = Literal[
@@ -16,4 +16,3 @@ WebhookEvent = Literal[
     "batch.cancelled",
 ]
 WEBHOOK_EVENTS: tuple[str, ...] = get_args(WebhookEvent)
-TEST_EVENT: Final = "webhook.test"

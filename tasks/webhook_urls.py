@@ -14,7 +14,7 @@ MAX_URL = 2_048
 PORTS = (443, 8443)
 
 # Global by what the library says, and yet ways to hosts of ours: IPv4 inside of IPv6, relays,
-# ranges that were private once.
+# ranges that were private once, a cloud's service for its guests.
 _REFUSED = tuple(
     ipaddress.ip_network(text)
     for text in (
@@ -27,6 +27,8 @@ _REFUSED = tuple(
         "192.88.99.0/24",
         "fec0::/10",
         "3fff::/20",
+        "::/96",
+        "168.63.129.16/32",
     )
 )
 

@@ -1,4 +1,4 @@
-"""The bodies of webhook routes, and what they answer with."""
+"""The bodies of webhook routes, and what they answer with. OpenAI's, with a few fields more."""
 
 from __future__ import annotations
 
@@ -7,44 +7,91 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from api.schemas.objects import Shown
-from api.schemas.strict import Strict
+from api.schemas.strict import IGNORE_UNKNOWN, Strict
 from tasks.webhook_events import WEBHOOK_EVENTS, WebhookEvent
 from tasks.webhook_urls import MAX_URL
 
 Url = Annotated[str, Field(min_length=1, max_length=MAX_URL)]
-Events = Annotated[list[WebhookEvent], Field(min_length=1, max_length=len(WEBHOOK_EVENTS))]
-Description = Annotated[str, Field(max_length=512)]
+EventTypes = Annotated[list[WebhookEvent], Field(min_length=1, max_length=len(WEBHOOK_EVENTS))]
+Name = Annotated[str, Field(min_length=1, max_length=256, pattern="^[^\x00]*$")]
 
 
-class CreateWebhook(Strict):
-    """Where events go, and which: all of them unless some are named."""
+class CreateWebhookEndpoint(Strict):
+    """Where events go, and which."""
 
+    model_config = IGNORE_UNKNOWN
+
+    name: Name
     url: Url
-    events: Events | None = None
-    description: Description | None = None
+    event_types: EventTypes
 
 
-class UpdateWebhook(Strict):
-    """What is left out stays as it is. `events: null` means all."""
+class UpdateWebhookEndpoint(Strict):
+    """What is left out stays as it is."""
 
+    model_config = IGNORE_UNKNOWN
+
+    name: Name | None = None
     url: Url | None = None
-    events: Events | None = None
-    description: Description | None = None
+    event_types: EventTypes | None = None
     enabled: bool | None = None
 
 
-class WebhookShown(Shown):
-    """A webhook endpoint. The secret is shown when it is made, and never again."""
+class RotateSecret(Strict):
+    """Whether what is sent is signed with the old secret as well, for a day."""
+
+    model_config = IGNORE_UNKNOWN
+
+    keep_old_secret_active_for_24_hours: bool = False
+
+
+class SampleEvent(Strict):
+    """What the sample is to be of."""
+
+    model_config = IGNORE_UNKNOWN
+
+    event_type: WebhookEvent
+
+
+class WebhookEndpointShown(Shown):
+    """The secret is shown when it is made, and never again."""
 
     id: str
     object: Literal["webhook_endpoint"]
+    name: str
     url: str
-    events: list[str] | None
-    description: str | None
+    event_types: list[str]
+    signing_secret_hint: str
+    created_at: int
+    updated_at: int
     enabled: bool
     disabled_reason: str | None
-    created_at: int
-    secret: str = ""
+    signing_secret: str = ""
+
+
+class WebhookEndpointDeleted(Shown):
+    """It and its deliveries are gone."""
+
+    id: str
+    object: Literal["webhook_endpoint.deleted"]
+    deleted: Literal[True]
+
+
+class WebhookTestShown(Shown):
+    """What the endpoint answered to a sample."""
+
+    object: Literal["webhook_endpoint.test"]
+    webhook_endpoint_id: str
+    event_type: str
+    status_code: int
+    success: Literal[True]
+
+
+class WebhookEventTypesShown(Shown):
+    """What an endpoint may be told of."""
+
+    object: Literal["list"]
+    data: list[str]
 
 
 class DeliveryShown(Shown):
@@ -52,7 +99,7 @@ class DeliveryShown(Shown):
 
     id: str
     object: Literal["webhook_delivery"]
-    webhook_id: str
+    webhook_endpoint_id: str
     event_id: str
     event_type: str
     object_id: str
@@ -63,11 +110,3 @@ class DeliveryShown(Shown):
     last_error: str | None
     created_at: int
     delivered_at: int | None
-
-
-class WebhookDeleted(Shown):
-    """It and its deliveries are gone."""
-
-    id: str
-    object: Literal["webhook_endpoint"]
-    deleted: Literal[True]

@@ -14,7 +14,10 @@ branch_labels = None
 depends_on = None
 
 _TENANT = "tenant_id = nullif(current_setting('app.tenant_id', true), '')::uuid"
-_SHOWN = "id, tenant_id, url, events, description, is_enabled, disabled_reason, created_at"
+_SHOWN = (
+    "id, tenant_id, url, event_types, name, secret_hint, is_enabled, disabled_reason, created_at,"
+    " updated_at"
+)
 
 _UP = (
     """
@@ -22,23 +25,26 @@ _UP = (
         id uuid PRIMARY KEY,
         tenant_id uuid NOT NULL REFERENCES tenants,
         url text NOT NULL,
-        events text[] NOT NULL,                  -- types; none: all
-        description text,
+        event_types text[] NOT NULL,
+        name text NOT NULL,
         is_enabled boolean NOT NULL DEFAULT true,
         disabled_reason text,
         secret bytea NOT NULL,
+        secret_hint text NOT NULL,               -- its last characters
         previous_secret bytea,                   -- signs too until previous_until
         previous_until timestamptz,
         failing_since timestamptz,               -- first failure after the last success
-        created_at timestamptz NOT NULL DEFAULT now()
+        created_at timestamptz NOT NULL DEFAULT now(),
+        updated_at timestamptz NOT NULL DEFAULT now()
     )
     """,
     "CREATE INDEX webhook_endpoints_of_tenant ON webhook_endpoints (tenant_id, id)",
-    # An event for one endpoint. The events of one end have one event_id.
+    # An event for one endpoint. The events of one end have one event_id. No foreign key: an endpoint that
+    # is deleted at this moment must not fail the end of a job.
     """
     CREATE TABLE webhook_deliveries (
         id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
-        endpoint_id uuid NOT NULL REFERENCES webhook_endpoints ON DELETE CASCADE,
+        endpoint_id uuid NOT NULL,
         tenant_id uuid NOT NULL,
         event_id uuid NOT NULL,
         type text NOT NULL,
@@ -72,12 +78,14 @@ _UP = (
         FROM (
             SELECT n.tenant_id, gen_random_uuid() AS event_id, 'response.' || n.status AS type,
                 'resp_' || replace(n.job_id::text, '-', '') AS object_id
-            FROM ended n JOIN jobs j ON j.id = n.job_id
-            WHERE j.dialect = 'response' AND j.is_background
+            FROM ended n, LATERAL (              -- by its id, however many jobs there are
+                SELECT FROM jobs j
+                WHERE j.id = n.job_id AND j.dialect = 'response' AND j.is_background OFFSET 0
+            ) j
             OFFSET 0                             -- one event_id an end, not one an endpoint
         ) e
         JOIN webhook_endpoints w ON w.tenant_id = e.tenant_id AND w.is_enabled
-            AND (w.events = '{}' OR e.type = ANY (w.events));
+            AND e.type = ANY (w.event_types);
         RETURN NULL;
     END
     $$
@@ -96,7 +104,7 @@ _UP = (
             'batch_' || replace(NEW.id::text, '-', '')
         FROM (SELECT gen_random_uuid() AS event_id OFFSET 0) e, webhook_endpoints w
         WHERE w.tenant_id = NEW.tenant_id AND w.is_enabled
-            AND (w.events = '{}' OR 'batch.' || NEW.status = ANY (w.events));
+            AND 'batch.' || NEW.status = ANY (w.event_types);
         RETURN NULL;
     END
     $$
@@ -112,7 +120,6 @@ _UP = (
     CREATE FUNCTION keep_previous_secret() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         NEW.previous_secret := OLD.secret;
-        NEW.previous_until := now() + interval '24 hours';
         RETURN NEW;
     END
     $$
@@ -121,11 +128,12 @@ _UP = (
     CREATE TRIGGER keep_previous_secret BEFORE UPDATE OF secret ON webhook_endpoints
         FOR EACH ROW EXECUTE FUNCTION keep_previous_secret()
     """,
-    f"GRANT SELECT ({_SHOWN}), INSERT (id, tenant_id, url, events, description, secret),"
-    " UPDATE (url, events, description, is_enabled, disabled_reason, failing_since, secret),"
-    " DELETE ON webhook_endpoints TO millrace_api",
-    "GRANT SELECT, INSERT (endpoint_id, tenant_id, event_id, type, object_id),"
-    " UPDATE (attempts, next_attempt_at, try_until, delivered_at, given_up_at)"
+    f"GRANT SELECT ({_SHOWN}),"
+    " INSERT (id, tenant_id, url, event_types, name, secret, secret_hint),"
+    " UPDATE (url, event_types, name, is_enabled, disabled_reason, failing_since, secret,"
+    " secret_hint, previous_until, updated_at), DELETE ON webhook_endpoints TO millrace_api",
+    "GRANT SELECT, INSERT (endpoint_id, tenant_id, event_id, type, object_id, try_until),"
+    " UPDATE (attempts, next_attempt_at, try_until, delivered_at, given_up_at), DELETE"
     " ON webhook_deliveries TO millrace_api",
     "GRANT SELECT, UPDATE ON webhook_endpoints TO millrace_worker",
     "GRANT SELECT, UPDATE, DELETE ON webhook_deliveries TO millrace_worker",

@@ -26,7 +26,8 @@ AT_LEAST = 42 * EXAMPLES  # requests that must come of them: above 5,000
 # understand, so a body that fits it may be refused all the same, with 400.
 LEFT_OUT = "positive_data_acceptance"
 
-WITHOUT_BODY = ("/cancel", "/rotate_secret", "/test", "/resend")
+EVENT = {"event_type": "batch.failed"}
+WITHOUT_BODY = ("/cancel", "/resend")
 
 COMPLETION: dict[str, Any] = {"model": "demo", "prompt": "hello", "max_tokens": 4}
 QUESTION: dict[str, Any] = {
@@ -124,7 +125,7 @@ def test_every_operation_with_an_id_hides_it_from_other_tenants(
         for method, path in operations:
             url = re.sub(r"\{\w+_id\}", _id_for(path, ids), path)
             absent = re.sub(r"[0-9a-f]{32}", "0" * 32, url)
-            body: dict[str, Any] = {"json": {}} if method == "post" else {}
+            body: dict[str, Any] = {"json": EVENT} if method == "post" else {}
             refused = http.request(method, url, **body)
             assert refused.status_code == 404, (method, path)
             assert refused.json() == http.request(method, absent, **body).json(), (method, path)
@@ -148,8 +149,8 @@ def _make_one_of_each(cluster: Cluster, tenant: Tenant) -> dict[str, str]:
         batch = {"endpoint": "/v1/completions", "completion_window": "24h"}
         body = batch | {"input_file_id": ids["/v1/files"]}
         ids["/v1/batches"] = http.post("/v1/batches", json=body).json()["id"]
-        hook = {"url": "https://example.com/hook", "events": ["batch.failed"]}
-        ids["/v1/webhooks"] = http.post("/v1/webhooks", json=hook).json()["id"]
+        hook = {"name": "mine", "url": "https://example.com/", "event_types": ["batch.failed"]}
+        ids["/v1/webhook_endpoints"] = http.post("/v1/webhook_endpoints", json=hook).json()["id"]
     return ids
 
 

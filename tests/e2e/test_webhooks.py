@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 
+from tasks.webhook_events import WEBHOOK_EVENTS
 from tests.support.cluster import Cluster
 from tests.support.member import Tenant
 from tests.support.webhook_receiver import Receiver, receiver
@@ -44,16 +45,17 @@ def http(cluster: Cluster, tenant: Tenant) -> Iterator[httpx.Client]:
 def client(cluster: Cluster, tenant: Tenant, webhook: dict[str, Any]) -> Iterator[openai.OpenAI]:
     base_url = f"{cluster.url}/v1"
     with openai.OpenAI(
-        base_url=base_url, api_key=tenant.api_key, webhook_secret=webhook["secret"]
+        base_url=base_url, api_key=tenant.api_key, webhook_secret=webhook["signing_secret"]
     ) as client:
         yield client
 
 
 @pytest.fixture
 def webhook(http: httpx.Client, server: Receiver) -> Iterator[dict[str, Any]]:
-    created = http.post("/v1/webhooks", json={"url": server.url}).raise_for_status().json()
+    body = {"name": "mine", "url": server.url, "event_types": list(WEBHOOK_EVENTS)}
+    created = http.post("/v1/webhook_endpoints", json=body).raise_for_status().json()
     yield created
-    http.delete(f"/v1/webhooks/{created['id']}").raise_for_status()
+    http.delete(f"/v1/webhook_endpoints/{created['id']}").raise_for_status()
 
 
 def _events(client: openai.OpenAI, server: Receiver) -> list[Any]:
@@ -96,7 +98,7 @@ def test_a_batch_is_told_of_though_the_sender_dies_and_the_receiver_fails(
             "UPDATE webhook_deliveries SET next_attempt_at = now()"
             " WHERE next_attempt_at IS NOT NULL"
         )
-    path = f"/v1/webhooks/{webhook['id']}/deliveries"
+    path = f"/v1/webhook_endpoints/{webhook['id']}/deliveries"
     cluster.wait_until(
         lambda: http.get(path).json()["data"][0]["status"] == "delivered", what="the delivery"
     )
@@ -106,3 +108,24 @@ def test_a_batch_is_told_of_though_the_sender_dies_and_the_receiver_fails(
     assert len({event.id for event in events}) == 1
     [delivery] = http.get(path).json()["data"]
     assert delivery["attempts"] == len(events) == 2
+
+
+def test_a_sample_tells_what_the_endpoint_answers(
+    client: openai.OpenAI, server: Receiver, webhook: dict[str, Any]
+) -> None:
+    server.answer(418)
+
+    result = client.webhooks.test(webhook["id"], event_type="batch.expired")
+
+    assert (result.status_code, result.event_type) == (418, "batch.expired")
+    [event] = _events(client, server)
+    assert event.type == "batch.expired"
+
+
+def test_a_sample_that_nobody_answers_is_an_error(
+    client: openai.OpenAI, webhook: dict[str, Any]
+) -> None:
+    client.webhooks.update(webhook["id"], url="http://127.0.0.1:1/")
+
+    with pytest.raises(openai.BadRequestError, match="connection failed"):
+        client.webhooks.test(webhook["id"], event_type="response.completed")

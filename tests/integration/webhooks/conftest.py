@@ -12,6 +12,7 @@ import pytest
 
 from cli.stack.database import DatabaseUrls
 from tasks.ids import uuid7
+from tasks.webhook_events import WEBHOOK_EVENTS
 from tasks.webhook_urls import UrlPolicy
 from tests.support.rows import Rows
 from tests.support.webhook_receiver import Receiver, receiver
@@ -30,9 +31,9 @@ class Hooks:
     def endpoint(self, url: str = "https://example.com/", *events: str, **columns: Any) -> UUID:
         endpoint_id = uuid7()
         self.rows.connection.execute(
-            "INSERT INTO webhook_endpoints (id, tenant_id, url, events, secret)"
-            " VALUES (%s, %s, %s, %s, %s)",
-            (endpoint_id, self.tenant_id, url, list(events), SECRET),
+            "INSERT INTO webhook_endpoints (id, tenant_id, url, event_types, name, secret,"
+            " secret_hint) VALUES (%s, %s, %s, %s, 'mine', %s, '')",
+            (endpoint_id, self.tenant_id, url, list(events or WEBHOOK_EVENTS), SECRET),
         )
         for name, value in columns.items():
             self.rows.connection.execute(

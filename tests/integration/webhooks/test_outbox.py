@@ -127,3 +127,16 @@ def test_an_end_that_is_rolled_back_is_not_told_of(hooks: Hooks, roles: Connecti
         assert reaping.reap_waiting(roles.worker)
 
     assert hooks.deliveries() == []
+
+
+def test_an_endpoint_that_is_being_deleted_holds_up_no_end(
+    hooks: Hooks, roles: Connections
+) -> None:
+    endpoint = hooks.endpoint()
+    _response(hooks, deadline_s=-1)
+
+    with roles.owner.transaction():
+        roles.owner.execute("DELETE FROM webhook_endpoints WHERE id = %s", (endpoint,))
+        assert reaping.reap_waiting(roles.worker)  # doesn't wait, doesn't fail
+
+    assert roles.worker.execute("SELECT 1 FROM jobs WHERE finished_at IS NULL").fetchall() == []
