@@ -118,7 +118,9 @@ class AsyncClient:
             return await self._http.request(call.method, call.path, **body, **call.options())
 
     async def _fetch(self, fetch: Fetch) -> httpx.Response:
-        async with self._http.stream("GET", fetch.path, timeout=config.timeout(0)) as response:
+        async with self._http.stream(
+            "GET", fetch.path, headers=fetch.headers(), timeout=config.timeout(0)
+        ) as response:
             if not response.is_success:
                 await response.aread()
                 return response

@@ -111,7 +111,9 @@ class Client:
             return self._http.request(call.method, call.path, **body, **call.options())
 
     def _fetch(self, fetch: Fetch) -> httpx.Response:
-        with self._http.stream("GET", fetch.path, timeout=config.timeout(0)) as response:
+        with self._http.stream(
+            "GET", fetch.path, headers=fetch.headers(), timeout=config.timeout(0)
+        ) as response:
             if not response.is_success:
                 response.read()
                 return response

@@ -34,6 +34,8 @@ class BatchServer:
     batches: dict[str, str] = field(default_factory=dict)  # id -> id of its input file
     is_losing_creations: bool = False  # the batch is made, and the answer is a 502
     num_looks: int = 0
+    knows_ranges: bool = True
+    num_content_bytes: int = 0  # of results that were sent
 
     def app(self) -> Starlette:
         return Starlette(
@@ -51,12 +53,12 @@ class BatchServer:
         async with request.form() as form:
             file = form["file"]
             assert not isinstance(file, str)
-            self.uploads.append(await file.read())
-            name = file.filename
-        size = len(self.uploads[-1])
+            content = await file.read()
+            self.uploads.append(content)
+            number = len(self.uploads)  # before another upload has its turn
         return JSONResponse(
-            {"id": f"file-{len(self.uploads)}", "object": "file", "bytes": size, "created_at": 1,
-             "filename": name, "purpose": "batch", "status": "processed"}
+            {"id": f"file-{number}", "object": "file", "bytes": len(content), "created_at": 1,
+             "filename": file.filename, "purpose": "batch", "status": "processed"}
         )  # fmt: skip
 
     async def _create(self, request: Request) -> Response:
@@ -90,7 +92,19 @@ class BatchServer:
         ]
         content = "".join(f"{json.dumps(line)}\n" for line in lines)
         is_torn = len(self._ended()) < len(self._custom_ids())
-        return Response(content[: -len(content) // 8] if is_torn else content)
+        return self._part(request, (content[: -len(content) // 8] if is_torn else content).encode())
+
+    def _part(self, request: Request, content: bytes) -> Response:
+        """From where a range begins, if ranges are known."""
+        asked = request.headers.get("range", "") if self.knows_ranges else ""
+        start = int(asked.removeprefix("bytes=").removesuffix("-") or 0)
+        if asked and start >= len(content):
+            return Response(status_code=416)
+        self.num_content_bytes += len(content) - start
+        if not asked:
+            return Response(content)
+        range_ = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        return Response(content[start:], 206, headers={"Content-Range": range_})
 
     def _batch(self, batch_id: str) -> dict[str, Any]:
         total, ended = len(self._custom_ids()), self._ended()

@@ -188,6 +188,27 @@ def test_run_outlives_a_server_that_is_away_for_a_while(
     assert (seen[-1].num_results, seen[-1].num_errors) == (36, 4)
 
 
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_results_are_sent_once_where_the_server_knows_ranges(
+    environment: dict[str, str], server: BatchServer, path: Path, knows_ranges: bool
+) -> None:
+    server.knows_ranges = knows_ranges
+    server.num_allowed = 0
+
+    def progress(now: BatchProgress) -> None:
+        """Each look finds five lines more."""
+        if now.batch is not None:
+            server.num_allowed += 5
+
+    with Client(environment["MILLRACE_URL"], "key") as client:
+        client.batches.run(path, progress=progress)
+
+    written = (path.with_name(f"in.jsonl.{kind}.jsonl") for kind in ("out", "err"))
+    num_bytes = sum(each.stat().st_size for each in written)
+    assert _results(path) == (OUTPUT_IDS, ERROR_IDS)
+    assert (server.num_content_bytes == num_bytes) == knows_ranges
+
+
 async def test_async_client_runs_batches_side_by_side(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
