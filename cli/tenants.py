@@ -25,7 +25,7 @@ def _credits() -> None: ...
 
 @app.command()
 def create(
-    name: str,
+    name: Annotated[str, typer.Argument(help="Of your choice; no two have the same.")],
     *,
     credit: Annotated[str, typer.Option(help="First credit, like 25.00.")] = "0",
     is_json: JsonOption = False,

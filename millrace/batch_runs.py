@@ -82,6 +82,7 @@ class BatchRun:
     def steps(self) -> Steps[Batch]:
         """Upload, create, wait; or what of it an earlier run left to do. Ends with the batch."""
         asked = fingerprint(self.path, self.endpoint, self.completion_window)
+        self._check_folders()
         state = None if self.starts_over else RunState.read(self.state_path)
         if state is None or state.fingerprint != asked:
             self._clear_results()
@@ -92,6 +93,12 @@ class BatchRun:
         if batch.status == "failed":  # refused as a whole: there is nothing to take up
             self.state_path.unlink(missing_ok=True)
         return batch
+
+    def _check_folders(self) -> None:
+        """Before anything is paid for."""
+        for path in (self.output, self.errors):
+            if not path.parent.is_dir():
+                raise MillraceError(f"There is no folder {path.parent} to write results to.")
 
     def _clear_results(self) -> None:
         """Results of another run were paid for: nothing but the user's word deletes them."""
@@ -129,6 +136,8 @@ class BatchRun:
             while True:
                 batch = yield from follower.look()
                 self._tell(batch, output, errors)
+                if (yield from follower.read(batch)):
+                    self._tell(batch, output, errors)
                 if batch.is_terminal:
                     return batch
                 yield Pause(follower.delay_s)
@@ -155,16 +164,15 @@ class _Follower:
         self.delay_s = FIRST_POLL_S
 
     def look(self) -> Steps[Batch]:
-        """The batch as it is; when it is over, its files have been read to their ends."""
+        """The batch as it is."""
         batch: Batch = yield from _patiently(self._call)
-        if batch.is_terminal or batch.request_counts.ended != self._num_ended:
-            yield from self._read(batch)
-            self.delay_s = FIRST_POLL_S
-        else:
-            self.delay_s = min(self.delay_s * 1.5, MAX_POLL_S)
         return batch
 
-    def _read(self, batch: Batch) -> Steps[None]:
+    def read(self, batch: Batch) -> Steps[bool]:
+        """What its files have now, to their ends if it is over. False if there was nothing new."""
+        if not batch.is_terminal and batch.request_counts.ended == self._num_ended:
+            self.delay_s = min(self.delay_s * 1.5, MAX_POLL_S)
+            return False
         for file_id, results in (
             (batch.output_file_id, self._output),
             (batch.error_file_id, self._errors),
@@ -175,6 +183,8 @@ class _Follower:
             if batch.is_terminal:
                 results.finish()
         self._num_ended = batch.request_counts.ended
+        self.delay_s = FIRST_POLL_S
+        return True
 
 
 def _created_over(file_id: str) -> Steps[Batch | None]:

@@ -64,11 +64,8 @@ class Client:
         self.close()
 
     def _run(self, call: Call[T]) -> T:
-        return call.parse(
-            self._answer(
-                lambda: self._send(call), self._max_retries if call.can_repeat else 0
-            ).json()
-        )
+        max_retries = self._max_retries if call.can_repeat else 0
+        return call.read(self._answer(lambda: self._send(call), max_retries))
 
     def _drive(self, steps: Steps[T]) -> T:
         """Perform steps; what goes wrong is raised in the generator, which may know what to do."""

@@ -64,7 +64,8 @@ class Fetch:
     def _range_of(self, response: httpx.Response) -> tuple[int, int | None]:
         match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
         if match is None or int(match[1]) != self.sink.position:
-            raise httpx.RemoteProtocolError("the server sent another range than was asked for")
+            message = "the server sent another range than was asked for"
+            raise httpx.RemoteProtocolError(message, request=response.request)
         return int(match[1]), int(match[2]) if match[2] != "*" else None
 
 

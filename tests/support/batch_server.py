@@ -33,6 +33,7 @@ class BatchServer:
     uploads: list[bytes] = field(default_factory=list)
     batches: dict[str, str] = field(default_factory=dict)  # id -> id of its input file
     is_losing_creations: bool = False  # the batch is made, and the answer is a 502
+    is_limiting: bool = False  # lists of batches are refused with 429
     num_looks: int = 0
     knows_ranges: bool = True
     num_content_bytes: int = 0  # of results that were sent
@@ -79,6 +80,9 @@ class BatchServer:
         return JSONResponse(self._batch(request.path_params["id"]))
 
     async def _list(self, request: Request) -> Response:
+        if self.is_limiting:
+            error = {"message": "Too many requests.", "type": "t", "code": "rate_limit_exceeded"}
+            return JSONResponse({"error": error}, 429, headers={"Retry-After": "0"})
         data = [self._batch(batch_id) for batch_id in self.batches]
         return JSONResponse({"data": data, "first_id": None, "last_id": None, "has_more": False})
 

@@ -88,7 +88,8 @@ def test_interrupted_run_is_taken_up_and_writes_each_result_once(
     again = millrace("batch", "run", str(path), **environment)
 
     assert process.returncode == 130
-    assert stderr.strip().splitlines() == ["millrace: the same command takes the batch up again"]
+    (line,) = stderr.strip().splitlines()
+    assert line.startswith("millrace: batch_1 goes on")
     assert "completed" in again.stdout
     assert _results(path) == (OUTPUT_IDS, ERROR_IDS)
     assert (len(server.uploads), len(server.batches)) == (1, 1)
@@ -147,6 +148,25 @@ def test_batch_whose_creation_was_not_answered_is_not_made_twice(
 
 def test_missing_input_is_one_line(millrace: Run, environment: dict[str, str]) -> None:
     assert_one_line_error(millrace("batch", "run", "/nowhere/in.jsonl", **environment), "in.jsonl")
+
+
+def test_missing_folder_for_results_is_said_before_anything_is_sent(
+    millrace: Run, environment: dict[str, str], server: BatchServer, path: Path, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "none" / "out.jsonl")
+
+    result = millrace("batch", "run", str(path), "--output", output, **environment)
+
+    assert_one_line_error(result, str(tmp_path / "none"))
+    assert server.uploads == []
+
+
+def test_too_many_requests_is_one_line(
+    millrace: Run, environment: dict[str, str], server: BatchServer
+) -> None:
+    server.is_limiting = True
+
+    assert_one_line_error(millrace("batch", "list", **environment), "Too many requests.")
 
 
 def test_batches_are_listed_shown_and_cancelled(
