@@ -41,6 +41,7 @@ STATUS: Mapping[type[ServiceError], tuple[int, str]] = {
     errors.FileMissing: (404, _INVALID),
     errors.StreamExpired: (410, _INVALID),
     errors.RequestTooLarge: (413, _INVALID),
+    errors.RangeNotSatisfiable: (416, _INVALID),
     errors.IdempotencyKeyReused: (422, _INVALID),
     errors.InsufficientQuota: (429, "insufficient_quota"),
     errors.RateLimitExceeded: (429, "requests"),

@@ -16,25 +16,27 @@ from cli.client import (
     connect,
     job_params,
 )
+from cli.help_texts import JOBS, examples
 from cli.money import from_micros
 from cli.output import JsonOption, print_json, print_table
 
 if TYPE_CHECKING:
     from millrace import Estimate
 
+_ESTIMATE = examples('millrace estimate "What is a lease?" --max-tokens 100')
 _DAY_S = 24 * 60 * 60
 _TOKENS = ("input_tokens", "cached_tokens", "output_tokens")
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(usage)
-    app.command()(models)
-    app.command()(estimate)
+    app.command(rich_help_panel=JOBS)(models)
+    app.command(rich_help_panel=JOBS, epilog=_ESTIMATE)(estimate)
+    app.command(rich_help_panel=JOBS)(usage)
 
 
 def usage(
     *,
-    days: Annotated[int, typer.Option(min=1, help="The last so many.")] = 30,
+    days: Annotated[int, typer.Option(min=1, help="How many, up to now.")] = 30,
     is_json: JsonOption = False,
 ) -> None:
     """Show tokens and money by model and tier, and what is left."""

@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +12,7 @@ import typer
 
 from cli.client import connect
 from cli.errors import INTERRUPTED, CommandError
+from cli.help_texts import examples
 from cli.output import JsonOption, moment, print_json, print_table
 
 if TYPE_CHECKING:
@@ -21,19 +20,34 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Batches: many requests in one file.", no_args_is_help=True)
 
-BatchId = Annotated[str, typer.Argument(help="batch_...")]
+_REQUEST = (
+    '{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions",'
+    ' "body": {"model": "demo", "messages": [{"role": "user", "content": "What is a lease?"}]}}'
+)
+_EXAMPLES = examples("millrace batch run requests.jsonl --window 1h", f"A request: {_REQUEST}")
+
+BatchId = Annotated[str, typer.Argument(help="As `batch list` shows it: batch_...")]
 
 
-@app.command()
+@app.command(epilog=_EXAMPLES)
 def run(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL, one request a line.")],
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="One request a line, as JSON.")],
     *,
-    output: Annotated[Path | None, typer.Option(help="Default: FILE.out.jsonl.")] = None,
-    errors: Annotated[Path | None, typer.Option(help="Default: FILE.err.jsonl.")] = None,
-    endpoint: Annotated[str, typer.Option(help="Of all requests.")] = "/v1/chat/completions",
-    window: Annotated[str, typer.Option(help="When it is to be done.")] = "24h",
+    output: Annotated[
+        Path | None, typer.Option(help="For answers. Default: FILE.out.jsonl.")
+    ] = None,
+    errors: Annotated[
+        Path | None, typer.Option(help="For requests that failed. Default: FILE.err.jsonl.")
+    ] = None,
+    endpoint: Annotated[
+        str, typer.Option(help="The `url` of every request.")
+    ] = "/v1/chat/completions",
+    window: Annotated[
+        str, typer.Option(help="How long it may take, from 5m to 7d; longer is cheaper.")
+    ] = "24h",
     starts_over: Annotated[
-        bool, typer.Option("--new", help="Start a new batch and delete earlier results.")
+        bool,
+        typer.Option("--new", help="Start a new batch, and delete the results of an earlier one."),
     ] = False,
     is_json: JsonOption = False,
 ) -> None:
@@ -41,8 +55,17 @@ def run(
 
     Ctrl-C stops the waiting, not the batch: the same command again takes it up.
     """
-    with connect() as client, _progress_bar() as progress:
-        try:
+    from cli.progress import batch_progress
+
+    batch_id: str | None = None
+
+    def progress(now: BatchProgress) -> None:
+        nonlocal batch_id
+        batch_id = now.batch.id if now.batch else None
+        show(now)
+
+    try:
+        with connect() as client, batch_progress() as show:
             batch = client.batches.run(
                 path,
                 output=output,
@@ -52,9 +75,9 @@ def run(
                 starts_over=starts_over,
                 progress=progress,
             )
-        except KeyboardInterrupt:
-            print("millrace: the same command takes the batch up again", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt:
+        print(f"millrace: {_how_to_go_on(batch_id)}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
     if is_json:
         print_json(batch.raw)
     else:
@@ -66,8 +89,10 @@ def run(
 @app.command("list")
 def list_(
     *,
-    after: Annotated[str | None, typer.Option(help="The last id of the page before.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
+    after: Annotated[
+        str | None, typer.Option(help="Older ones than this id, the last of the page before.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
     is_json: JsonOption = False,
 ) -> None:
     """List batches, newest first."""
@@ -125,55 +150,21 @@ def _show(batches: tuple[Batch, ...]) -> None:
     )
 
 
+def _how_to_go_on(batch_id: str | None) -> str:
+    if batch_id is None:
+        return "interrupted; the same command goes on from here"
+    return (
+        f"{batch_id} goes on without you: the same command takes it up again,"
+        f" `millrace batch cancel {batch_id}` ends it"
+    )
+
+
 def _require_success(batch: Batch, errors: Path) -> None:
     if batch.errors:
         first = batch.errors[0]
         where = f" (line {first['line']})" if first.get("line") else ""
-        raise CommandError(f"batch {batch.id} is {batch.status}: {first.get('message')}{where}")
+        raise CommandError(f"batch {batch.id} {batch.status}: {first.get('message')}{where}")
     if batch.status != "completed":
-        raise CommandError(f"batch {batch.id} is {batch.status}")
+        raise CommandError(f"batch {batch.id} {batch.status}")
     if batch.request_counts.failed:
         raise CommandError(f"{batch.request_counts.failed} requests failed: see {errors}")
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[BatchProgress], None]]:
-    """On stderr: upload, then counts and the time left; nothing where it is no terminal."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        upload = bar.add_task("upload", total=None)
-        lines = bar.add_task("", total=None, visible=False)
-
-        def show(now: BatchProgress) -> None:
-            if now.batch is None:
-                bar.update(upload, completed=now.bytes_sent, total=now.bytes_total)
-                return
-            bar.update(upload, visible=False)
-            counts = now.batch.request_counts
-            failed = f", {counts.failed} failed" if counts.failed else ""
-            bar.update(
-                lines,
-                description=f"{now.batch.status}{failed}",
-                completed=counts.ended,
-                total=counts.total or None,
-                visible=True,
-            )
-
-        yield show

@@ -4,39 +4,50 @@ from __future__ import annotations
 
 import importlib
 import sys
+import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.client import DEFAULT_MODEL, MaxTokensOption, ModelOption, TemperatureOption, connect
-from cli.errors import INTERRUPTED, CommandError
+from cli.errors import CommandError
+from cli.help_texts import JOBS, examples
 from cli.output import JsonOption, print_json
 from cli.text_output import follow, lines_of, require_success
 
 if TYPE_CHECKING:
     from millrace import Client, CreateJobParams, Job, Message
 
-_HELP = "/reset forgets the conversation, /exit ends it; Ctrl-C stops an answer"
+_EXAMPLES = examples(
+    "millrace chat",
+    'millrace chat "Name three rivers." --max-tokens 50',
+    "millrace chat --json < questions.txt > answers.jsonl",
+)
+_PROMPT = "> "
+_HELP = "/reset forgets the conversation, Ctrl-D or /exit ends it; Ctrl-C stops an answer"
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(chat)
+    app.command(rich_help_panel=JOBS, epilog=_EXAMPLES)(chat)
 
 
 def chat(
     prompt: Annotated[
-        str | None, typer.Argument(help="Say only this. Default: a line a turn, from stdin.")
+        str | None, typer.Argument(help="Say this alone. Without it each line of stdin is a turn.")
     ] = None,
     *,
     model: ModelOption = DEFAULT_MODEL,
-    system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="A system message, said before everything else.")
+    ] = None,
     max_tokens: MaxTokensOption = None,
     temperature: TemperatureOption = None,
     is_json: JsonOption = False,
 ) -> None:
-    """Talk with a model. /reset forgets the conversation, /exit ends it."""
-    params: CreateJobParams = {"model": model}
+    """Talk with a model. Ctrl-C stops an answer, /reset forgets the conversation, /exit ends it."""
+    # A chat whose terminal is closed asks for no more: nobody would read it.
+    params: CreateJobParams = {"model": model, "on_disconnect": "cancel"}
     if max_tokens is not None:
         params["max_tokens"] = max_tokens
     if temperature is not None:
@@ -44,6 +55,8 @@ def chat(
     with connect() as client:
         talk = Conversation(client, params, system=system, is_json=is_json)
         is_interactive = prompt is None and sys.stdin.isatty()
+        if is_interactive:
+            client.models.get(model)  # what can't work is said before anything is typed
         for line in _typed() if is_interactive else _given(prompt):
             if line == "/exit":
                 return
@@ -74,11 +87,13 @@ class Conversation:
     def say(self, text: str) -> None:
         """One turn. Ctrl-C cancels the job; raises MillraceError or CommandError if it fails."""
         asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
-        job = self._client.jobs.create(**self._params | {"messages": [*self._system, *asked]})
+        params: CreateJobParams = {**self._params, "messages": [*self._system, *asked]}
+        key = uuid.uuid4().hex
         try:
-            job = self._answer(job.id)
+            job = self._answer(self._client.jobs.create(idempotency_key=key, **params).id)
         except KeyboardInterrupt:
-            self._client.jobs.cancel(job.id)
+            # By its key, since it may have been accepted without an answer that reached us.
+            self._client.jobs.cancel(self._client.jobs.create(idempotency_key=key, **params).id)
             raise
         self.messages = [*asked, {"role": "assistant", "content": job.text}]
 
@@ -109,19 +124,28 @@ def _say_on_terminal(talk: Conversation, line: str) -> None:
 
 
 def _typed() -> Iterator[str]:
-    """Lines with editing and history, until Ctrl-D or Ctrl-C."""
+    """Lines with editing and history, until Ctrl-D. Ctrl-C drops the line, as in a shell."""
     importlib.import_module("readline")  # `input` uses it where it is loaded
     print(f"({_HELP})", file=sys.stderr)
     while True:
         try:
-            line = input("> ").strip()
+            line = _ask().strip()
         except EOFError:
-            print()
+            print(file=sys.stderr)
             return
         except KeyboardInterrupt:
-            raise typer.Exit(INTERRUPTED) from None
+            print("\n(Ctrl-D or /exit ends the conversation)", file=sys.stderr)
+            continue
         if line:
             yield line
+
+
+def _ask() -> str:
+    """Answers that go to a file or a program come without the prompts."""
+    if sys.stdout.isatty():
+        return input(_PROMPT)
+    print(_PROMPT, end="", file=sys.stderr, flush=True)
+    return input()
 
 
 def _given(prompt: str | None) -> Iterator[str]:

@@ -17,22 +17,28 @@ from cli.errors import CommandError
 if TYPE_CHECKING:
     from millrace import Client, CreateJobParams, Message
 
-JobId = Annotated[str, typer.Argument(help="job_...")]
+JobId = Annotated[str, typer.Argument(help="As `submit` prints it: job_...")]
 ModelOption = Annotated[
-    str, typer.Option("--model", "-m", envvar="MILLRACE_MODEL", help="See `millrace models`.")
+    str,
+    typer.Option("--model", "-m", envvar="MILLRACE_MODEL", help="`millrace models` lists them."),
 ]
 PromptArgument = Annotated[
-    str | None, typer.Argument(help="What to say; `-` or nothing reads it from stdin.")
+    str | None, typer.Argument(help="What to say. `-` or nothing reads it from stdin.")
 ]
 MessagesOption = Annotated[
-    Path | None, typer.Option("--messages", help="A JSON list of messages; `-` reads stdin.")
+    Path | None,
+    typer.Option("--messages", help="A file with a JSON list of messages. `-` reads stdin."),
 ]
 MaxTokensOption = Annotated[
-    int | None, typer.Option(min=1, help="Of the answer. Default: what the model allows.")
+    int | None,
+    typer.Option(min=1, help="Length of the answer at most. Default: what the model allows."),
 ]
-TemperatureOption = Annotated[float | None, typer.Option(min=0, max=2)]
+TemperatureOption = Annotated[
+    float | None, typer.Option(min=0, max=2, help="0 takes the likeliest token each time.")
+]
 TierOption = Annotated[
-    str | None, typer.Option("--tier", help="auto, priority, default, flex or batch.")
+    str | None,
+    typer.Option("--tier", help="How soon, at what price: auto, priority, default, flex, batch."),
 ]
 
 DEFAULT_MODEL = "demo"
@@ -90,10 +96,12 @@ def _from_prompt(prompt: str | None) -> list[Message]:
 
 
 def _from_file(path: Path) -> list[Message]:
+    is_stdin = str(path) == "-"
+    name = "stdin" if is_stdin else str(path)
     try:
-        parsed = json.loads(sys.stdin.read() if str(path) == "-" else path.read_text())
+        parsed = json.loads(sys.stdin.read() if is_stdin else path.read_text())
     except ValueError:
-        raise CommandError(f"{path} is no JSON") from None
+        raise CommandError(f"{name} is no JSON") from None
     if not isinstance(parsed, list):
-        raise CommandError(f"{path} holds no JSON list of messages")
+        raise CommandError(f"{name} holds no JSON list of messages")
     return parsed

@@ -51,6 +51,8 @@ def _explain_misuse(error: Any) -> NoReturn:
 
 def _text(error: Exception) -> str:
     """Our own errors may end with the last lines of a log; those of libraries are made one line."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     text = str(error)
     is_ours = type(error).__module__.startswith("cli.")
     return text if is_ours else " ".join(text.split()) or type(error).__name__

@@ -1,5 +1,7 @@
 """files list, upload, download, delete."""
 
+# ruff: noqa: PLC0415 (a command imports what it needs when it runs, so that `--help` is instant)
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -9,19 +11,23 @@ import typer
 
 from cli.client import connect
 from cli.errors import CommandError
-from cli.output import JsonOption, bytes_progress, moment, print_json, print_table
+from cli.output import JsonOption, moment, print_json, print_table
 
 app = typer.Typer(help="Files: inputs and results of batches.", no_args_is_help=True)
 
-FileId = Annotated[str, typer.Argument(help="file-...")]
+FileId = Annotated[str, typer.Argument(help="As `files list` shows it: file-...")]
 
 
 @app.command("list")
 def list_(
     *,
-    purpose: Annotated[str | None, typer.Option(help="batch, batch_output or user_data.")] = None,
-    after: Annotated[str | None, typer.Option(help="The last id of the page before.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 100,
+    purpose: Annotated[
+        str | None, typer.Option(help="Those alone: batch, batch_output or user_data.")
+    ] = None,
+    after: Annotated[
+        str | None, typer.Option(help="Older ones than this id, the last of the page before.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 100,
     is_json: JsonOption = False,
 ) -> None:
     """List files, newest first."""
@@ -40,12 +46,16 @@ def list_(
 
 @app.command()
 def upload(
-    path: Path,
+    path: Annotated[Path, typer.Argument(help="What to store.")],
     *,
-    purpose: Annotated[str, typer.Option(help="batch or user_data.")] = "batch",
+    purpose: Annotated[
+        str, typer.Option(help="batch (requests, as JSON lines) or user_data.")
+    ] = "batch",
     is_json: JsonOption = False,
 ) -> None:
     """Store a file and print its id."""
+    from cli.progress import bytes_progress
+
     with connect() as client, bytes_progress("upload") as progress:
         file = client.files.upload(path, purpose=purpose, progress=progress)
     if is_json:
@@ -57,12 +67,16 @@ def upload(
 @app.command()
 def download(
     file_id: FileId,
-    path: Annotated[Path | None, typer.Argument(help="Default: the file's own name.")] = None,
+    path: Annotated[
+        Path | None, typer.Argument(help="Where to. Default: the file's own name.")
+    ] = None,
     *,
     is_forced: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     is_json: JsonOption = False,
 ) -> None:
     """Write a file's contents to disk. The file appears there when it is whole."""
+    from cli.progress import bytes_progress
+
     with connect() as client:
         # A name is what somebody chose at the upload: never a path.
         target = path or Path(Path(client.files.get(file_id).filename).name or file_id)

@@ -18,16 +18,23 @@ from cli.client import (
     connect,
     job_params,
 )
+from cli.help_texts import JOBS, examples
 from cli.money import from_micros
 from cli.output import JsonOption, print_json
 from cli.text_output import follow, require_success
 
+_EXAMPLES = examples(
+    'millrace submit "What is a lease?"',
+    'millrace submit "What is a lease?" --follow --tier priority',
+    "millrace submit --messages conversation.json --max-tokens 200",
+)
+
 
 def register(app: typer.Typer) -> None:
-    app.command()(submit)
-    app.command()(watch)
-    app.command()(get)
-    app.command()(cancel)
+    app.command(rich_help_panel=JOBS, epilog=_EXAMPLES)(submit)
+    app.command(rich_help_panel=JOBS)(watch)
+    app.command(rich_help_panel=JOBS)(get)
+    app.command(rich_help_panel=JOBS)(cancel)
 
 
 def submit(
@@ -39,7 +46,7 @@ def submit(
     temperature: TemperatureOption = None,
     tier: TierOption = None,
     idempotency_key: Annotated[
-        str | None, typer.Option(help="The same key twice submits one job.")
+        str | None, typer.Option(help="Of your choice. The same key twice submits one job.")
     ] = None,
     is_followed: Annotated[
         bool, typer.Option("--follow", help="Print the text as it is produced, not the job's id.")
@@ -63,13 +70,16 @@ def submit(
 def watch(job_id: JobId, *, is_json: JsonOption = False) -> None:
     """Print a job's text from its beginning and follow it to its end. Exits with 1 if it fails."""
     with connect() as client:
+        client.jobs.get(job_id)  # a stream that breaks off is waited for; no such job is not
         require_success(follow(client, job_id, is_json=is_json))
 
 
 def get(
     job_id: JobId,
     *,
-    wait_s: Annotated[float, typer.Option("--wait", min=0, max=60, help="Seconds.")] = 0.0,
+    wait_s: Annotated[
+        float, typer.Option("--wait", min=0, max=60, help="For its end, at most so many seconds.")
+    ] = 0.0,
     is_json: JsonOption = False,
 ) -> None:
     """Show a job, and its text as far as it is known."""

@@ -1,4 +1,4 @@
-"""What commands print: JSON for programs, tables for people, progress beside both."""
+"""What commands print: JSON for programs, tables for people."""
 
 # ruff: noqa: PLC0415 (a command imports what it needs when it runs, so that `--help` is instant)
 
@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -44,16 +43,3 @@ def moment(unix_seconds: int | None) -> str:
     if unix_seconds is None:
         return ""
     return f"{datetime.fromtimestamp(unix_seconds, UTC):%Y-%m-%d %H:%M:%S}"
-
-
-@contextmanager
-def bytes_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr while bytes move; nothing where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total or None)

@@ -9,7 +9,10 @@ from typing import Annotated
 
 import typer
 
+from cli.help_texts import THIS_MACHINE, examples
 from cli.output import JsonOption, print_json
+
+_UP = examples("millrace up --detach", "millrace up --model /models/llama-3.2-1b --dtype int8")
 
 
 class Engine(StrEnum):
@@ -21,25 +24,32 @@ class Engine(StrEnum):
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(up)
-    app.command()(down)
-    app.command()(status)
-    app.command()(migrate)
+    app.command(rich_help_panel=THIS_MACHINE, epilog=_UP)(up)
+    app.command(rich_help_panel=THIS_MACHINE)(down)
+    app.command(rich_help_panel=THIS_MACHINE)(status)
 
 
 def up(
     *,
-    detach: Annotated[bool, typer.Option(help="Return when all is ready.")] = False,
+    detach: Annotated[
+        bool, typer.Option(help="Return when all is ready, instead of staying.")
+    ] = False,
     model: Annotated[
-        str | None, typer.Option(help="Serve this model too: a folder or a hub id.")
+        str | None, typer.Option(help="Serve this model too: a folder or a Hugging Face hub id.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16, int8 or nf4.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Of its weights: auto, fp32, bf16, fp16, int8 or nf4.")
+    ] = "auto",
     device: Annotated[
         str, typer.Option(envvar="MILLRACE_DEVICE", help="auto, cpu or cuda:0.")
     ] = "auto",
-    engine: Annotated[Engine, typer.Option(envvar="MILLRACE_ENGINE")] = Engine.MILLRACE,
+    engine: Annotated[
+        Engine,
+        typer.Option(envvar="MILLRACE_ENGINE", help="The other two are for comparing and testing."),
+    ] = Engine.MILLRACE,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Of the API. Default: 8000 or the next.")
+        int | None,
+        typer.Option(min=1, max=65535, help="Of the API. Default: 8000 or the next that is free."),
     ] = None,
     is_json: JsonOption = False,
 ) -> None:
@@ -53,7 +63,9 @@ def up(
 
 def down(
     *,
-    purge: Annotated[bool, typer.Option(help="Delete all data of `up`, too.")] = False,
+    purge: Annotated[
+        bool, typer.Option(help="Also delete all data: jobs, keys, the ledger.")
+    ] = False,
     is_json: JsonOption = False,
 ) -> None:
     """Stop what `up` started: running jobs finish or go back to the queue."""

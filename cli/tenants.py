@@ -42,7 +42,7 @@ def _credits() -> None: ...
 
 @app.command()
 def create(
-    name: str,
+    name: Annotated[str, typer.Argument(help="Of your choice; no two have the same.")],
     *,
     credit: Annotated[str, typer.Option(help="First credit, like 25.00.")] = "0",
     requests_per_min: RequestsOption = None,

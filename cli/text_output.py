@@ -68,8 +68,8 @@ def require_success(job: Job) -> None:
         reason = (job.incomplete_details or {}).get("reason", "unknown")
         print(f"millrace: the answer is incomplete: {reason}", file=sys.stderr)
     elif job.status != "completed":
-        reason = job.error.message if job.error else "no reason given"
-        raise CommandError(f"job {job.id} is {job.status}: {reason}")
+        reason = f": {job.error.message}" if job.error else ""
+        raise CommandError(f"job {job.id} {job.status}{reason}")
 
 
 def lines_of(stream: Iterator[str]) -> Iterator[str]:

@@ -23,6 +23,7 @@ from millrace.errors import (
     MillraceError,
     NotFoundError,
     PermissionDeniedError,
+    RangeNotSatisfiableError,
     RateLimitError,
     ServerError,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "Page",
     "PermissionDeniedError",
     "Queue",
+    "RangeNotSatisfiableError",
     "RateLimitError",
     "RequestCounts",
     "ServerError",

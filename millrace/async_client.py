@@ -70,10 +70,8 @@ class AsyncClient:
         await self.close()
 
     async def _run(self, call: Call[T]) -> T:
-        response = await self._answer(
-            lambda: self._send(call), self._max_retries if call.can_repeat else 0
-        )
-        return call.parse(response.json())
+        max_retries = self._max_retries if call.can_repeat else 0
+        return call.read(await self._answer(lambda: self._send(call), max_retries))
 
     async def _drive(self, steps: Steps[T]) -> T:
         """Perform steps; what goes wrong is raised in the generator, which may know what to do."""
@@ -118,7 +116,9 @@ class AsyncClient:
             return await self._http.request(call.method, call.path, **body, **call.options())
 
     async def _fetch(self, fetch: Fetch) -> httpx.Response:
-        async with self._http.stream("GET", fetch.path, timeout=config.timeout(0)) as response:
+        async with self._http.stream(
+            "GET", fetch.path, headers=fetch.headers(), timeout=config.timeout(0)
+        ) as response:
             if not response.is_success:
                 await response.aread()
                 return response

@@ -42,29 +42,41 @@ def fingerprint(path: Path, *parameters: str) -> str:
 
 
 class ResultsFile:
-    """Lines of results, each `custom_id` once, however often the server's file is read again."""
+    """Lines of results, each `custom_id` once, even if the server's file is read again.
+
+    That file only grows, so it is read on from where it ended at the last look. A new process reads
+    it once from its start: what is here may have been changed by anybody.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a+b")
         self._seen: set[str] = set()
         self._rest = b""
+        self._position = 0
         self._take_up()
 
     @property
     def num_lines(self) -> int:
         return len(self._seen)
 
-    def start(self, num_bytes: int | None) -> None:
-        self._rest = b""
+    @property
+    def position(self) -> int:
+        """In the server's file."""
+        return self._position
+
+    def start(self, position: int, total: int | None) -> None:
+        if position != self._position:
+            self._rest, self._position = b"", position
 
     def write(self, data: bytes) -> None:
+        self._position += len(data)
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             self._add(line)
         self._file.flush()
 
     def finish(self) -> None:
-        """The server's file was read to its end, which may lack a newline."""
+        """The server's file grows no more, and was read to its end, which may lack a newline."""
         rest, self._rest = self._rest, b""
         if _custom_id(rest) is not None:
             self._add(rest)

@@ -6,14 +6,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from millrace import calls
 from millrace.batch_files import ResultsFile, RunState, fingerprint
-from millrace.errors import APIConnectionError, MillraceError, ServerError
+from millrace.errors import (
+    APIConnectionError,
+    MillraceError,
+    RangeNotSatisfiableError,
+    ServerError,
+)
 from millrace.retries import backoff
 from millrace.steps import Fetch, Pause, Step, Steps
 from millrace.types import Batch, Page
@@ -23,8 +28,6 @@ MAX_LISTED = 100  # newest batches among which a lost one is looked for
 MAX_POLL_S = 10.0
 # A server that is away for less is waited for: the batch goes on without us.
 PATIENCE_S = 600.0
-# The output is read from its start each time, for at most one part in so many of the time.
-READING_SHARE = 10
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class BatchRun:
     def steps(self) -> Steps[Batch]:
         """Upload, create, wait; or what of it an earlier run left to do. Ends with the batch."""
         asked = fingerprint(self.path, self.endpoint, self.completion_window)
+        self._check_folders()
         state = None if self.starts_over else RunState.read(self.state_path)
         if state is None or state.fingerprint != asked:
             self._clear_results()
@@ -89,6 +93,12 @@ class BatchRun:
         if batch.status == "failed":  # refused as a whole: there is nothing to take up
             self.state_path.unlink(missing_ok=True)
         return batch
+
+    def _check_folders(self) -> None:
+        """Before anything is paid for."""
+        for path in (self.output, self.errors):
+            if not path.parent.is_dir():
+                raise MillraceError(f"There is no folder {path.parent} to write results to.")
 
     def _clear_results(self) -> None:
         """Results of another run were paid for: nothing but the user's word deletes them."""
@@ -126,6 +136,8 @@ class BatchRun:
             while True:
                 batch = yield from follower.look()
                 self._tell(batch, output, errors)
+                if (yield from follower.read(batch)):
+                    self._tell(batch, output, errors)
                 if batch.is_terminal:
                     return batch
                 yield Pause(follower.delay_s)
@@ -149,32 +161,30 @@ class _Follower:
         self._output = output
         self._errors = errors
         self._num_ended = -1  # lines at the last reading
-        self._read_again_at = 0.0
         self.delay_s = FIRST_POLL_S
 
     def look(self) -> Steps[Batch]:
-        """The batch as it is; when it is over, its files have been read to their ends."""
+        """The batch as it is."""
         batch: Batch = yield from _patiently(self._call)
-        is_due = time.monotonic() >= self._read_again_at
-        if batch.is_terminal or (is_due and batch.request_counts.ended != self._num_ended):
-            yield from self._read(batch)
-            self.delay_s = FIRST_POLL_S
-        else:
-            self.delay_s = min(self.delay_s * 1.5, MAX_POLL_S)
         return batch
 
-    def _read(self, batch: Batch) -> Steps[None]:
-        started = time.monotonic()
+    def read(self, batch: Batch) -> Steps[bool]:
+        """What its files have now, to their ends if it is over. False if there was nothing new."""
+        if not batch.is_terminal and batch.request_counts.ended == self._num_ended:
+            self.delay_s = min(self.delay_s * 1.5, MAX_POLL_S)
+            return False
         for file_id, results in (
             (batch.output_file_id, self._output),
             (batch.error_file_id, self._errors),
         ):
             if file_id is not None:
-                yield from _patiently(Fetch(calls.file_content(file_id), results))
+                with suppress(RangeNotSatisfiableError):  # nothing new in this one
+                    yield from _patiently(Fetch(calls.file_content(file_id), results))
+            if batch.is_terminal:
                 results.finish()
         self._num_ended = batch.request_counts.ended
-        ended = time.monotonic()
-        self._read_again_at = ended + READING_SHARE * (ended - started)
+        self.delay_s = FIRST_POLL_S
+        return True
 
 
 def _created_over(file_id: str) -> Steps[Batch | None]:

@@ -10,8 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import httpx
 
 from millrace import config
+from millrace.errors import MillraceError
 from millrace.estimates import Estimate, parse_estimate
 from millrace.params import CreateJobParams
 from millrace.types import (
@@ -58,6 +62,14 @@ class Call(Generic[T]):
         timeout = config.timeout(self.extra_timeout_s)
         return {"params": self.params, "headers": self.headers, "timeout": timeout}
 
+    def read(self, response: httpx.Response) -> T:
+        """What a good answer says. Raises MillraceError if it is not one of Millrace's."""
+        try:
+            return self.parse(response.json())
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            url = response.request.url
+            raise MillraceError(f"What answers at {url} is not Millrace.") from error
+
     @contextmanager
     def body(self) -> Iterator[dict[str, Any]]:
         """What httpx is to send. An upload's file is open for so long."""
@@ -84,11 +96,17 @@ def create_job(params: CreateJobParams, *, idempotency_key: str | None, wait_s: 
 
 def get_job(job_id: str, *, wait_s: float) -> Call[Job]:
     params = {"wait_s": wait_s} if wait_s else {}
-    return Call("GET", f"/v1/jobs/{job_id}", parse_job, params=params, extra_timeout_s=wait_s)
+    path = f"/v1/jobs/{_segment(job_id)}"
+    return Call("GET", path, parse_job, params=params, extra_timeout_s=wait_s)
 
 
 def cancel_job(job_id: str) -> Call[Job]:
-    return Call("POST", f"/v1/jobs/{job_id}/cancel", parse_job)
+    return Call("POST", f"/v1/jobs/{_segment(job_id)}/cancel", parse_job)
+
+
+def job_events(job_id: str) -> str:
+    """The path of a job's stream."""
+    return f"/v1/jobs/{_segment(job_id)}/events"
 
 
 def list_jobs(*, after: str | None, limit: int, status: str | None) -> Call[Page[Job]]:
@@ -118,11 +136,11 @@ def upload_file(
 
 
 def get_file(file_id: str) -> Call[File]:
-    return Call("GET", f"/v1/files/{file_id}", parse_file)
+    return Call("GET", f"/v1/files/{_segment(file_id)}", parse_file)
 
 
 def delete_file(file_id: str) -> Call[bool]:
-    return Call("DELETE", f"/v1/files/{file_id}", lambda body: bool(body.get("deleted")))
+    return Call("DELETE", f"/v1/files/{_segment(file_id)}", lambda body: bool(body.get("deleted")))
 
 
 def list_files(
@@ -134,7 +152,7 @@ def list_files(
 
 def file_content(file_id: str) -> str:
     """The path of a file's bytes."""
-    return f"/v1/files/{file_id}/content"
+    return f"/v1/files/{_segment(file_id)}/content"
 
 
 def create_batch(
@@ -154,11 +172,11 @@ def create_batch(
 
 
 def get_batch(batch_id: str) -> Call[Batch]:
-    return Call("GET", f"/v1/batches/{batch_id}", parse_batch)
+    return Call("GET", f"/v1/batches/{_segment(batch_id)}", parse_batch)
 
 
 def cancel_batch(batch_id: str) -> Call[Batch]:
-    return Call("POST", f"/v1/batches/{batch_id}/cancel", parse_batch)
+    return Call("POST", f"/v1/batches/{_segment(batch_id)}/cancel", parse_batch)
 
 
 def list_batches(*, after: str | None, limit: int) -> Call[Page[Batch]]:
@@ -172,12 +190,18 @@ def list_models() -> Call[tuple[Model, ...]]:
 
 
 def get_model(model: str) -> Call[Model]:
-    return Call("GET", f"/v1/models/{model}", parse_model)
+    name = "/".join(map(_segment, model.split("/")))
+    return Call("GET", f"/v1/models/{name}", parse_model)
 
 
 def get_usage(*, start_time: int | None, end_time: int | None) -> Call[Usage]:
     params = {"start_time": start_time, "end_time": end_time}
     return Call("GET", "/v1/usage", parse_usage, params=_given(params))
+
+
+def _segment(name: str) -> str:
+    """Of a path. What is no id names nothing, and never another path."""
+    return quote(name, safe="") if name.strip(".") else "-"
 
 
 def _given(params: Mapping[str, Any]) -> dict[str, Any]:

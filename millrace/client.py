@@ -64,11 +64,8 @@ class Client:
         self.close()
 
     def _run(self, call: Call[T]) -> T:
-        return call.parse(
-            self._answer(
-                lambda: self._send(call), self._max_retries if call.can_repeat else 0
-            ).json()
-        )
+        max_retries = self._max_retries if call.can_repeat else 0
+        return call.read(self._answer(lambda: self._send(call), max_retries))
 
     def _drive(self, steps: Steps[T]) -> T:
         """Perform steps; what goes wrong is raised in the generator, which may know what to do."""
@@ -111,7 +108,9 @@ class Client:
             return self._http.request(call.method, call.path, **body, **call.options())
 
     def _fetch(self, fetch: Fetch) -> httpx.Response:
-        with self._http.stream("GET", fetch.path, timeout=config.timeout(0)) as response:
+        with self._http.stream(
+            "GET", fetch.path, headers=fetch.headers(), timeout=config.timeout(0)
+        ) as response:
             if not response.is_success:
                 response.read()
                 return response

@@ -7,6 +7,7 @@ MillraceError
     ├── AuthenticationError       401
     ├── PermissionDeniedError     403
     ├── NotFoundError             404
+    ├── RangeNotSatisfiableError  416
     ├── IdempotencyKeyReusedError 422
     ├── RateLimitError            429
     │   └── InsufficientQuotaError    no retry helps
@@ -63,6 +64,10 @@ class NotFoundError(APIError):
     """No such job or model."""
 
 
+class RangeNotSatisfiableError(APIError):
+    """The file ends before the bytes that were asked for."""
+
+
 class IdempotencyKeyReusedError(APIError):
     """The idempotency key belongs to another request."""
 
@@ -86,6 +91,7 @@ _BY_STATUS: Mapping[int, type[APIError]] = {
     404: NotFoundError,
     410: BadRequestError,
     413: BadRequestError,
+    416: RangeNotSatisfiableError,
     422: IdempotencyKeyReusedError,
     429: RateLimitError,
 }

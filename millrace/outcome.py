@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ import httpx
 
 from millrace.errors import APIConnectionError, APIError, MillraceError, error_from
 from millrace.retries import backoff, delay_after_answer
+
+_ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,10 @@ def after_answer(attempt: int, response: httpx.Response) -> Retry | None:
 
 def after_failure(attempt: int, error: httpx.TransportError) -> Retry:
     """No answer came."""
-    message = str(error) or type(error).__name__
-    return Retry(backoff(attempt), APIConnectionError(f"No answer from the server: {message}"))
+    reason = _ERRNO.sub("", str(error)) or type(error).__name__
+    url = error.request.url
+    server = f"{url.scheme}://{url.netloc.decode('ascii')}"
+    return Retry(backoff(attempt), APIConnectionError(f"No answer from {server}: {reason}"))
 
 
 def _json(body: bytes) -> Any:

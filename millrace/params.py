@@ -44,3 +44,4 @@ class CreateJobParams(TypedDict, total=False):
     user: str
     service_tier: ServiceTier
     deadline_s: float
+    on_disconnect: Literal["continue", "cancel"]

@@ -4,7 +4,9 @@ server. The sync and the async client perform the steps and send back what came 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -12,16 +14,23 @@ from typing import Any, Protocol, TypeVar
 import httpx
 
 from millrace.calls import Call
+from millrace.errors import RangeNotSatisfiableError
 from millrace.uploads import Progress
 
 T = TypeVar("T")
 
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]+)-[0-9]+/([0-9]+|\*)")
+
 
 class Sink(Protocol):
-    """Takes the bytes of an answer."""
+    """Takes the bytes of a file on the server."""
 
-    def start(self, num_bytes: int | None) -> None:
-        """The bytes come, or come once more, from the first on."""
+    @property
+    def position(self) -> int:
+        """How many it has taken: the next ones wanted begin there."""
+
+    def start(self, position: int, total: int | None) -> None:
+        """They come from there on: where it is, or the first. `total` is the file's length now."""
 
     def write(self, data: bytes) -> None:
         """The next of them."""
@@ -29,15 +38,35 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class Fetch:
-    """Read this path's bytes into the sink, again from the first where a connection broke."""
+    """Read the bytes of this path that the sink doesn't have. Performed again, it goes on where a
+    connection broke, or where the file had its end the last time.
+    """
 
     path: str
     sink: Sink
 
+    def headers(self) -> dict[str, str]:
+        """Nothing is compressed on the way: positions are those of the file."""
+        range_ = {"Range": f"bytes={self.sink.position}-"} if self.sink.position else {}
+        return {"Accept-Encoding": "identity", **range_}
+
     def start(self, response: httpx.Response) -> None:
-        """The head of a good answer is there."""
-        length = response.headers.get("content-length", "")
-        self.sink.start(int(length) if length.isdigit() else None)
+        """The head of a good answer is there: the range, or all from a server that knows none.
+
+        Raises httpx.TransportError for a range that was not asked for.
+        """
+        if response.status_code == httpx.codes.PARTIAL_CONTENT:
+            self.sink.start(*self._range_of(response))
+        else:
+            length = response.headers.get("content-length", "")
+            self.sink.start(0, int(length) if length.isdigit() else None)
+
+    def _range_of(self, response: httpx.Response) -> tuple[int, int | None]:
+        match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+        if match is None or int(match[1]) != self.sink.position:
+            message = "the server sent another range than was asked for"
+            raise httpx.RemoteProtocolError(message, request=response.request)
+        return int(match[1]), int(match[2]) if match[2] != "*" else None
 
 
 @dataclass(frozen=True)
@@ -59,10 +88,14 @@ class FileSink:
         self._progress = progress
         self._total = 0
 
-    def start(self, num_bytes: int | None) -> None:
-        self._file.seek(0)
+    @property
+    def position(self) -> int:
+        return self._file.tell()
+
+    def start(self, position: int, total: int | None) -> None:
+        self._file.seek(position)
         self._file.truncate()
-        self._total = num_bytes or 0
+        self._total = total or 0
 
     def write(self, data: bytes) -> None:
         self._file.write(data)
@@ -74,11 +107,12 @@ class FileSink:
 
 
 def download(url: str, path: Path, progress: Progress | None) -> Steps[Path]:
-    """Into `path`, which appears when it is whole. A download that was cut off starts anew."""
+    """Into `path`, which appears when it is whole. One that was cut off goes on where it was."""
     part = path.with_name(f"{path.name}.part")
     sink = FileSink(part, progress)
     try:
-        yield Fetch(url, sink)
+        with suppress(RangeNotSatisfiableError):  # it was cut off behind its last byte
+            yield Fetch(url, sink)
         sink.close()
         part.replace(path)
     finally:

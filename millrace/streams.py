@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
+from millrace.calls import job_events
 from millrace.errors import APIConnectionError
 from millrace.retries import backoff
 from millrace.types import Event
@@ -16,7 +17,7 @@ class EventSession:
     """A job's events from one number on until `done`, however many connections that takes."""
 
     def __init__(self, job_id: str, starting_after: int) -> None:
-        self._path = f"/v1/jobs/{job_id}/events"
+        self._path = job_events(job_id)
         self._last = starting_after
         self._num_fruitless = 0
         self._decoder = _Decoder()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -47,9 +48,15 @@ class FileContents:
         key = f"{tenant_id.hex}/{file_id.hex}/{secrets.token_hex(8)}"
         return PartWriter(self._fs, self._path(key), key)
 
-    def open(self, object_keys: Sequence[str]) -> PartsReader:
-        """Their contents one after the other. Opens each when it is reached."""
-        return PartsReader(self._fs, [self._path(key) for key in object_keys])
+    def open(
+        self, object_keys: Sequence[str], *, skip: int = 0, limit: int | None = None
+    ) -> PartsReader:
+        """Their contents one after the other. Opens each when it is reached.
+
+        skip: so many bytes of the first object are left out. limit: of bytes that are read in all.
+        """
+        paths = [self._path(key) for key in object_keys]
+        return PartsReader(self._fs, paths, skip=skip, limit=limit)
 
     def remove(self, tenant_id: UUID, file_id: UUID) -> None:
         """All objects of a file, named by a row or not. Idempotent."""
@@ -118,9 +125,13 @@ class PartWriter:
 class PartsReader:
     """Reads objects one after the other. May be closed while a read runs in another thread."""
 
-    def __init__(self, fs: Any, paths: Sequence[str]) -> None:
+    def __init__(
+        self, fs: Any, paths: Sequence[str], *, skip: int = 0, limit: int | None = None
+    ) -> None:
         self._fs = fs
         self._paths = iter(paths)
+        self._skip = skip
+        self._left = sys.maxsize if limit is None else limit
         self._lock = threading.Lock()
         self._file: Any = None
         self._is_closed = False
@@ -129,7 +140,8 @@ class PartsReader:
         """The next bytes, empty at the end. Raises OSError if an object is missing."""
         with self._lock:
             while self._file is not None or self._open_next():
-                if data := self._file.read(max_bytes):
+                if data := self._file.read(min(max_bytes, self._left)):
+                    self._left -= len(data)
                     return bytes(data)
                 self._close_file()
             return b""
@@ -149,9 +161,12 @@ class PartsReader:
             self.close()
 
     def _open_next(self) -> bool:
-        path = None if self._is_closed else next(self._paths, None)
+        is_over = self._is_closed or not self._left
+        path = None if is_over else next(self._paths, None)
         if path is not None:
             self._file = self._fs.open(path, "rb", block_size=_BLOCK_BYTES)
+            self._file.seek(self._skip)
+            self._skip = 0
         return path is not None
 
     def _close_file(self) -> None:

@@ -16,6 +16,7 @@ ServiceError
 ├── WebhookNotFound           404
 ├── IdempotencyKeyReused      422
 ├── RequestTooLarge           413
+├── RangeNotSatisfiable       416
 ├── InsufficientQuota         429  no retry helps
 │   └── StorageQuotaExceeded
 ├── RateLimitExceeded         429
@@ -138,6 +139,12 @@ class RequestTooLarge(ServiceError):
     """The request body is too large."""
 
     code = "request_too_large"
+
+
+class RangeNotSatisfiable(ServiceError):
+    """The file has no bytes in this range."""
+
+    code = "range_not_satisfiable"
 
 
 class InsufficientQuota(ServiceError):

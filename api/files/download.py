@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from http import HTTPStatus
 from uuid import UUID
 
 import structlog
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from api.files.ranges import ByteRange
 from api.files.slots import TransferSlots
 from api.files.store import FileStore
 from api.settings import SEND_TIMEOUT_S
 from store.file_contents import PartsReader
+from store.files import ReadPart
 
 log = structlog.get_logger(__name__)
 
@@ -26,16 +29,21 @@ class Downloads:
         self.slots = slots
 
     async def response(
-        self, tenant_id: UUID, object_keys: list[str], headers: Mapping[str, str]
+        self,
+        tenant_id: UUID,
+        parts: Sequence[ReadPart],
+        wanted: ByteRange,
+        headers: Mapping[str, str],
     ) -> Download:
         """The answer. The first bytes are read before it begins, so that a fault has a status."""
-        reader = self.store.contents.open(object_keys)
+        object_keys, skip = wanted.parts(parts)
+        reader = self.store.contents.open(object_keys, skip=skip, limit=wanted.num_bytes)
         try:
             first = await self.store.run(reader.read)
         except BaseException:
             self.store.run_later(reader.close)
             raise
-        return Download(self, tenant_id, reader, first, headers)
+        return Download(self, tenant_id, reader, first, wanted=wanted, headers=headers)
 
 
 class Download(StreamingResponse):
@@ -47,12 +55,18 @@ class Download(StreamingResponse):
         tenant_id: UUID,
         reader: PartsReader,
         first: bytes,
+        *,
+        wanted: ByteRange,
         headers: Mapping[str, str],
     ) -> None:
         self._downloads = downloads
         self._tenant_id = tenant_id
         self._reader = reader
-        super().__init__(self._read(first), headers=headers)
+        super().__init__(
+            self._read(first),
+            status_code=HTTPStatus.PARTIAL_CONTENT if wanted.is_partial else HTTPStatus.OK,
+            headers={**headers, **wanted.headers},
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_in_time(message: Message) -> None:

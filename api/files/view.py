@@ -26,13 +26,12 @@ def file_object(row: FileRow) -> dict[str, Any]:
     }
 
 
-def content_headers(row: FileRow, num_bytes: int) -> dict[str, str]:
+def content_headers(row: FileRow) -> dict[str, str]:
     """Of a download: to be saved, never shown as a page of ours. The name is ours, not a user's."""
     is_jsonl = row["purpose"] in _JSONL
     name = format_file_id(row["id"]) + (".jsonl" if is_jsonl else "")
     return {
         "content-type": "application/jsonl" if is_jsonl else "application/octet-stream",
-        "content-length": str(num_bytes),
         "content-disposition": f'attachment; filename="{name}"',
         "x-content-type-options": "nosniff",
     }

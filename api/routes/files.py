@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from api.deps import FileId, JobsReader, ServicesDep, Submitter
+from api.files.ranges import wanted as wanted_range
 from api.files.view import content_headers, file_object
 from api.json_response import JsonResponse, page_of
 from api.openapi import gives, takes
@@ -20,6 +21,7 @@ from tasks.ids import format_file_id, parse_file_id
 router = APIRouter(prefix="/v1/files")
 
 MAX_PAGE = 10_000
+_CONTENT_TYPES = ("application/octet-stream", "application/jsonl")
 
 
 class Order(StrEnum):
@@ -73,17 +75,19 @@ async def get(services: ServicesDep, caller: JobsReader, file_id: FileId) -> Res
 @router.get(
     "/{file_id}/content",
     response_class=Response,
-    responses=gives(None, "application/octet-stream", "application/jsonl"),
+    responses=gives(None, *_CONTENT_TYPES) | gives(None, *_CONTENT_TYPES, status=206),
 )
-async def content(services: ServicesDep, caller: JobsReader, file_id: FileId) -> Response:
-    """The bytes. Of an output file that is still written, what is there by now."""
+async def content(
+    request: Request, services: ServicesDep, caller: JobsReader, file_id: FileId
+) -> Response:
+    """The bytes, or a range of them. Of an output file that is still written, what is there."""
     row = await get_file(services.pool, caller.tenant_id, file_id)
     if row is None:
         raise FileMissing
     parts = await list_parts(services.pool, caller.tenant_id, file_id)
-    headers = content_headers(row, sum(part.num_bytes for part in parts))
-    keys = [part.object_key for part in parts]
-    return await services.downloads.response(caller.tenant_id, keys, headers)
+    range_ = wanted_range(request.headers, sum(part.num_bytes for part in parts))
+    headers = content_headers(row)
+    return await services.downloads.response(caller.tenant_id, parts, range_, headers)
 
 
 @router.delete("/{file_id}", responses=gives(FileDeleted))

@@ -33,7 +33,10 @@ class BatchServer:
     uploads: list[bytes] = field(default_factory=list)
     batches: dict[str, str] = field(default_factory=dict)  # id -> id of its input file
     is_losing_creations: bool = False  # the batch is made, and the answer is a 502
+    is_limiting: bool = False  # lists of batches are refused with 429
     num_looks: int = 0
+    knows_ranges: bool = True
+    num_content_bytes: int = 0  # of results that were sent
 
     def app(self) -> Starlette:
         return Starlette(
@@ -51,12 +54,12 @@ class BatchServer:
         async with request.form() as form:
             file = form["file"]
             assert not isinstance(file, str)
-            self.uploads.append(await file.read())
-            name = file.filename
-        size = len(self.uploads[-1])
+            content = await file.read()
+            self.uploads.append(content)
+            number = len(self.uploads)  # before another upload has its turn
         return JSONResponse(
-            {"id": f"file-{len(self.uploads)}", "object": "file", "bytes": size, "created_at": 1,
-             "filename": name, "purpose": "batch", "status": "processed"}
+            {"id": f"file-{number}", "object": "file", "bytes": len(content), "created_at": 1,
+             "filename": file.filename, "purpose": "batch", "status": "processed"}
         )  # fmt: skip
 
     async def _create(self, request: Request) -> Response:
@@ -77,6 +80,9 @@ class BatchServer:
         return JSONResponse(self._batch(request.path_params["id"]))
 
     async def _list(self, request: Request) -> Response:
+        if self.is_limiting:
+            error = {"message": "Too many requests.", "type": "t", "code": "rate_limit_exceeded"}
+            return JSONResponse({"error": error}, 429, headers={"Retry-After": "0"})
         data = [self._batch(batch_id) for batch_id in self.batches]
         return JSONResponse({"data": data, "first_id": None, "last_id": None, "has_more": False})
 
@@ -90,7 +96,19 @@ class BatchServer:
         ]
         content = "".join(f"{json.dumps(line)}\n" for line in lines)
         is_torn = len(self._ended()) < len(self._custom_ids())
-        return Response(content[: -len(content) // 8] if is_torn else content)
+        return self._part(request, (content[: -len(content) // 8] if is_torn else content).encode())
+
+    def _part(self, request: Request, content: bytes) -> Response:
+        """From where a range begins, if ranges are known."""
+        asked = request.headers.get("range", "") if self.knows_ranges else ""
+        start = int(asked.removeprefix("bytes=").removesuffix("-") or 0)
+        if asked and start >= len(content):
+            return Response(status_code=416)
+        self.num_content_bytes += len(content) - start
+        if not asked:
+            return Response(content)
+        range_ = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        return Response(content[start:], 206, headers={"Content-Range": range_})
 
     def _batch(self, batch_id: str) -> dict[str, Any]:
         total, ended = len(self._custom_ids()), self._ended()

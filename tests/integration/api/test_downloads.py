@@ -12,9 +12,11 @@ from starlette.types import Message
 
 from api.files import download as download_module
 from api.files.download import Download, Downloads
+from api.files.ranges import wanted
 from api.files.slots import TransferSlots
 from api.files.store import FileStore
 from store.file_contents import FileContents
+from store.files import ReadPart
 from tasks.errors import RateLimitExceeded
 from tests.support.waiting import until
 
@@ -38,7 +40,9 @@ async def _download(downloads: Downloads) -> Download:
     """Of a file of several chunks."""
     writer = downloads.store.contents.new_part(TENANT, UUID(int=1))
     writer.write(b"x" * (1 << 20))
-    return await downloads.response(TENANT, [writer.finish().object_key], {})
+    part = writer.finish()
+    parts = [ReadPart(part.object_key, part.num_bytes)]
+    return await downloads.response(TENANT, parts, wanted({}, part.num_bytes), {})
 
 
 async def _never(*_: Message) -> Message:

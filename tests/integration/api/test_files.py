@@ -217,6 +217,31 @@ async def test_an_output_file_can_be_read_while_it_grows(
     assert answer.headers["content-length"] == str(len(seen[-1]))
 
 
+async def test_any_range_of_a_growing_file_can_be_read_alone(
+    http: httpx.AsyncClient, worker: DictConnection, files_folder: Path, tenant: Tenant
+) -> None:
+    contents = FileContents(str(files_folder))
+    file_id = open_output(worker, tenant.id, filename="out.jsonl", ttl_s=3_600)
+    whole = b""
+    for text in (b"one\n", b"two\n" * 200_000, b"three\n"):
+        writer = contents.new_part(tenant.id, file_id)
+        writer.write(text)
+        assert append_part(worker, tenant.id, file_id, writer.finish())
+        whole += text
+    url, size = f"/v1/files/{format_file_id(file_id)}/content", len(whole)
+
+    for start, end in ((0, size), (2, 6), (4, size), (500_000, 500_001), (size - 3, size)):
+        answer = await http.get(url, headers={"Range": f"bytes={start}-{end - 1}"})
+        assert (answer.status_code, answer.content) == (206, whole[start:end])
+        assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/{size}"
+        assert answer.headers["content-length"] == str(end - start)
+    beyond = await http.get(url, headers={"Range": f"bytes={size}-"})
+    assert beyond.status_code == 416
+    assert beyond.headers["content-range"] == f"bytes */{size}"
+    assert beyond.json()["error"]["code"] == "range_not_satisfiable"
+    assert (await http.get(url)).headers["accept-ranges"] == "bytes"
+
+
 async def test_contents_that_can_not_be_read_are_unavailable(
     http: httpx.AsyncClient, files_folder: Path
 ) -> None:

@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cluster import Cluster
+from tests.support.member import Tenant
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
+MessagesOf = Callable[[Tenant], list[list[str]]]
 
 
 def command_environment(state: Path, **extra: str) -> dict[str, str]:
@@ -47,6 +51,33 @@ def assert_one_line_error(
     assert result.returncode == code, result.stderr
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
     assert all(word in result.stderr for word in words), result.stderr
+
+
+@pytest.fixture(scope="package")
+def cluster() -> Iterator[Cluster]:
+    """A token every 5 ms; a client that left is missed after a second."""
+    environment = {"MILLRACE_DISCONNECT_GRACE_S": "1"}
+    slow = {"MILLRACE_STUB_STEP_MS": "5"}
+    with Cluster(num_batches=1, environment=environment, worker_environment=slow) as started:
+        yield started
+
+
+@pytest.fixture
+def tenant(cluster: Cluster, request: pytest.FixtureRequest) -> Tenant:
+    return cluster.create_tenant(request.node.name)
+
+
+@pytest.fixture
+def messages_of(cluster: Cluster) -> MessagesOf:
+    """What each job of a tenant was asked, as contents of its messages, oldest first."""
+
+    def read(tenant: Tenant) -> list[list[str]]:
+        rows = cluster.query(
+            "SELECT request FROM job_payloads WHERE tenant_id = %s ORDER BY job_id", (tenant.id,)
+        )
+        return [[each["content"] for each in row["request"]["messages"]] for row in rows]
+
+    return read
 
 
 @pytest.fixture

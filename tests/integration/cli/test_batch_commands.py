@@ -88,7 +88,8 @@ def test_interrupted_run_is_taken_up_and_writes_each_result_once(
     again = millrace("batch", "run", str(path), **environment)
 
     assert process.returncode == 130
-    assert stderr.strip().splitlines() == ["millrace: the same command takes the batch up again"]
+    (line,) = stderr.strip().splitlines()
+    assert line.startswith("millrace: batch_1 goes on")
     assert "completed" in again.stdout
     assert _results(path) == (OUTPUT_IDS, ERROR_IDS)
     assert (len(server.uploads), len(server.batches)) == (1, 1)
@@ -149,6 +150,25 @@ def test_missing_input_is_one_line(millrace: Run, environment: dict[str, str]) -
     assert_one_line_error(millrace("batch", "run", "/nowhere/in.jsonl", **environment), "in.jsonl")
 
 
+def test_missing_folder_for_results_is_said_before_anything_is_sent(
+    millrace: Run, environment: dict[str, str], server: BatchServer, path: Path, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "none" / "out.jsonl")
+
+    result = millrace("batch", "run", str(path), "--output", output, **environment)
+
+    assert_one_line_error(result, str(tmp_path / "none"))
+    assert server.uploads == []
+
+
+def test_too_many_requests_is_one_line(
+    millrace: Run, environment: dict[str, str], server: BatchServer
+) -> None:
+    server.is_limiting = True
+
+    assert_one_line_error(millrace("batch", "list", **environment), "Too many requests.")
+
+
 def test_batches_are_listed_shown_and_cancelled(
     millrace: Run, environment: dict[str, str], path: Path
 ) -> None:
@@ -186,6 +206,27 @@ def test_run_outlives_a_server_that_is_away_for_a_while(
     assert server.num_looks == 4
     assert _results(path) == (OUTPUT_IDS, ERROR_IDS)
     assert (seen[-1].num_results, seen[-1].num_errors) == (36, 4)
+
+
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_results_are_sent_once_where_the_server_knows_ranges(
+    environment: dict[str, str], server: BatchServer, path: Path, knows_ranges: bool
+) -> None:
+    server.knows_ranges = knows_ranges
+    server.num_allowed = 0
+
+    def progress(now: BatchProgress) -> None:
+        """Each look finds five lines more."""
+        if now.batch is not None:
+            server.num_allowed += 5
+
+    with Client(environment["MILLRACE_URL"], "key") as client:
+        client.batches.run(path, progress=progress)
+
+    written = (path.with_name(f"in.jsonl.{kind}.jsonl") for kind in ("out", "err"))
+    num_bytes = sum(each.stat().st_size for each in written)
+    assert _results(path) == (OUTPUT_IDS, ERROR_IDS)
+    assert (server.num_content_bytes == num_bytes) == knows_ranges
 
 
 async def test_async_client_runs_batches_side_by_side(

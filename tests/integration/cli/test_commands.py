@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -228,6 +229,27 @@ def test_every_command_explains_itself_and_speaks_json() -> None:
         options = {option for parameter in command.params for option in parameter.opts}
         assert "--json" in options, names
         assert command.help, names
+        assert all(parameter.help for parameter in command.params), names
+
+
+def test_examples_are_commands_that_exist() -> None:
+    root = typer.main.get_command(app)
+    commands = dict(_commands(root))
+    texts = [root.epilog or "", *(command.epilog or "" for command in commands.values())]
+    examples = re.findall(r"^millrace (.+?)(?:   .*)?$", "\n".join(texts), re.MULTILINE)
+
+    assert len(examples) > 10
+    for example in examples:
+        words = shlex.split(example.partition(" < ")[0])
+        names = next(names for names in commands if words[: len(names)] == list(names))
+        commands[names].make_context("millrace", words[len(names) :])  # raises on misuse
+
+
+def test_help_names_the_command_and_its_exit_codes(millrace: Run) -> None:
+    shown = millrace("--help").stdout
+
+    assert "Usage: millrace" in shown
+    assert "Exit codes: 0" in shown
 
 
 def test_catalog_with_a_mistake_is_one_line(operator: Run, tmp_path: Path) -> None:

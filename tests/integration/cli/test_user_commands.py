@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.integration.cli.conftest import Run, assert_one_line_error
+from tests.integration.cli.conftest import MessagesOf, Run, assert_one_line_error
 from tests.support.batch_server import requests_jsonl
 from tests.support.breaking_proxy import breaking_proxy
 from tests.support.cluster import Cluster
 from tests.support.member import Tenant
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A token every 5 ms."""
-    with Cluster(num_batches=1, worker_environment={"MILLRACE_STUB_STEP_MS": "5"}) as started:
-        yield started
-
-
-@pytest.fixture
-def tenant(cluster: Cluster, request: pytest.FixtureRequest) -> Tenant:
-    return cluster.create_tenant(request.node.name)
 
 
 @pytest.fixture
@@ -38,19 +25,6 @@ def user(millrace: Run, cluster: Cluster, tenant: Tenant) -> Run:
         )
 
     return run  # type: ignore[return-value]
-
-
-@pytest.fixture
-def messages_of(cluster: Cluster, tenant: Tenant) -> Callable[[], list[list[str]]]:
-    """What each job of the tenant was asked, as contents of its messages, oldest first."""
-
-    def read() -> list[list[str]]:
-        rows = cluster.query(
-            "SELECT request FROM job_payloads WHERE tenant_id = %s ORDER BY job_id", (tenant.id,)
-        )
-        return [[each["content"] for each in row["request"]["messages"]] for row in rows]
-
-    return read
 
 
 def test_job_goes_from_submit_to_its_text(user: Run) -> None:
@@ -126,13 +100,13 @@ async def test_watching_survives_connections_that_break(
 
 
 def test_piped_chat_keeps_its_history_until_reset(
-    user: Run, messages_of: Callable[[], list[list[str]]]
+    user: Run, tenant: Tenant, messages_of: MessagesOf
 ) -> None:
     lines = "one\n\ntwo\n/reset\nthree\n/exit\nnever said\n"
 
     result = user("chat", "--max-tokens", "5", "--system", "Be brief.", stdin=lines)
 
-    asked = messages_of()
+    asked = messages_of(tenant)
     assert result.returncode == 0, result.stderr
     assert [len(messages) for messages in asked] == [2, 4, 2]
     assert asked[1][:2] == ["Be brief.", "one"]
@@ -141,13 +115,13 @@ def test_piped_chat_keeps_its_history_until_reset(
 
 
 def test_chat_with_a_prompt_says_it_and_ends(
-    user: Run, messages_of: Callable[[], list[list[str]]]
+    user: Run, tenant: Tenant, messages_of: MessagesOf
 ) -> None:
     result = user("chat", "-m", "demo-mini", "--max-tokens", "5", "hello", "--json")
 
     job = json.loads(result.stdout)
     assert (job["model"], job["usage"]["output_tokens"]) == ("demo-mini", 5)
-    assert messages_of() == [["hello"]]
+    assert messages_of(tenant) == [["hello"]]
 
 
 def test_batch_of_the_platform_is_run_to_its_end(user: Run, tmp_path: Path) -> None:
@@ -224,16 +198,30 @@ def test_files_go_there_and_back(user: Run, tmp_path: Path) -> None:
         (("get", "job_0"), ()),
         (("watch", "job_" + "0" * 32), ()),
         (("chat", "hi", "-m", "nonsense"), ("model",)),
-        (("files", "upload", "/nowhere.txt"), ("/nowhere.txt",)),
         (("files", "upload", "/"), ()),
         (("files", "delete", "file-0"), ()),
         (("batch", "get", "batch_0"), ()),
+        (("batch", "run", "/nowhere.jsonl"), ("/nowhere.jsonl: No such file",)),
+        (("files", "upload", "/nowhere.txt"), ("/nowhere.txt: No such file",)),
+        (("get", "../models"), ("URL",)),
+        (("get", ""), ("No job",)),
     ],
 )
 def test_what_cannot_be_done_is_one_line(
     user: Run, arguments: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
     assert_one_line_error(user(*arguments), *words)
+
+
+@pytest.mark.parametrize("arguments", [("submit", "hi"), ("chat", "hi")])
+def test_credit_that_does_not_do_is_one_line(
+    millrace: Run, cluster: Cluster, request: pytest.FixtureRequest, arguments: tuple[str, ...]
+) -> None:
+    poor = cluster.create_tenant(request.node.name, credit_micros=1)
+
+    result = millrace(*arguments, MILLRACE_URL=cluster.url, MILLRACE_API_KEY=poor.api_key)
+
+    assert_one_line_error(result, "credit")
 
 
 @pytest.mark.parametrize(
@@ -245,8 +233,10 @@ def test_wrong_key_is_one_line(millrace: Run, cluster: Cluster, arguments: tuple
     assert_one_line_error(result, "API key")
 
 
-@pytest.mark.parametrize("arguments", [("models",), ("files", "list"), ("batch", "list")])
+@pytest.mark.parametrize(
+    "arguments", [("models",), ("files", "list"), ("batch", "list"), ("watch", "job_1")]
+)
 def test_server_away_is_one_line(millrace: Run, arguments: tuple[str, ...]) -> None:
     result = millrace(*arguments, MILLRACE_URL="http://127.0.0.1:9", MILLRACE_API_KEY="k")
 
-    assert_one_line_error(result, "No answer from the server")
+    assert_one_line_error(result, "No answer from http://127.0.0.1:9: Connection refused")

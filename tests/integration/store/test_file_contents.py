@@ -56,6 +56,18 @@ def test_parts_are_read_one_after_the_other(contents: FileContents) -> None:
     assert chunks == [b"abc", b"d", b"e", b"fgh", b"ij"]
 
 
+@pytest.mark.parametrize("limit", [0, 1, 4, 6, 8, None])
+def test_a_reader_begins_and_ends_where_it_is_told(
+    contents: FileContents, limit: int | None
+) -> None:
+    file_id = uuid7()
+    keys = [_store(contents, file_id, text).object_key for text in (b"abcd", b"e", b"fghij")]
+
+    read = b"".join(contents.open(keys, skip=2, limit=limit))
+
+    assert read == b"cdefghij"[:limit]
+
+
 def test_a_closed_reader_gives_nothing_more(contents: FileContents) -> None:
     key = _store(contents, uuid7(), b"abc").object_key
     reader = contents.open([key, key])

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from millrace import APIConnectionError, Batch, MillraceError, NotFoundError, Page
+from millrace import (
+    APIConnectionError,
+    Batch,
+    MillraceError,
+    NotFoundError,
+    Page,
+    RangeNotSatisfiableError,
+)
 from millrace import batch_runs as module
 from millrace.batch_files import ResultsFile
 from millrace.batch_runs import BatchRun
@@ -157,12 +164,39 @@ def test_results_are_written_while_the_batch_runs(path: Path) -> None:
     fetch = steps.send(_batch(completed=1))
     assert isinstance(fetch, Fetch)
     assert fetch.path == "/v1/files/file-2/content"
-    fetch.sink.start(None)
+    fetch.sink.start(0, None)
     fetch.sink.write(_line("a") + b'{"custom')
     pause = steps.send(None)
 
     assert isinstance(pause, Pause)
     assert path.with_name("in.jsonl.out.jsonl").read_bytes() == _line("a")
+
+
+def test_results_are_read_on_from_where_they_ended(path: Path) -> None:
+    steps = _waiting(path)
+    fetch = steps.send(_batch(completed=1))
+    assert "Range" not in fetch.headers()
+    fetch.sink.start(0, None)
+    fetch.sink.write(_line("a") + _line("b")[:5])
+    steps.send(None)
+    steps.send(None)
+
+    fetch = steps.send(_batch(completed=2))
+    assert fetch.headers()["Range"] == f"bytes={len(_line('a')) + 5}-"
+    fetch.sink.start(len(_line("a")) + 5, None)
+    fetch.sink.write(_line("b")[5:])
+    steps.send(None)
+
+    assert path.with_name("in.jsonl.out.jsonl").read_bytes() == _line("a") + _line("b")
+
+
+def test_file_without_anything_new_is_no_error(path: Path) -> None:
+    steps = _waiting(path)
+    steps.send(_batch(completed=1))
+
+    pause = steps.throw(RangeNotSatisfiableError("nothing there", status=416))
+
+    assert isinstance(pause, Pause)
 
 
 def test_nothing_is_read_while_nothing_is_new(path: Path) -> None:
@@ -218,7 +252,7 @@ def test_each_custom_id_is_written_once_over_rereads_and_reopening(tmp_path: Pat
     for _ in range(2):
         results = ResultsFile(path)
         for length in (20, 35, 1000):
-            results.start(None)
+            results.start(0, None)
             results.write((_line("a") + _line("b") + _line("c"))[:length])
         results.finish()
         results.close()

@@ -163,3 +163,71 @@ def test_line_separators_inside_text_do_not_end_a_line() -> None:
     events = list(session.feed('event: token\ndata: {"text":"a\u2028b"}\n\n'.encode()))
 
     assert events[0].text == "a\u2028b"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../models", "a/b", "x?y#z"])
+def test_id_that_is_none_never_names_another_path(name: str) -> None:
+    paths: list[bytes] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        paths.append(request.url.raw_path)
+        return _error(404, "job_not_found")
+
+    with _client(handler) as client, pytest.raises(millrace.NotFoundError):
+        client.jobs.get(name)
+
+    assert paths[0].startswith(b"/v1/jobs/")
+    assert paths[0].count(b"/") == 3
+    assert paths[0] != b"/v1/jobs/"
+
+
+def test_model_names_may_hold_slashes() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert request.url.path == "/v1/models/owner/Qwen3 0.6B"
+        return _error(404, "model_not_found")
+
+    with _client(handler) as client, pytest.raises(millrace.NotFoundError):
+        client.models.get("owner/Qwen3 0.6B")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200, text="<html>"),
+        httpx.Response(200, json=[]),
+        httpx.Response(200, json={"hello": "world"}),
+    ],
+)
+def test_another_server_is_told_apart(answer: httpx.Response) -> None:
+    with (
+        _client(lambda request: answer) as client,
+        pytest.raises(millrace.MillraceError, match="http://test/v1/jobs/job_1 is not Millrace"),
+    ):
+        client.jobs.get("job_1")
+
+
+def test_unreachable_server_is_named_with_the_reason() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("[Errno 111] Connection refused", request=request)
+
+    with (
+        _client(handler) as client,
+        pytest.raises(millrace.APIConnectionError) as raised,
+    ):
+        client.jobs.get("job_1")
+
+    assert str(raised.value) == "No answer from http://test: Connection refused"
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "//x", "x"])
+def test_url_without_a_scheme_is_refused(url: str) -> None:
+    with pytest.raises(millrace.MillraceError, match="http://"):
+        millrace.Client(url, "key")
+
+
+@pytest.mark.parametrize("key", ["schl\u00fcssel", "two\nlines", "tab\tbed"])
+def test_key_that_fits_no_header_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(millrace.MillraceError) as raised:
+        millrace.Client("http://test", key)
+
+    assert key not in str(raised.value)

@@ -50,12 +50,15 @@ def use(request: pytest.FixtureRequest) -> Either:
 class CutOff(httpx.SyncByteStream, httpx.AsyncByteStream):
     """A body that breaks after its first bytes."""
 
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
     def __iter__(self) -> Iterator[bytes]:
-        yield b"half of"
+        yield self._data
         raise httpx.ReadError("cut off")
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield b"half of"
+        yield self._data
         raise httpx.ReadError("cut off")
 
 
@@ -95,26 +98,84 @@ def test_missing_file_is_never_sent(use: Either, tmp_path: Path) -> None:
         )
 
 
-def test_download_starts_anew_where_it_was_cut_off(use: Either, tmp_path: Path) -> None:
-    tries: list[str] = []
+class Contents:
+    """A file on a server; the first answers break after some bytes."""
 
-    def handler(request: httpx.Request) -> httpx.Response:
-        tries.append(request.url.path)
-        if len(tries) == 1:
-            return httpx.Response(200, stream=CutOff())
-        return httpx.Response(200, content=b"whole")
+    def __init__(self, content: bytes, *, num_cuts: int, knows_ranges: bool = True) -> None:
+        self._content = content
+        self._num_cuts = num_cuts
+        self._knows_ranges = knows_ranges
+        self.asked: list[str | None] = []
 
-    use(handler, lambda client: client.files.download("file-1", tmp_path / "a"))
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        assert request.headers["accept-encoding"] == "identity"
+        self.asked.append(request.headers.get("range"))
+        asked = self.asked[-1] if self._knows_ranges else None
+        start = int((asked or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        total = len(self._content)
+        if start >= total:
+            return httpx.Response(416, json={})
+        is_cut = len(self.asked) <= self._num_cuts
+        body = CutOff(self._content[start : start + 5]) if is_cut else self._content[start:]
+        headers = {"content-length": str(total - start)}
+        if asked:
+            headers["content-range"] = f"bytes {start}-{total - 1}/{total}"
+        return httpx.Response(206 if asked else 200, headers=headers, **_body(body))
 
-    assert tries == ["/v1/files/file-1/content"] * 2
+
+def _body(body: bytes | CutOff) -> dict[str, Any]:
+    return {"content": body} if isinstance(body, bytes) else {"stream": body}
+
+
+def test_download_goes_on_where_it_was_cut_off(use: Either, tmp_path: Path) -> None:
+    contents = Contents(b"something whole", num_cuts=2)
+    progress: list[tuple[int, int]] = []
+
+    use(
+        contents,
+        lambda client: client.files.download(
+            "file-1", tmp_path / "a", progress=lambda *now: progress.append(now)
+        ),
+    )
+
+    assert contents.asked == [None, "bytes=5-", "bytes=10-"]
+    assert (tmp_path / "a").read_bytes() == b"something whole"
+    assert progress == [(5, 15), (10, 15), (15, 15)]
+
+
+def test_download_cut_off_behind_its_last_byte_is_whole(use: Either, tmp_path: Path) -> None:
+    contents = Contents(b"whole", num_cuts=1)
+
+    use(contents, lambda client: client.files.download("file-1", tmp_path / "a"))
+
+    assert contents.asked == [None, "bytes=5-"]
     assert (tmp_path / "a").read_bytes() == b"whole"
+
+
+def test_download_starts_anew_where_ranges_are_not_known(use: Either, tmp_path: Path) -> None:
+    contents = Contents(b"something whole", num_cuts=2, knows_ranges=False)
+
+    use(contents, lambda client: client.files.download("file-1", tmp_path / "a"))
+
+    assert len(contents.asked) == 3
+    assert (tmp_path / "a").read_bytes() == b"something whole"
+
+
+def test_range_that_was_not_asked_for_is_no_answer(use: Either, tmp_path: Path) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        if "range" not in request.headers:
+            return httpx.Response(200, stream=CutOff(b"half"))
+        return httpx.Response(206, content=b"x", headers={"content-range": "bytes 3-3/9"})
+
+    with pytest.raises(APIConnectionError, match="another range"):
+        use(handler, lambda client: client.files.download("file-1", tmp_path / "a"))
 
 
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
         (lambda: httpx.Response(404, json={}), NotFoundError),
-        (lambda: httpx.Response(200, stream=CutOff()), APIConnectionError),
+        (lambda: httpx.Response(200, stream=CutOff(b"half")), APIConnectionError),
     ],
 )
 def test_download_that_fails_leaves_what_was_there(
