@@ -44,6 +44,7 @@ def cluster(server_python: None) -> Iterator[Cluster]:
     """The demo models on the CPU."""
     with Cluster(
         engine="millrace",
+        num_batches=1,
         worker_environment={"MILLRACE_NUM_THREADS": "1", "MILLRACE_KV_MEMORY_SHARE": "0.05"},
     ) as started:
         yield started

@@ -81,6 +81,107 @@ const checks = {
     assert.equal(text, whole.choices[0].text);
   },
 
+  async "a response is created, streamed and gone on from"() {
+    const request = { model, input: messages[0].content, temperature: 0, max_output_tokens: 24 };
+    const whole = await client.responses.create(request);
+    const runner = client.responses.stream(request);
+    const kinds = [];
+    for await (const event of runner) kinds.push(event.type);
+    const last = await runner.finalResponse();
+    assert.match(whole.output_text, /priority/);
+    assert.equal(last.output_text, whole.output_text);
+    assert.deepEqual(kinds.slice(0, 3), [
+      "response.created",
+      "response.queued",
+      "response.in_progress",
+    ]);
+    const next = await client.responses.create({
+      ...request,
+      input: "And what is a lane?",
+      previous_response_id: whole.id,
+    });
+    assert.ok(next.usage.input_tokens > whole.usage.input_tokens);
+    const items = await client.responses.inputItems.list(next.id);
+    assert.equal(items.data.length, 1);
+    assert.ok((await client.responses.inputTokens.count(request)).input_tokens > 0);
+  },
+
+  async "a background response is polled, resumed, cancelled and deleted"() {
+    const request = { model, input: "Tell me all of it.", max_output_tokens: 16, background: true };
+    const started = await client.responses.create({ ...request, stream: true });
+    let id;
+    let seen = 0;
+    for await (const event of started) {
+      id ??= event.response?.id;
+      if (++seen === 3) break; // the client is gone; the response isn't
+    }
+    const rest = [];
+    const resumed = await client.responses.retrieve(id, { stream: true, starting_after: 2 });
+    for await (const event of resumed) rest.push(event);
+    assert.deepEqual(
+      rest.map((event) => event.sequence_number),
+      rest.map((_, place) => place + 3),
+    );
+    const polled = await until(
+      () => client.responses.retrieve(id),
+      (response) => !["queued", "in_progress"].includes(response.status),
+    );
+    assert.deepEqual(rest.at(-1).response.output, polled.output);
+    await client.responses.delete(id);
+    await assert.rejects(client.responses.retrieve(id), OpenAI.NotFoundError);
+    const endless = { ...request, max_output_tokens: 400, ignore_eos: true };
+    const long = await client.responses.create(endless);
+    const ended = await until(
+      () => client.responses.cancel(long.id),
+      (response) => response.status !== "queued" && response.status !== "in_progress",
+    );
+    assert.equal(ended.status, "cancelled");
+  },
+
+  async "a batch runs to its output"() {
+    const url = "/v1/chat/completions";
+    const lines = ["a", "b"].map((custom_id) =>
+      JSON.stringify({ custom_id, method: "POST", url, body: { ...brief, max_tokens: 4 } }),
+    );
+    const file = await client.files.create({
+      file: new File([lines.join("\n")], "in.jsonl"),
+      purpose: "batch",
+    });
+    const batch = await client.batches.create({
+      input_file_id: file.id,
+      endpoint: url,
+      completion_window: "24h",
+    });
+    const ended = await until(
+      () => client.batches.retrieve(batch.id),
+      (each) => each.status === "completed",
+    );
+    assert.deepEqual(ended.request_counts, { total: 2, completed: 2, failed: 0 });
+    const output = await (await client.files.content(ended.output_file_id)).text();
+    const ids = output.trim().split("\n").map((line) => JSON.parse(line).custom_id);
+    assert.deepEqual(ids.sort(), ["a", "b"]);
+    assert.equal((await client.batches.cancel(batch.id)).status, "completed");
+    const listed = await client.batches.list({ limit: 1 });
+    assert.equal(listed.data[0].id, batch.id);
+  },
+
+  async "webhook endpoints are made, changed and deleted"() {
+    const made = await client.webhooks.create({
+      name: "mine",
+      url: "https://example.com/hook",
+      event_types: ["response.completed"],
+    });
+    assert.match(made.signing_secret, /^whsec_/);
+    const changed = await client.webhooks.update(made.id, { event_types: ["batch.failed"] });
+    assert.deepEqual(changed.event_types, ["batch.failed"]);
+    const rotated = await client.webhooks.rotateSecret(made.id);
+    assert.notEqual(rotated.signing_secret, made.signing_secret);
+    const ids = [];
+    for await (const each of client.webhooks.list()) ids.push(each.id);
+    assert.ok(ids.includes(made.id));
+    assert.equal((await client.webhooks.delete(made.id)).deleted, true);
+  },
+
   async "models are listed"() {
     const names = [];
     for await (const each of client.models.list()) names.push(each.id);
@@ -142,6 +243,16 @@ const checks = {
     assert.ok(stream.controller.signal.aborted);
   },
 };
+
+// What `ask` gives once it is as wanted.
+async function until(ask, isWanted) {
+  for (let tries = 0; tries < 300; tries++) {
+    const answer = await ask();
+    if (isWanted(answer)) return answer;
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  throw new Error("it never came to that");
+}
 
 // A client whose exchanges are noted, and whose first answer may be spoilt on the way.
 function spying(seen, key, spoilt) {
