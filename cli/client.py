@@ -45,15 +45,22 @@ DEFAULT_MODEL = "demo"
 
 
 def connect() -> Client:
-    """MILLRACE_URL and MILLRACE_API_KEY, else those of this machine's `make up`."""
+    """MILLRACE_URL and MILLRACE_API_KEY, else those of this machine's `make up`.
+
+    Its key goes to its own address and to no other server.
+    """
     url, key = os.environ.get("MILLRACE_URL"), os.environ.get("MILLRACE_API_KEY")
     if not (url and key):
         from cli.stack.state import StateFolder
 
         state = StateFolder.default()
         running = state.read_running()
-        url = url or (running.addresses.get("api") if running else None)
-        key = key or state.find_secret("api_key")
+        own_url = running.addresses.get("api") if running else None
+        url = url or own_url
+        if not key and url and url.rstrip("/") == own_url:
+            key = state.find_secret("api_key")
+    if url and not key:
+        raise CommandError(f"set MILLRACE_API_KEY, the key for {url}")
     if not (url and key):
         raise CommandError("set MILLRACE_URL and MILLRACE_API_KEY, or start Millrace by `make up`")
     from millrace import Client

@@ -85,7 +85,7 @@ class BatchRun:
         self._check_folders()
         state = None if self.starts_over else RunState.read(self.state_path)
         if state is None or state.fingerprint != asked:
-            self._clear_results()
+            self._check_results()
             state = yield from self._upload(asked)
         if state.batch_id is None:
             state = yield from self._create(state)
@@ -100,13 +100,17 @@ class BatchRun:
             if not path.parent.is_dir():
                 raise MillraceError(f"There is no folder {path.parent} to write results to.")
 
-    def _clear_results(self) -> None:
+    def _check_results(self) -> None:
         """Results of another run were paid for: nothing but the user's word deletes them."""
         for path in (self.output, self.errors):
-            if self.starts_over:
-                path.unlink(missing_ok=True)
-            elif path.exists() and path.stat().st_size:
+            if not self.starts_over and path.exists() and path.stat().st_size:
                 raise MillraceError(f"{path} holds results of another run: move it, or start over")
+
+    def _clear_results(self) -> None:
+        """Those of another run, once there is a batch to give new ones."""
+        self._check_results()
+        for path in (self.output, self.errors):
+            path.unlink(missing_ok=True)
 
     def _upload(self, asked: str) -> Steps[RunState]:
         call = calls.upload_file(
@@ -126,6 +130,7 @@ class BatchRun:
                 completion_window=self.completion_window,
                 metadata=self.metadata,
             )
+        self._clear_results()
         state = replace(state, batch_id=batch.id)
         state.write(self.state_path)
         return state

@@ -138,16 +138,19 @@ def test_results_of_another_run_are_not_touched(path: Path) -> None:
     assert output.read_bytes() == _line("a")
 
 
-def test_starting_over_deletes_results_and_makes_a_new_batch(path: Path) -> None:
+def test_starting_over_deletes_results_once_there_is_a_new_batch(path: Path) -> None:
     _interrupted_at_create(path)
     output = path.with_name("in.jsonl.out.jsonl")
     output.write_bytes(_line("a"))
 
     steps = _run(path, starts_over=True).steps()
     upload = _call(next(steps))
+    _to_create(steps)
 
-    assert not output.exists()
     assert upload.path == "/v1/files"
+    assert output.read_bytes() == _line("a")  # the new batch may yet be refused
+    steps.send(_batch())
+    assert output.read_bytes() == b""
 
 
 def _waiting(path: Path) -> Any:
