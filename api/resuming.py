@@ -13,6 +13,13 @@ from tasks.jobs import Dialect
 
 MAX_SEQ = 2**53  # what JSON numbers hold exactly; Redis takes no more than 2**64 in an entry's id
 
+_NOUNS = {
+    Dialect.JOB: "job",
+    Dialect.CHAT: "chat completion",
+    Dialect.COMPLETION: "completion",
+    Dialect.RESPONSE: "response",
+}
+
 
 async def find_shown_job(
     services: Services, caller: ApiKey, text: str, prefix: str, dialect: Dialect
@@ -23,8 +30,13 @@ async def find_shown_job(
     job_id = parse_job_id(text, prefix)
     row = await get_job_with_request(services.pool, caller.tenant_id, job_id) if job_id else None
     if row is None or row["dialect"] != dialect or row["deleted_at"] is not None:
-        raise JobNotFound
+        raise not_found(dialect)
     return ShownJob(row, row.pop("request") or {}, vocabulary_of(services, row))
+
+
+def not_found(dialect: Dialect) -> JobNotFound:
+    """In the words of the dialect."""
+    return JobNotFound(f"No {_NOUNS[dialect]} with this id.")
 
 
 def cursor_of(last_event_id: str | None, starting_after: int | None, *, start: int = 0) -> int:

@@ -18,7 +18,7 @@ from api.job_view import is_terminal
 from api.json_body import read_json_object
 from api.json_response import JsonResponse, page_of
 from api.openapi import EVENT_STREAM, gives, takes
-from api.resuming import MAX_SEQ, cursor_of, find_shown_job
+from api.resuming import MAX_SEQ, cursor_of, find_shown_job, not_found
 from api.schemas.objects import Page
 from api.schemas.reports import InputTokens, ResponseDeleted, ResponseShown
 from api.schemas.responses import CountInput, CreateResponse, InputItem, items_of
@@ -36,7 +36,7 @@ from api.waiting import wait_for_end
 from store.jobs import get_event_log
 from store.responses import delete_response
 from store.tenants import ApiKey
-from tasks.errors import InvalidRequest, JobNotFound, ServiceUnavailable, StreamExpired
+from tasks.errors import InvalidRequest, ServiceUnavailable, StreamExpired
 from tasks.ids import RESPONSE_PREFIX, format_job_id
 from tasks.jobs import Dialect
 from tasks.stream import drop_log, read_log
@@ -126,7 +126,7 @@ async def delete(services: ServicesDep, caller: Submitter, response_id: str) -> 
         if not is_terminal(row):
             raise ServiceUnavailable("The response is being cancelled. Delete it in a moment.")
     if not await delete_response(services.pool, caller.tenant_id, job.id):
-        raise JobNotFound  # somebody else was faster
+        raise not_found(Dialect.RESPONSE)  # somebody else was faster
     with suppress(RedisError):  # its copy there is gone in a quarter of an hour anyway
         await drop_log(services.redis, job.id)
     return JsonResponse({"id": response_id, "object": "response", "deleted": True})
@@ -159,7 +159,7 @@ async def _find(services: Services, caller: ApiKey, response_id: str) -> ShownJo
     """Raises JobNotFound, for what was not to be stored too."""
     job = await find_shown_job(services, caller, response_id, RESPONSE_PREFIX, Dialect.RESPONSE)
     if job.request.get("store") is False:
-        raise JobNotFound
+        raise not_found(Dialect.RESPONSE)
     return job
 
 
