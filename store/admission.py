@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from psycopg import DataError, Error
+from psycopg import Error
 from psycopg.types.json import Jsonb
 
 from store.pools import AsyncPool, as_tenant
-from tasks.errors import IdempotencyKeyReused, InsufficientQuota, InvalidRequest
+from tasks.errors import IdempotencyKeyReused, InsufficientQuota
 from tasks.ids import uuid7_floor
 from tasks.jobs import Dialect, OnDisconnect
 from tasks.queues import ServiceTier
@@ -19,9 +19,6 @@ from tasks.queues import ServiceTier
 IDEMPOTENCY_TTL_H = 24
 RETRY_WINDOW_S = 900  # SDKs wait 600 s for an answer before they try again
 INSUFFICIENT_QUOTA = "MR402"  # SQLSTATE raised by refuse_admission()
-
-# NUL and half a surrogate pair: valid in JSON, refused by Postgres; None: refused by psycopg.
-_UNSTORABLE_TEXT = {"22P02", "22P05", "22021", None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,10 +156,6 @@ async def admit(pool: AsyncPool, job: NewJob) -> Admitted:
         async with as_tenant(pool, job.tenant_id) as connection:
             cursor = await connection.execute(_ADMIT, _parameters(job))
             row = await cursor.fetchone()
-    except DataError as error:
-        if error.sqlstate in _UNSTORABLE_TEXT:
-            raise InvalidRequest("The request holds a NUL or a lone surrogate.") from None
-        raise
     except Error as error:
         if error.sqlstate == INSUFFICIENT_QUOTA:
             raise InsufficientQuota from None

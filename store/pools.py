@@ -13,6 +13,8 @@ from psycopg import AsyncConnection, Connection
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
+from store.storable import mend_unstorable, refuse_unstorable
+
 # A query that takes longer is a fault, not a slow query; the client hears 503 and may retry.
 STATEMENT_TIMEOUT_MS = 5_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 10_000
@@ -50,6 +52,7 @@ def sync_pool(url: str, *, application_name: str, max_size: int, min_size: int =
         url,
         connection_class=Connection[DictRow],
         kwargs=connection_options(application_name),
+        configure=mend_unstorable,
         min_size=min_size,
         max_size=max_size,
         timeout=CHECKOUT_TIMEOUT_S,
@@ -59,11 +62,12 @@ def sync_pool(url: str, *, application_name: str, max_size: int, min_size: int =
 
 
 def async_pool(url: str, *, application_name: str, max_size: int, min_size: int = 1) -> AsyncPool:
-    """A pool for one event loop. The caller opens and closes it."""
+    """A pool for one event loop, which writes requests. The caller opens and closes it."""
     return AsyncConnectionPool(
         url,
         connection_class=AsyncConnection[DictRow],
         kwargs=connection_options(application_name),
+        configure=_refuse_unstorable,
         min_size=min_size,
         max_size=max_size,
         timeout=CHECKOUT_TIMEOUT_S,
@@ -74,7 +78,9 @@ def async_pool(url: str, *, application_name: str, max_size: int, min_size: int 
 
 def connect(url: str, *, application_name: str) -> DictConnection:
     """One connection, for commands."""
-    return Connection[DictRow].connect(url, **connection_options(application_name))
+    connection = Connection[DictRow].connect(url, **connection_options(application_name))
+    mend_unstorable(connection)
+    return connection
 
 
 SET_TENANT = "SELECT set_config('app.tenant_id', %s, true)"
@@ -90,3 +96,7 @@ async def as_tenant(pool: AsyncPool, tenant_id: UUID) -> AsyncIterator[AsyncDict
     async with pool.connection() as connection, connection.pipeline():
         await connection.execute(SET_TENANT, (str(tenant_id),))
         yield connection
+
+
+async def _refuse_unstorable(connection: AsyncDictConnection) -> None:
+    refuse_unstorable(connection)
