@@ -36,8 +36,21 @@ HEARTBEAT_S = 15.0  # proxies cut a silent connection after 60 s
 SEND_TIMEOUT_S = 30.0  # for a client that stopped reading without leaving
 STREAM_GRACE_S = 60.0  # a stream may outlive its job's deadline by this much
 
+# Answered while no other request can be carried.
+HEALTH_PATHS = frozenset({b"/livez", b"/readyz"})
+
 # Catalog changes are seen after this long, and at once when somebody asks for an unknown model.
 CATALOG_REFRESH_S = 10.0
+
+
+class ServerSettings(BaseSettings):
+    """What the server itself must know before it builds the application."""
+
+    model_config = SettingsConfigDict(env_prefix="MILLRACE_", extra="ignore")
+
+    # Connections of this process that have a request. By default 20,000, or as many as the limit of
+    # open files leaves room for.
+    max_connections: int | None = Field(default=None, ge=1)
 
 
 class ApiSettings(BaseSettings):

@@ -17,6 +17,8 @@ ServiceError
 ├── IdempotencyKeyReused      422
 ├── RequestTooLarge           413
 ├── RangeNotSatisfiable       416
+├── RequestTimeout            408
+├── HeadersTooLarge           431
 ├── InsufficientQuota         429  no retry helps
 │   └── StorageQuotaExceeded
 ├── RateLimitExceeded         429
@@ -139,6 +141,19 @@ class RequestTooLarge(ServiceError):
     """The request body is too large."""
 
     code = "request_too_large"
+
+
+class RequestTimeout(ServiceError):
+    """The request took too long to arrive."""
+
+    code = "request_timeout"
+    retryable = True
+
+
+class HeadersTooLarge(ServiceError):
+    """The request's headers are too large."""
+
+    code = "headers_too_large"
 
 
 class RangeNotSatisfiable(ServiceError):

@@ -18,8 +18,6 @@ from cli.stack.child import STATE_VARIABLE, Child, spawn
 from cli.stack.database import DatabaseUrls, role_environment
 from cli.stack.files import ROOT
 
-# Streams still open after this are cut; their readers resume at another replica.
-_API_DRAIN_S = 10
 # Never inherited: a process is told addresses and secrets by its role. Other settings pass through.
 _ADDRESSES = (
     "MILLRACE_DATABASE_URL",
@@ -108,9 +106,7 @@ class ProcessSpec:
 
 def api(platform: Platform, *, port: int, name: str = "api") -> ProcessSpec:
     """Stateless: run as many as you like. The only process that knows the pepper."""
-    argv = ["-m", "uvicorn", "api.app:app", "--host", "127.0.0.1", "--port", str(port)]
-    argv += ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--no-server-header"]
-    argv += ["--timeout-graceful-shutdown", str(_API_DRAIN_S)]
+    argv = ["-m", "api.server", "--host", "127.0.0.1", "--port", str(port)]
     return ProcessSpec(
         name=name,
         argv=(sys.executable, *argv),

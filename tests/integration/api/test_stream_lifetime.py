@@ -195,7 +195,7 @@ async def _api_process(folder: Path) -> AsyncIterator[tuple[psutil.Process, str]
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     child = spawn(
-        [sys.executable, "-m", "uvicorn", "api.app:app", "--port", str(port)],
+        [sys.executable, "-m", "api.server", "--port", str(port)],
         env=dict(os.environ),
         log_path=folder / "api.log",
         cwd=ROOT,

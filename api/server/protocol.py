@@ -1,0 +1,193 @@
+"""One connection: uvicorn's own protocol, with an end to everything a peer may leave undone.
+
+How large a body may be is the middleware's to say, how long an answer may take the route's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from http import HTTPStatus
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from api.errors import error_response
+from api.server.bounds import (
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    MAX_PIPELINED,
+    MIN_BODY_BYTES_PER_S,
+)
+from api.server.connections import Connections
+from api.settings import HEALTH_PATHS
+from tasks.errors import (
+    HeadersTooLarge,
+    InvalidRequest,
+    RequestTimeout,
+    ServiceError,
+    ServiceUnavailable,
+)
+
+_NEVER = math.inf
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Made by the server for each connection it accepts."""
+
+    def __init__(self, connections: Connections, **of_uvicorn: Any) -> None:
+        super().__init__(**of_uvicorn)
+        self._all = connections
+        self._timeouts = connections.timeouts
+        self._refusal: ServiceError | None = None
+        self._read_by = _NEVER  # when what is being read must be there
+        self._write_by = _NEVER  # when the peer must have read some of the buffer
+        self._closed_by = _NEVER
+        self._has_begun = False  # a head is incomplete
+        self._began_here = False  # in the bytes that are being parsed
+        self._num_headers = 0
+        self._num_bytes = 0  # of this request, what is no body
+        self._num_body_bytes = 0
+
+    # What uvicorn calls ---------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait(self._timeouts.idle_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._all.remove(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._began_here = False
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if not self._began_here:  # else what of it belongs to the request before can't be told
+            self._num_bytes += len(data)
+        if self._num_bytes > MAX_HEAD_BYTES + self._num_body_bytes:
+            self._refuse(HeadersTooLarge())
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._has_begun = self._began_here = True
+        self._num_headers = self._num_bytes = self._num_body_bytes = 0
+        if not self._is_answering:
+            self._read_by = self._all.clock() + self._timeouts.head_s
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._num_headers += 1  # those behind a body in chunks too
+        if self._num_headers > MAX_HEADERS:
+            raise self._noted(HeadersTooLarge())
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._has_begun = False
+        head = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if head > MAX_HEAD_BYTES:
+            raise self._noted(HeadersTooLarge())
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise self._noted(InvalidRequest("Too many requests at once on one connection."))
+        is_served = self._all.has_room or self.url.partition(b"?")[0] in HEALTH_PATHS
+        self.app = self.config.loaded_app if is_served else _full
+        super().on_headers_complete()
+        self._all.note_busy(self)
+        self._read_by = self._all.clock() + self._timeouts.body_s
+
+    def on_body(self, body: bytes) -> None:
+        self._num_bytes -= len(body)
+        self._num_body_bytes += len(body)
+        if self._is_answering:  # else nobody needs it: it has to end as a head has
+            earned_s = len(body) / MIN_BODY_BYTES_PER_S
+            self._read_by = min(self._read_by + earned_s, self._all.clock() + self._timeouts.body_s)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._is_answering:
+            self._read_by = _NEVER
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        is_more = bool(self.pipeline)
+        super().on_response_complete()
+        if not is_more:
+            self._wait(self._timeouts.head_s if self.cycle.more_body else self._timeouts.idle_s)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_by = self._all.clock() + self._timeouts.stall_s
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._write_by = _NEVER
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's word for a request that can't be parsed, or that a callback refused."""
+        self._refuse(self._refusal or InvalidRequest(msg))
+
+    # What Connections calls -----------------------------------------------------------------------
+
+    def let_go(self) -> None:
+        """As Connection.let_go. Who has begun to say something is told to come again."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()  # it doesn't read, so it would linger
+        elif self._has_begun:
+            self._refuse(ServiceUnavailable())
+        else:
+            self.transport.close()
+
+    def tick(self, now: float) -> None:
+        """As Connection.tick."""
+        is_closing = self.transport.is_closing()
+        if is_closing:
+            self._closed_by = min(self._closed_by, now + self._timeouts.linger_s)
+        if now >= min(self._write_by, self._closed_by):
+            self.transport.abort()
+        elif self._is_answering and self.flow.read_paused:
+            self._read_by += self._timeouts.tick_s  # it is we who don't read
+        elif now >= self._read_by and not is_closing:
+            self._end_late()
+
+    # ----------------------------------------------------------------------------------------------
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _wait(self, timeout_s: float) -> None:
+        self._read_by = self._all.clock() + timeout_s
+        self._all.note_waiting(self)
+
+    def _end_late(self) -> None:
+        if self._has_begun or self._is_answering:
+            self._refuse(RequestTimeout())
+        else:
+            self.transport.close()
+
+    def _noted(self, error: ServiceError) -> ServiceError:
+        """To be raised in a callback of the parser, which keeps the reason to itself."""
+        self._refusal = error
+        return error
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer, unless another answer has begun, and close."""
+        if not self._is_answering or not self.cycle.response_started:
+            self.transport.write(_raw(error_response(error)))
+        self.transport.close()
+
+
+async def _full(scope: Scope, receive: Receive, send: Send) -> None:
+    """The application while no more requests can be carried."""
+    error = ServiceUnavailable("This server can't carry more requests at the moment.")
+    error.headers = {"Connection": "close"}
+    await error_response(error)(scope, receive, send)
+
+
+def _raw(response: Response) -> bytes:
+    status = HTTPStatus(response.status_code)
+    head = [f"HTTP/1.1 {status.value} {status.phrase}".encode(), b"connection: close"]
+    head += [name + b": " + value for name, value in response.raw_headers]
+    return b"\r\n".join(head) + b"\r\n\r\n" + bytes(response.body)
