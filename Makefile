@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 TRITON := .venv/.triton
 
 .DEFAULT_GOAL := help
-.PHONY: help install up down status test test-slow test-compat check fmt lock clean purge
+.PHONY: help install up down status test test-slow test-compat mutants check fmt lock clean purge
 
 help:  ## Show this
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /|/' | while IFS='|' read -r name text; do \
@@ -54,6 +54,10 @@ test-compat: $(STAMP) .venvs/compat/.installed  ## Run stock clients against a r
 .venvs/compat/.installed: deploy/compat.lock deploy/compat.sh tests/compat/node/package-lock.json
 	@sh deploy/compat.sh
 	@touch $@
+
+mutants: $(STAMP)  ## Make mistakes in the code, see which tests notice: N=150 SEED=1 JOBS=2
+	$(PY) -m tests.mutants --num $(or $(N),150) --seed $(or $(SEED),1) --jobs $(or $(JOBS),2) \
+		$(if $(ONLY),--only $(ONLY)) $(if $(JSON),--json)
 
 check: $(STAMP)  ## Check format, lint, types and import rules
 	$(PY) -m ruff format --check .

@@ -18,7 +18,9 @@ from tests.support.services import Services
 
 @pytest.fixture(scope="session")
 def services() -> Iterator[Services]:
-    with Services() as started:
+    """Or those of another process, such as `make mutants`, which runs the suite many times."""
+    lent = os.environ.get("MILLRACE_TEST_SERVICES")
+    with Services(Path(lent) if lent else None, is_borrowed=lent is not None) as started:
         yield started
 
 

@@ -6,6 +6,7 @@ No pytest in here, so that benchmarks can use it too. `tests/conftest.py` makes 
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import tempfile
@@ -14,13 +15,16 @@ from types import TracebackType
 from typing import Self
 
 import psycopg
+import redis
 from psycopg import sql
 
 from cli.stack.database import DatabaseUrls, new_passwords, prepare
+from cli.stack.files import write_private
 from cli.stack.postgres import OWNER, EmbeddedPostgres
 from cli.stack.redis import EmbeddedRedis, find_program, wheel_program
 
 _TEMPLATE = "millrace_template"
+_PASSWORDS = "passwords.json"  # of the roles, for who borrows the servers
 
 
 class Services:
@@ -28,18 +32,27 @@ class Services:
 
     They also end when the process that started them is killed. Nothing survives a crash of the
     machine (fsync is off), everything survives a kill -9 of Postgres.
+
+    is_borrowed=True: another process started them in this folder, made the template, and ends them.
     """
 
-    def __init__(self, folder: Path | None = None, *, redis_program: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        redis_program: Path | None = None,
+        is_borrowed: bool = False,
+    ) -> None:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="millrace-test-"))
         self._owns_folder = folder is None
+        self._is_borrowed = is_borrowed
         self.postgres = EmbeddedPostgres(self.folder, durable=False, die_with_parent=True)
         self.redis = EmbeddedRedis(
             self.folder, persistent=False, die_with_parent=True, program=redis_program
         )
-        self._passwords = new_passwords()
+        self._passwords = self._read_passwords() if is_borrowed else new_passwords()
         self._numbers = itertools.count(1)
-        self._has_template = False
+        self._has_template = is_borrowed
 
     def __enter__(self) -> Self:
         self.postgres.start()
@@ -52,6 +65,8 @@ class Services:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._is_borrowed:
+            return
         self.redis.stop()
         self.postgres.stop()
         if self._owns_folder:
@@ -68,25 +83,46 @@ class Services:
     def fresh_database(self) -> DatabaseUrls:
         """A new migrated database, copied from a template in some 50 ms, with a URL per role."""
         if not self._has_template:
-            url = self._create(_TEMPLATE, template=None)
-            prepare(DatabaseUrls.with_passwords(url, self._passwords), self._passwords)
-            self._has_template = True
+            self.make_template()
         name = f"fresh_{os.getpid()}_{next(self._numbers)}"
         url = self._create(name, template=_TEMPLATE)
         return DatabaseUrls.with_passwords(url, self._passwords)
 
+    def make_template(self) -> None:
+        """Migrate the database that fresh ones are copied from, and let others borrow it."""
+        url = self._create(_TEMPLATE, template=None)
+        prepare(DatabaseUrls.with_passwords(url, self._passwords), self._passwords)
+        write_private(self.folder / _PASSWORDS, json.dumps(self._passwords))
+        self._has_template = True
+
+    def clear(self) -> None:
+        """Leave nothing of what borrowers made, ended by a signal perhaps."""
+        self.redis.start()  # one that a borrower restarted ended with it
+        with redis.Redis.from_url(self.redis_url) as client:
+            client.flushall()
+        with self._admin() as connection:
+            query = "SELECT datname FROM pg_database WHERE datname ~ '^(fresh|empty)_'"
+            for (name,) in connection.execute(query).fetchall():
+                self._drop(name)
+
     def drop_database(self, urls: DatabaseUrls) -> None:
         """Delete a database, whoever is still connected."""
-        name = urls.owner.rpartition("/")[2]
-        with self._admin() as connection:
-            connection.execute(
-                sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
-            )
+        self._drop(urls.owner.rpartition("/")[2])
 
     def restart_redis_empty(self) -> None:
         """What a Redis that lost everything looks like: same address, no data."""
         self.redis.stop()
         self.redis.start()
+
+    def _drop(self, name: str) -> None:
+        with self._admin() as connection:
+            connection.execute(
+                sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+            )
+
+    def _read_passwords(self) -> dict[str, str]:
+        passwords: dict[str, str] = json.loads((self.folder / _PASSWORDS).read_text())
+        return passwords
 
     def _create(self, name: str, *, template: str | None) -> str:
         statement = sql.SQL("CREATE DATABASE {} OWNER {}").format(

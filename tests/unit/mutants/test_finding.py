@@ -1,0 +1,93 @@
+"""Which mistakes are offered for a piece of code."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.mutants.scope import ROOT, Scope, equivalents, mutants_of
+
+
+def _changed(path: str, source: str) -> set[str]:
+    return {mutant.applied_to(source) for mutant in mutants_of(path, source)}
+
+
+@pytest.mark.parametrize(
+    ("code", "mistake"),
+    [
+        ("a < b", "a <= b"),
+        ("a is None", "a is not None"),
+        ("a and b", "a or b"),
+        ("a and b", "a"),
+        ("not a", "(a)"),
+        ("a[:b]", "a[:]"),
+        ("a + 1", "a + 2"),
+        ("1 if a else 2", "1 if False else 2"),
+    ],
+)
+def test_expressions(code: str, mistake: str) -> None:
+    changed = _changed("x.py", f"def f():\n    return {code}\n")
+
+    assert any(text.split("return", 1)[-1].strip() == mistake for text in changed), changed
+
+
+def test_statements_are_dropped_and_results_become_none() -> None:
+    changed = _changed("x.py", "def f(self):\n    go()\n    self.a = b\n    return b\n")
+
+    assert "def f(self):\n    pass\n    self.a = b\n    return b\n" in changed
+    assert "def f(self):\n    go()\n    pass\n    return b\n" in changed
+    assert "def f(self):\n    go()\n    self.a = b\n    return None\n" in changed
+
+
+@pytest.mark.parametrize(
+    ("sql", "mistake"),
+    [
+        ("SELECT a FROM t WHERE b AND c = 'x'", "SELECT a FROM t WHERE b "),
+        ("SELECT a FROM t WHERE b AND c = 'x'", "SELECT a FROM t WHERE true AND c = 'x'"),
+        ("SELECT a FROM t WHERE b AND c = 'x'", "SELECT a FROM t WHERE b AND c <> 'x'"),
+        ("SELECT a FROM t WHERE a <= now()", "SELECT a FROM t WHERE a < now()"),
+        ("SELECT a FROM t FOR UPDATE SKIP LOCKED", "SELECT a FROM t"),
+        ("SELECT a FROM t WHERE b IS NULL", "SELECT a FROM t WHERE b IS NOT NULL"),
+    ],
+)
+def test_sql_in_strings(sql: str, mistake: str) -> None:
+    assert f'Q = "{mistake}"\n' in _changed("x.py", f'Q = "{sql}"\n')
+
+
+def test_between_keeps_its_and() -> None:
+    assert not _changed("x.py", 'Q = "SELECT a FROM t WHERE a BETWEEN 1 AND 2"\n') & {
+        'Q = "SELECT a FROM t WHERE a BETWEEN 1 "\n'
+    }
+
+
+def test_lua() -> None:
+    changed = _changed("x.lua", "if a < b then return 1 end -- a < b\n")
+
+    assert "if a <= b then return 1 end -- a < b\n" in changed
+    assert "if false then return 1 end -- a < b\n" in changed
+
+
+def test_what_only_observes_and_settings_are_left_alone() -> None:
+    source = "LIMIT = 2\n\ndef f(a: int = 7) -> None:\n    log.info('x', n=1)\n    assert a < 9\n"
+
+    assert _changed("x.py", source) == set()
+
+
+def test_every_pattern_of_the_scope_finds_files() -> None:
+    scope = Scope.read()
+
+    assert {path.split("/")[0] for path in scope.sources} == {
+        "api",
+        "billing",
+        "store",
+        "tasks",
+        "workers",
+    }
+    assert all((ROOT / test).exists() for tests in scope.processes.values() for test in tests)
+
+
+def test_every_equivalent_is_still_offered() -> None:
+    """One whose line was changed has to be judged anew."""
+    for known in equivalents():
+        source = (ROOT / known.path).read_text()
+        offered = {mutant.lines(source) for mutant in mutants_of(known.path, source)}
+        assert (known.before, known.after) in offered, known
