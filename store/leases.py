@@ -40,6 +40,22 @@ WHERE id = %(job_id)s AND attempt = %(attempt)s AND worker_id = %(worker_id)s
     AND status = 'in_progress'
 """
 
+# What is still held goes back like a drained job: with its last checkpoint, and no failure counted.
+_GIVE_UP = """
+WITH lease AS (
+    DELETE FROM worker_leases WHERE worker_id = %(worker_id)s
+), job AS (
+    UPDATE jobs SET status = 'queued', worker_id = NULL, hinted_at = NULL,
+        reason = 'worker_drained', run_after = now()
+    WHERE worker_id = %(worker_id)s AND status = 'in_progress'
+    RETURNING id, attempt
+), attempt AS (
+    UPDATE job_attempts a SET ended_at = now(), outcome = 'drained'
+    FROM job WHERE a.job_id = job.id AND a.attempt = job.attempt
+)
+SELECT id FROM job
+"""
+
 _EXPIRE_PROCESS = """
 UPDATE worker_leases SET expires_at = now()
 WHERE hostname = %(hostname)s AND pid = %(pid)s AND expires_at > now()
@@ -112,9 +128,10 @@ def set_draining(connection: DictConnection, worker_id: UUID) -> None:
     )
 
 
-def remove(connection: DictConnection, worker_id: UUID) -> None:
-    """End a lease in an orderly way; the worker holds no jobs any more."""
-    connection.execute("DELETE FROM worker_leases WHERE worker_id = %s", (worker_id,))
+def give_up(connection: DictConnection, worker_id: UUID) -> list[UUID]:
+    """End a lease in an orderly way. Returns the jobs it still held, which are queued again."""
+    rows = connection.execute(_GIVE_UP, {"worker_id": worker_id}).fetchall()
+    return [row["id"] for row in rows]
 
 
 def expire_process(connection: DictConnection, *, hostname: str, pid: int) -> int:

@@ -12,9 +12,10 @@ from cli.stack.postgres_home import remove_outside_home
 from cli.stack.redis import EmbeddedRedis
 from cli.stack.state import StateFolder
 from cli.stack.supervisor import SERVICES, end_leftovers
+from workers.inference.settings import WorkerSettings
 
-# API, workers and services one after another, each with its own grace.
-_DRAIN_TIMEOUT_S = 100.0
+# Beside the workers' grace: that of the API before them and of the services after them.
+_OTHERS_GRACE_S = 65.0
 
 
 def down(state: StateFolder, report: Report, *, purge: bool = False) -> None:
@@ -35,7 +36,7 @@ def _end_all(state: StateFolder, report: Report) -> None:
     if supervisor is not None:
         report(Step.BEGIN, "stopping: running jobs finish or go back to the queue")
         supervisor.send(signal.SIGTERM)
-        if not supervisor.wait(_DRAIN_TIMEOUT_S):
+        if not supervisor.wait(WorkerSettings().stop_grace_s + _OTHERS_GRACE_S):
             raise StackError(
                 f"the supervisor (pid {supervisor.pid}) does not end: kill it, run again"
             )

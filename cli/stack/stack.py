@@ -27,11 +27,11 @@ from store.catalog import apply_catalog
 from store.catalog_file import CatalogError
 from store.leases import expire_process
 from store.pools import connect
+from workers.inference.settings import WorkerSettings
 
 FLOWER_USER = "millrace"
 _API_PORT = 8000
 _FLOWER_PORT = 5555
-_WORKER_GRACE_S = 35.0  # a worker drains for up to 25 s, then requeues the rest
 _API_GRACE_S = 15.0
 _SERVICE_GRACE_S = 25.0
 _SPLIT_URLS = ("broker", "stream", "limits")
@@ -169,7 +169,7 @@ class Stack:
             start=spec.spawn,
             log_path=spec.log_path,
             stop_order=0 if is_api else 1,
-            grace_s=_API_GRACE_S if is_api else _WORKER_GRACE_S,
+            grace_s=_API_GRACE_S if is_api else WorkerSettings().stop_grace_s,
             on_death=_expire_lease(platform) if spec.readiness is Readiness.LEASE else _ignore,
             url=spec.url,
         )

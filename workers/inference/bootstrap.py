@@ -7,15 +7,18 @@ take jobs without an engine, so a failure raises SystemExit.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-import threading
 from pathlib import Path
-from typing import Any, Protocol
+from types import FrameType
+from typing import Any, ClassVar, Protocol
 
 import redis
 import structlog
 from celery import bootsteps
-from celery.signals import task_revoked, worker_init, worker_shutdown, worker_shutting_down
+from celery.signals import task_revoked, worker_init, worker_shutdown
+from celery.worker import state as celery_state
 from prometheus_client import REGISTRY
 
 from store.attempts import ask_cancel
@@ -31,6 +34,7 @@ from tasks.settings import RedisSettings
 from workers.inference import engine_metrics
 from workers.inference import pool as task_pool
 from workers.inference.cancels import CancelListener
+from workers.inference.drain import Drain
 from workers.inference.engine.config import EngineConfig, ModelSpec, StubConfig
 from workers.inference.engine.factory import build_engine
 from workers.inference.heartbeat import Heartbeat
@@ -57,17 +61,42 @@ class Service(Protocol):
         """End; called once."""
 
 
-class DrainAtClose(bootsteps.StartStopStep):
-    """A worker that ends without a signal, since its consumer broke, drains like any other: Celery
-    then waits for the handler threads, however long their jobs are.
+class LifeCycle(bootsteps.StartStopStep):
+    """Looks for jobs once signals are heard, and waits at the end for all that was claimed.
+
+    Celery waits for the pool's threads alone, and for as long as their jobs last. Its pool starts
+    before this and stops after it, its consumer the other way round.
     """
 
+    requires: ClassVar[set[str]] = {"celery.worker.components:Pool"}
+
+    def start(self, _worker: Any) -> None:
+        """Celery has installed its own handlers by now."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, _on_signal)
+        assert _idle_look is not None
+        _idle_look.start()
+        _services.append(_idle_look)
+
     def close(self, _worker: Any) -> None:
-        """The first that happens at every end. Twice is once."""
-        _begin_drain()
+        """The first that happens at every end, also when the consumer broke."""
+        assert _drain is not None
+        _drain.begin()
+
+    def stop(self, _worker: Any) -> None:
+        """Every end comes this way."""
+        assert _drain is not None
+        _drain.wait()
+        _stop()
+
+    def terminate(self, worker: Any) -> None:
+        """No end is in such a hurry that jobs are dropped."""
+        self.stop(worker)
 
 
 _runtime: Runtime | None = None
+_drain: Drain | None = None
+_idle_look: Service | None = None
 _services: list[Service] = []
 
 
@@ -89,13 +118,12 @@ def connect_signals(idle_look: type[Any]) -> None:
             raise SystemExit(f"inference worker not started: {error}") from error
 
     worker_init.connect(init, weak=False)
-    worker_shutting_down.connect(_begin_drain, weak=False)
     worker_shutdown.connect(_stop, weak=False)
     task_revoked.connect(_on_revoked, weak=False)
 
 
 def _start(worker: Any, idle_look: type[Any]) -> None:
-    global _runtime  # noqa: PLW0603
+    global _runtime, _drain, _idle_look  # noqa: PLW0603
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     settings = WorkerSettings()
     configure_logs()
@@ -114,7 +142,8 @@ def _start(worker: Any, idle_look: type[Any]) -> None:
     engine.start(publisher.on_step)
     _runtime = Runtime(settings, engine, pool, streams, publisher, worker_id=uuid7())
     publisher.start()
-    for service in (Heartbeat(_runtime), CancelListener(_runtime), idle_look(_runtime)):
+    _drain, _idle_look = Drain(_runtime), idle_look(_runtime)
+    for service in (Heartbeat(_runtime), CancelListener(_runtime)):
         service.start()
         _services.append(service)
     _consume_pool(worker, settings.pool)
@@ -182,26 +211,23 @@ def _log_progress(what: str, share: float) -> None:
     log.info("loading", what=what, percent=round(share * 100))
 
 
-def _begin_drain(**_: Any) -> None:
-    """SIGTERM: claim nothing more, finish what ends in time, give the rest back."""
-    if _runtime is not None and not _runtime.draining.is_set():
-        _runtime.draining.set()
-        threading.Thread(target=_drain, args=(_runtime,), name="drain", daemon=True).start()
+def _on_signal(number: int, _frame: FrameType | None) -> None:
+    """SIGTERM drains. SIGQUIT, or SIGINT once more, gives back at once what runs.
 
-
-def _drain(current: Runtime) -> None:
-    """Runs beside Celery's own shutdown, which waits for the handler threads."""
-    from workers.inference.drain import drain  # noqa: PLC0415 (only a worker that stops needs it)
-
-    drain(current)
+    In place of Celery's handlers, which at SIGQUIT end the tasks as an operator's revoke does.
+    """
+    assert _drain is not None
+    is_repeated = number == signal.SIGINT and _drain.has_begun
+    _drain.begin(is_urgent=number == signal.SIGQUIT or is_repeated)
+    celery_state.should_stop = os.EX_OK
 
 
 def _stop(**_: Any) -> None:
-    """After the last handler thread returned."""
-    if _runtime is None:
+    """After the last attempt; the second of two calls does nothing."""
+    if _runtime is None or not _services:
         return
-    for service in reversed(_services):
-        service.stop()
+    while _services:
+        _services.pop().stop()
     _runtime.publisher.stop()
     _runtime.engine.shutdown()
     _runtime.pool.close()

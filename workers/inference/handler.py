@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import ExitStack
 from uuid import UUID
 
 import psycopg
@@ -31,16 +32,19 @@ def generate(job_id: str) -> None:
     """Take a ticket: claim the best job it stands for and run it. May run twice for one job."""
     runtime = bootstrap.runtime()
     runtime.last_ticket_at = time.monotonic()
-    worker_id = runtime.worker_id
-    claimed = _claim_ticket(runtime, worker_id, UUID(hex=job_id))
-    if claimed is not None:
-        run_job(runtime, StreamWriter(runtime.streams), claimed, worker_id)
+    if not runtime.begin_attempt():
+        metrics.TICKETS.labels("refused").inc()
+        return
+    try:
+        worker_id = runtime.worker_id
+        claimed = _claim_ticket(runtime, worker_id, UUID(hex=job_id))
+        if claimed is not None:
+            run_job(runtime, StreamWriter(runtime.streams), claimed, worker_id)
+    finally:
+        runtime.end_attempt()
 
 
 def _claim_ticket(runtime: Runtime, worker_id: UUID, job_id: UUID) -> Claimed | None:
-    if runtime.draining.is_set():
-        metrics.TICKETS.labels("refused").inc()
-        return None
     try:
         with metrics.STAGE_SECONDS.labels("claim").time(), runtime.pool.connection() as connection:
             claimed = claim_ticket(connection, worker_id, job_id)
@@ -57,11 +61,11 @@ def _claim_ticket(runtime: Runtime, worker_id: UUID, job_id: UUID) -> Claimed | 
 class IdleLook:
     """One thread: while slots are free and no ticket comes, claims from the table directly."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, *, interval_s: float = IDLE_LOOK_S) -> None:
         self._runtime = runtime
+        self._interval_s = interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="idle-look", daemon=True)
-        self._attempts: list[threading.Thread] = []
 
     def start(self) -> None:
         """Start looking."""
@@ -73,7 +77,7 @@ class IdleLook:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        while not self._stop.wait(IDLE_LOOK_S):
+        while not self._stop.wait(self._interval_s):
             try:
                 while self._may_look() and self._look():
                     pass
@@ -82,31 +86,37 @@ class IdleLook:
 
     def _may_look(self) -> bool:
         runtime = self._runtime
-        is_quiet = time.monotonic() - runtime.last_ticket_at > IDLE_LOOK_S
-        # While Redis is slow, claimed jobs are not yet among the running for a second or more.
-        self._attempts = [thread for thread in self._attempts if thread.is_alive()]
-        num_opening = sum(runtime.of_thread(t.ident or 0) is None for t in self._attempts)
-        has_room = len(runtime.running()) + num_opening < runtime.engine.max_num_seqs
-        return is_quiet and has_room and not runtime.draining.is_set() and not self._stop.is_set()
+        is_quiet = time.monotonic() - runtime.last_ticket_at > self._interval_s
+        # Not the running ones: while Redis is slow, a claimed job is none for a second or more.
+        has_room = runtime.num_attempts < runtime.engine.max_num_seqs
+        return is_quiet and has_room and not self._stop.is_set()
 
     def _look(self) -> bool:
+        """Whether there was a job, which now runs on a thread of its own."""
         runtime = self._runtime
-        worker_id = runtime.worker_id
-        with runtime.pool.connection() as connection:
-            claimed = claim_any(connection, worker_id, runtime.settings.pool)
-        if claimed is None:
-            return False
-        log.info("claimed_without_ticket", job_id=claimed.job_id.hex)
-        thread = threading.Thread(
-            target=run_job,
-            args=(runtime, StreamWriter(runtime.streams), claimed, worker_id),
-            name=f"job-{claimed.job_id.hex}",
-            daemon=True,
-        )
-        self._attempts.append(thread)
-        thread.start()
+        with ExitStack() as attempt:
+            if not runtime.begin_attempt():
+                return False
+            attempt.callback(runtime.end_attempt)
+            worker_id = runtime.worker_id
+            with runtime.pool.connection() as connection:
+                claimed = claim_any(connection, worker_id, runtime.settings.pool)
+            if claimed is None:
+                return False
+            log.info("claimed_without_ticket", job_id=claimed.job_id.hex)
+            name = f"job-{claimed.job_id.hex}"
+            arguments = (claimed, worker_id)
+            threading.Thread(target=self._attempt, args=arguments, name=name, daemon=True).start()
+            attempt.pop_all()
         return True
 
+    def _attempt(self, claimed: Claimed, worker_id: UUID) -> None:
+        """The thread's body. A stop waits for it as for those of Celery's pool."""
+        try:
+            run_job(self._runtime, StreamWriter(self._runtime.streams), claimed, worker_id)
+        finally:
+            self._runtime.end_attempt()
 
-app.steps["worker"].add(bootstrap.DrainAtClose)
+
+app.steps["worker"].add(bootstrap.LifeCycle)
 bootstrap.connect_signals(IdleLook)

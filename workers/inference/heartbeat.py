@@ -40,8 +40,12 @@ PHASE_LIMIT_S = {Phase.LOADING: 600.0, Phase.COMPILING: 180.0}
 class Heartbeat:
     """One thread a worker process."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(
+        self, runtime: Runtime, *, abandon_s: float = ABANDON_S, orphan_s: float = ORPHAN_S
+    ) -> None:
         self._runtime = runtime
+        self._abandon_s = abandon_s
+        self._orphan_s = orphan_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._last_progress: Progress | None = None
@@ -57,14 +61,17 @@ class Heartbeat:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread and give the lease up. The worker holds no jobs any more."""
+        """End the thread and give the lease up, with whatever it still holds."""
         self._stop.set()
         self._thread.join(timeout=10)
         try:
             with self._runtime.pool.connection() as connection:
-                leases.remove(connection, self._runtime.worker_id)
+                held = leases.give_up(connection, self._runtime.worker_id)
         except psycopg.Error:
-            log.warning("lease_not_removed")
+            log.warning("lease_not_given_up")
+            return
+        for job_id in held:
+            log.warning("job_given_back_unfinished", job_id=job_id.hex)
 
     def _run(self) -> None:
         while not self._stop.wait(TICK_S):
@@ -135,7 +142,9 @@ class Heartbeat:
         """Leave to the reaper what is held under this lease but has not shown up here."""
         self._orphans = {job: self._orphans.get(job, now) for job in unknown}
         for job, since in self._orphans.items():
-            if now - since > ORPHAN_S and leases.disown(connection, self._runtime.worker_id, job):
+            if now - since > self._orphan_s and leases.disown(
+                connection, self._runtime.worker_id, job
+            ):
                 log.error("orphan_disowned", job_id=job.job_id.hex, attempt=job.attempt)
 
     def _is_alive(self, now: float) -> bool:
@@ -149,7 +158,7 @@ class Heartbeat:
         return now - self._phase_since < PHASE_LIMIT_S.get(progress.phase, 0.0)
 
     def _abandon_if_late(self) -> None:
-        if time.monotonic() - self._renewed_at > ABANDON_S and self._runtime.running():
+        if time.monotonic() - self._renewed_at > self._abandon_s and self._runtime.running():
             log.error("jobs_abandoned", worker_id=self._runtime.worker_id.hex)
             self._runtime.lose_all()
             # The lease must end: a beat after the outage would hold jobs that nobody runs.

@@ -29,11 +29,35 @@ class Runtime:
     last_ticket_at: float = 0.0  # monotonic; the idle look keeps away while tickets come
     _running: dict[UUID, RunningJob] = field(default_factory=dict)
     _by_thread: dict[int, RunningJob] = field(default_factory=dict)
+    _num_attempts: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # guards the line above
 
     @property
     def max_running(self) -> int:
         """Jobs held at once: the engine's slots, and two that wait so that no slot idles."""
         return self.engine.max_num_seqs + 2
+
+    @property
+    def num_attempts(self) -> int:
+        """Attempts from before their claim to their end: what a stop waits for."""
+        with self._lock:
+            return self._num_attempts
+
+    def begin_attempt(self) -> bool:
+        """Before every claim. False: the worker is stopping and claims nothing more.
+
+        A drain that begins now either sees the attempt or keeps it from claiming.
+        """
+        with self._lock:
+            if self.draining.is_set():
+                return False
+            self._num_attempts += 1
+            return True
+
+    def end_attempt(self) -> None:
+        """After a claim that found nothing, or after the attempt's last write."""
+        with self._lock:
+            self._num_attempts -= 1
 
     def add(self, job: RunningJob) -> None:
         """From now on the heartbeat, cancellations and drains see the job."""

@@ -30,7 +30,7 @@ class WorkerSettings(BaseSettings):
     use_cuda_kernels: bool = True  # our attention kernels on a GPU, where they prove themselves
     use_cuda_graphs: bool = True  # with them, decode steps recorded at load
     allow_hub: bool = False
-    drain_s: float = Field(default=25.0, ge=0)  # SIGTERM: what ends within this is finished here
+    drain_s: float = Field(default=25.0, ge=0)  # at a stop, what ends within this is finished here
 
     stub_slots: int = Field(default=32, ge=1)
     stub_step_ms: float = Field(default=0.0, ge=0)
@@ -38,3 +38,8 @@ class WorkerSettings(BaseSettings):
     stub_prompt_token_ms: float = Field(default=0.0, ge=0)
     stub_num_tokens: int | None = None  # tokens before the stub stops by itself
     stub_oracle: Path | None = None  # where the stub notes what it ran
+
+    @property
+    def stop_grace_s(self) -> float:
+        """Who stops a worker waits this long before it kills: the drain, and giving back."""
+        return self.drain_s + 10.0

@@ -12,10 +12,10 @@ from store.leases import (
     beat,
     disown,
     expire_process,
+    give_up,
     has_live_worker,
     held_jobs,
     list_live,
-    remove,
 )
 from store.pools import DictConnection
 from store.reaping import reap_lost
@@ -42,8 +42,8 @@ def test_a_late_beat_renews_a_lease_that_ran_out(
     assert (row["expires_at"] - row["beat_at"]).total_seconds() == LEASE_S
 
 
-def test_a_removed_lease_can_not_beat(connection: DictConnection, worker_id: UUID) -> None:
-    remove(connection, worker_id)
+def test_a_lease_given_up_can_not_beat(connection: DictConnection, worker_id: UUID) -> None:
+    give_up(connection, worker_id)
 
     is_alive = beat(connection, worker_id, num_running=0)
 
@@ -128,6 +128,25 @@ def test_a_job_of_another_attempt_or_worker_is_not_disowned(
 
     assert answers == [False, False]
     assert held_jobs(connection, worker_id) == [held]
+
+
+def test_a_lease_given_up_gives_back_its_own_jobs_without_a_failure(
+    jobs: Jobs, connection: DictConnection, worker_id: UUID
+) -> None:
+    held, other = lease(connection), worker_id
+    given_back = claim(connection, held, jobs.add())
+    kept = claim(connection, other, jobs.add())
+    ended = claim(connection, held, jobs.add())
+    finish(connection, finish_of(ended, held))
+
+    job_ids = give_up(connection, held)
+
+    assert job_ids == [given_back.job_id]
+    row = jobs.row(given_back.job_id)
+    assert (row["status"], row["worker_id"], row["fail_count"]) == ("queued", None, 0)
+    assert jobs.row(kept.job_id)["worker_id"] == other
+    assert jobs.row(ended.job_id)["finished_at"] is not None
+    assert reap_lost(connection) == []
 
 
 def test_readiness_sees_a_live_worker(as_api: AsApi, worker_id: UUID) -> None:

@@ -18,9 +18,10 @@ from tasks.ids import uuid7
 from tasks.stream import StreamWriter
 from tests.support.jobs import Jobs
 from tests.support.services import Services
+from workers.inference.drain import Drain
 from workers.inference.engine.config import StubConfig
 from workers.inference.engine.stub import StubEngine
-from workers.inference.heartbeat import Heartbeat
+from workers.inference.heartbeat import ORPHAN_S, Heartbeat
 from workers.inference.publisher import Publisher
 from workers.inference.run_job import run_job
 from workers.inference.runtime import Runtime
@@ -55,12 +56,23 @@ class InProcessWorker:
 
     def begin(self, job_id: UUID) -> threading.Thread:
         """Claim and run on a thread of its own."""
+        assert self.runtime.begin_attempt()
         claimed = self.claim(job_id)
         assert claimed is not None
-        thread = threading.Thread(target=self.run_claimed, args=(claimed,))
+        thread = threading.Thread(target=self._attempt, args=(claimed,))
         self.threads.append(thread)
         thread.start()
         return thread
+
+    def _attempt(self, claimed: Claimed) -> None:
+        try:
+            self.run_claimed(claimed)
+        finally:
+            self.runtime.end_attempt()
+
+    def drain(self) -> None:
+        """As at a stop, until nothing runs here any more."""
+        Drain(self.runtime).wait()
 
     def writer(self) -> StreamWriter:
         return StreamWriter(self.runtime.streams)
@@ -91,7 +103,7 @@ def make_worker(services: Services, database: DatabaseUrls) -> Iterator[MakeWork
     """Builds workers; arguments are those of StubConfig."""
     made: list[InProcessWorker] = []
 
-    def make(**stub: object) -> InProcessWorker:
+    def make(*, orphan_s: float = ORPHAN_S, **stub: object) -> InProcessWorker:
         pool = sync_pool(database.worker, application_name="test-worker", max_size=8)
         pool.open(wait=True)
         streams = redis.Redis.from_url(
@@ -102,7 +114,7 @@ def make_worker(services: Services, database: DatabaseUrls) -> Iterator[MakeWork
         engine.start(publisher.on_step)
         runtime = Runtime(WorkerSettings(drain_s=0), engine, pool, streams, publisher, uuid7())
         publisher.start()
-        heartbeat = Heartbeat(runtime)
+        heartbeat = Heartbeat(runtime, orphan_s=orphan_s)
         heartbeat.start()
         made.append(InProcessWorker(runtime, heartbeat))
         return made[-1]

@@ -15,7 +15,6 @@ from tests.integration.worker.conftest import InProcessWorker, MakeWorker
 from tests.support.jobs import Jobs
 from tests.support.services import Services
 from tests.support.waiting import wait_until
-from workers.inference.drain import drain
 from workers.inference.engine.errors import EngineError
 from workers.inference.engine.executor import SampledToken
 from workers.inference.engine.request import Request
@@ -107,7 +106,7 @@ def test_drained_choices_go_on_with_their_logprobs_and_the_ended_one_is_not_repe
     first, second = make_worker(step_ms=5.0), make_worker()
     job_id, thread = begin(first, jobs)
 
-    drain(first.runtime)
+    first.drain()
     thread.join(timeout=10)
     second.run(job_id)
 
@@ -124,7 +123,7 @@ def test_choices_go_on_from_the_checkpoint_when_the_log_is_lost(
 ) -> None:
     first, second = make_worker(step_ms=5.0), make_worker()
     job_id, thread = begin(first, jobs)
-    drain(first.runtime)
+    first.drain()
     thread.join(timeout=10)
     with redis.Redis.from_url(services.redis_url) as client:
         client.flushall()
@@ -215,7 +214,7 @@ def test_text_held_back_at_a_drain_is_not_said_twice(make_worker: MakeWorker, jo
     thread = first.begin(job_id)
     wait_until(lambda: len(first.log(job_id)) > 10)
 
-    drain(first.runtime)
+    first.drain()
     thread.join(timeout=10)
     given_back = jobs.query("SELECT checkpoint_text AS text FROM job_attempts")
     second.run(job_id)

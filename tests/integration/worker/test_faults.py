@@ -17,7 +17,7 @@ from tests.integration.worker.conftest import InProcessWorker, MakeWorker
 from tests.support.jobs import Jobs
 from tests.support.services import Services
 from tests.support.waiting import wait_until
-from workers.inference import handler, heartbeat, publisher, run_job
+from workers.inference import handler, publisher, run_job
 from workers.inference.engine import stub
 from workers.inference.engine.errors import EngineError
 from workers.inference.engine.stub import expected_text
@@ -40,10 +40,10 @@ def outcome(jobs: Jobs, job_id: object) -> dict[str, Any]:
 
 
 def test_claimed_job_that_nobody_runs_goes_to_the_reaper(
-    worker: InProcessWorker, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+    make_worker: MakeWorker, jobs: Jobs
 ) -> None:
     """The claim was committed and its answer lost."""
-    monkeypatch.setattr(heartbeat, "ORPHAN_S", 0.5)
+    worker = make_worker(orphan_s=0.5)
     job_id = jobs.add()
     assert worker.claim(job_id) is not None
 
@@ -56,11 +56,8 @@ def test_claimed_job_that_nobody_runs_goes_to_the_reaper(
     assert (reaped.job_id, reaped.verdict) == (job_id, "requeue")
 
 
-def test_job_that_runs_is_not_taken_for_an_orphan(
-    make_worker: MakeWorker, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(heartbeat, "ORPHAN_S", 0.0)
-    worker = make_worker(step_ms=5.0)
+def test_job_that_runs_is_not_taken_for_an_orphan(make_worker: MakeWorker, jobs: Jobs) -> None:
+    worker = make_worker(step_ms=5.0, orphan_s=0.0)
     job_id = jobs.add(max_output_tokens=500)
 
     worker.run(job_id)
@@ -177,8 +174,7 @@ def idle_look(
         is_over.wait()
 
     monkeypatch.setattr(handler, "run_job", stuck)
-    monkeypatch.setattr(handler, "IDLE_LOOK_S", 0.01)
-    look = IdleLook(make_worker(max_num_seqs=2).runtime)
+    look = IdleLook(make_worker(max_num_seqs=2).runtime, interval_s=0.01)
     yield look, claimed
     look.stop()
     is_over.set()

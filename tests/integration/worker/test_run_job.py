@@ -13,7 +13,6 @@ from tests.integration.worker.conftest import InProcessWorker, MakeWorker
 from tests.support.jobs import Jobs
 from tests.support.services import Services
 from tests.support.waiting import wait_until
-from workers.inference.drain import drain
 from workers.inference.engine.stub import expected_text
 
 
@@ -102,7 +101,7 @@ def test_drained_job_goes_on_in_another_worker_without_a_seam(
     thread = first.begin(job_id)
     wait_until(lambda: len(first.log(job_id)) > 5)
 
-    drain(first.runtime)
+    first.drain()
     thread.join(timeout=10)
     given_back = jobs.row(job_id)
     second.run(job_id)
@@ -162,7 +161,7 @@ def test_attempt_after_a_lost_log_goes_on_from_the_checkpoint_behind_a_gap(
     job_id = jobs.add(max_output_tokens=300)
     thread = first.begin(job_id)
     wait_until(lambda: len(first.log(job_id)) > 5)
-    drain(first.runtime)
+    first.drain()
     thread.join(timeout=10)
     with redis.Redis.from_url(services.redis_url) as client:
         client.flushall()
