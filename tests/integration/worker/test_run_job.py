@@ -136,6 +136,66 @@ def test_stale_attempt_can_neither_publish_nor_finish(make_worker: MakeWorker, j
     assert jobs.query("SELECT count(*) AS n FROM job_outcomes") == [{"n": 1}]
 
 
+def test_finish_that_is_refused_leaves_the_stream_open_for_the_next_attempt(
+    worker: InProcessWorker, jobs: Jobs
+) -> None:
+    job_id = jobs.add()
+    claimed = worker.claim(job_id)
+    assert claimed is not None
+    jobs.query("UPDATE jobs SET status = 'queued', worker_id = NULL RETURNING id")
+
+    worker.run_claimed(claimed)
+    wait_until(lambda: texts_of(worker.log(job_id)) == [expected_text(7, 20)])
+    worker.run(jobs.add(deadline_s=60.0))  # whatever the first has for the stream is sent by now
+    types = [event.type for event in worker.log(job_id)]
+    worker.run(job_id)
+
+    assert EventType.DONE not in types
+    row = jobs.row(job_id)
+    assert (row["status"], row["attempt"]) == ("incomplete", 2)
+    assert row["output"][0]["text"] == expected_text(7, 20)
+
+
+def test_cancel_says_the_text_that_was_held_back(make_worker: MakeWorker, jobs: Jobs) -> None:
+    """The stop string may yet come, so the engine says nothing for 500 tokens."""
+    worker = make_worker(step_ms=5.0)
+    stop = expected_text(7, 500) + "!"
+    job_id = jobs.add(max_output_tokens=2_000, sampling={"seed": 7, "stop": [stop]})
+    thread = worker.begin(job_id)
+    wait_until(lambda: len(worker.log(job_id)) > 10)
+
+    with jobs.connect() as connection:
+        ask_cancel(connection, job_id, by="user")
+    thread.join(timeout=10)
+
+    row = jobs.row(job_id)
+    assert row["status"] == "cancelled"
+    assert row["output_tokens"] >= 10
+    assert row["output"][0]["text"] == expected_text(7, row["output_tokens"])
+    assert texts_of(decompress_event_log(row["event_log"])) == [row["output"][0]["text"]]
+
+
+def test_log_that_lost_its_beginning_is_not_taken_for_whole(
+    make_worker: MakeWorker, jobs: Jobs, services: Services
+) -> None:
+    first, second = make_worker(step_ms=5.0), make_worker()
+    job_id = jobs.add(max_output_tokens=300)
+    thread = first.begin(job_id)
+    wait_until(lambda: len(first.log(job_id)) > 5)
+    first.drain()
+    thread.join(timeout=10)
+    (checkpoint,) = jobs.query("SELECT * FROM job_attempts")
+    with redis.Redis.from_url(services.redis_url) as client:
+        client.xtrim(f"stream:{{{job_id.hex}}}:log", maxlen=3, approximate=False)
+
+    second.run(job_id)
+
+    events = decompress_event_log(jobs.row(job_id)["event_log"])
+    assert events[0].seq == 2 * SEQUENCE_JUMP
+    assert events[0].fields()["text"] == checkpoint["checkpoint_text"]
+    assert texts_of(events) == [expected_text(7, 300)]
+
+
 def test_redis_emptied_while_running_loses_no_event(
     make_worker: MakeWorker, jobs: Jobs, services: Services
 ) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from api import hints
+from api import hints, metrics
 from api.hints import HintSender
 from tasks.ids import uuid7
 from tasks.inference import Hint
@@ -70,7 +70,18 @@ def test_old_hints_are_left_to_the_rehinter(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_full_queue_never_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hints, "MAX_QUEUED", 2)
-    sender = HintSender(lambda batch: None)  # not started: nobody takes anything
+    seen: list[Hint] = []
+    sender = HintSender(seen.extend)  # not started: nobody takes anything
+    lost = metrics.hints_lost.labels("queue_full")
+    num_lost_before = lost._value.get()
+    sent = [_hint() for _ in range(5)]
 
-    for _ in range(5):
-        sender.send(_hint())
+    for hint in sent:
+        sender.send(hint)
+    num_lost = lost._value.get() - num_lost_before
+    sender.start()
+    wait_until(lambda: len(seen) == 2)
+    sender.stop()
+
+    assert num_lost == 3
+    assert seen == sent[:2]

@@ -68,3 +68,14 @@ def test_pieces_of_any_tokens_add_up_to_what_decode_says(
     pieces = texts(token_ids, skip_special_tokens=skip_special_tokens)
 
     assert "".join(pieces) == TOKENIZER.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+
+def test_text_at_the_end_keeps_the_space_that_tokens_before_it_give_it() -> None:
+    """This decoder drops the first token's space; the last one ends like a broken character."""
+    tokenizer = Tokenizer(models.WordLevel({"▁a": 0, "▁�": 1}, unk_token="▁a"))
+    tokenizer.decoder = decoders.Metaspace()
+    decoder = TokenizerDecoder(tokenizer)
+
+    texts = [decoder.push(0), decoder.push(1), decoder.flush()]
+
+    assert texts == ["a", "", " �"]

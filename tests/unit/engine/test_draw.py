@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from tests.unit.engine.requests import running_request
 from workers.inference.engine.protocol import SamplingParams
 from workers.inference.engine.sampling.best import top
 from workers.inference.engine.sampling.draw import (
     above,
     cut_to_min_p,
     cut_to_top_k,
+    draw,
     nucleus_mass,
     tempered,
     total,
@@ -83,6 +85,19 @@ def test_limits_leave_what_the_reference_leaves(
     smallest = 1e-30  # what float32 can't tell from 0 is never drawn
     assert [p > smallest for p in left] == [p > smallest for p in expected]
     assert left == pytest.approx(expected, abs=1e-6)
+
+
+def test_draw_takes_the_nucleus_of_all_that_top_k_leaves_and_min_p_of_the_nucleus() -> None:
+    """Of what min_p leaves here, the nucleus would be a token less."""
+    row = torch.tensor([0.5, 0.3, 0.1, 0.06, 0.04]).log()
+    requests = [
+        running_request(seed=seed, temperature=1.0, top_p=0.85, min_p=0.15) for seed in range(400)
+    ]
+
+    tokens, is_drawn = draw(row.repeat(400, 1), requests)
+
+    assert is_drawn.all()
+    assert set(tokens.tolist()) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])

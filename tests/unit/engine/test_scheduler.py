@@ -220,13 +220,18 @@ def test_latest_request_is_preempted_and_comes_back_first() -> None:
 
 def test_nobody_is_admitted_in_the_step_that_preempts() -> None:
     bench = Bench(num_pages=4, budget=20)
-    bench.add(4, max_tokens=9)
+    first = bench.add(4, max_tokens=9)
     second = bench.add(4, max_tokens=9)
+    num_before = 0
     while second.pages or not second.num_generated:
-        bench.add(1, max_tokens=1)
+        num_before = second.num_generated
+        new = bench.add(1, max_tokens=1)
         batch = bench.step()
 
-    assert batch.num_decodes == len(batch.chunks) == 1
+    assert batch.requests == [first]
+    assert (second.num_generated, second.num_computed) == (num_before, 0)
+    assert (bench.scheduler.waiting[0], bench.scheduler.waiting[-1]) == (second, new)
+    assert bench.scheduler.running == [first]
 
 
 def test_common_beginning_of_an_earlier_request_is_not_computed_again() -> None:
@@ -337,13 +342,13 @@ def test_burst_with_a_common_beginning_computes_it_once() -> None:
 def test_others_pass_a_request_that_is_held_back() -> None:
     bench = Bench(budget=30)
     common = [next(UNIQUE) for _ in range(12)]
-    first, held = (bench.add(prompt_token_ids=[*common, i]) for i in range(2))
+    first, *held = (bench.add(prompt_token_ids=[*common, i]) for i in range(4))
     other = bench.add(5)
 
     batch = bench.step()
 
     assert batch.requests == [first, other]
-    assert list(bench.scheduler.waiting) == [held]
+    assert list(bench.scheduler.waiting) == held
 
 
 def test_request_is_no_longer_held_back_when_the_one_it_waits_for_leaves() -> None:
