@@ -16,6 +16,7 @@ from psycopg.types.json import Jsonb
 from store.admission import FrozenPrices
 from store.pools import DictConnection
 from tasks.jobs import Ending
+from tasks.queues import ServiceTier
 
 AttemptOutcome = Literal["ok", "error", "cancelled", "drained"]
 
@@ -49,23 +50,31 @@ LEFT JOIN LATERAL (
 _READY = """status = 'queued' AND run_after <= now() AND deadline_at > now()
         AND cancel_requested_at IS NULL"""
 
-# The best queued job of the named job's tenant, pool and tier.
+# The best queued job of the named job's tenant, pool and tier. What the ticket says is asked for in
+# scalars: values of a join are no bounds of an index whose order the claim follows.
 _CLAIM_TICKET = f"""
-WITH ticket AS (
-    SELECT tenant_id, pool, service_tier FROM jobs WHERE id = %(job_id)s
-), best AS (
-    SELECT j.id FROM jobs j, ticket t
-    WHERE j.tenant_id = t.tenant_id AND j.pool = t.pool AND j.service_tier = t.service_tier
+WITH ticket AS MATERIALIZED (
+    SELECT pool, service_tier, lane, tenant_id FROM jobs WHERE id = %(job_id)s
+), best AS MATERIALIZED (
+    SELECT id FROM jobs
+    WHERE pool = (SELECT pool FROM ticket) AND service_tier = (SELECT service_tier FROM ticket)
+        AND lane = (SELECT lane FROM ticket) AND tenant_id = (SELECT tenant_id FROM ticket)
         AND {_READY}
-    ORDER BY j.deadline_at, j.id LIMIT 1 FOR UPDATE OF j SKIP LOCKED
+    ORDER BY deadline_at, id LIMIT 1 FOR UPDATE SKIP LOCKED
 ){_CLAIM}"""
 
-# Any queued job of the pool, tiers in order: what an idle worker looks for itself.
+# Any queued job of the pool: what an idle worker looks for itself. The branches are run in order,
+# and none after the first that finds a job. Pool and tier are asked for as a range of pairs, since
+# one index alone has that order: by `id` alone the planner may walk all jobs ever, hoping for one.
+_OF_TIER = f"""(
+        SELECT id FROM jobs
+        WHERE (pool, service_tier) >= (%(pool)s, '{{tier}}')
+            AND (pool, service_tier) <= (%(pool)s, '{{tier}}') AND {_READY}
+        ORDER BY pool, service_tier, id LIMIT 1 FOR UPDATE SKIP LOCKED)"""
 _CLAIM_ANY = f"""
-WITH best AS (
-    SELECT id FROM jobs WHERE pool = %(pool)s AND {_READY}
-    ORDER BY array_position(ARRAY['priority', 'default', 'flex', 'batch'], service_tier), id
-    LIMIT 1 FOR UPDATE SKIP LOCKED
+WITH best AS MATERIALIZED (
+    {" UNION ALL ".join(f"SELECT id FROM {_OF_TIER.format(tier=tier)} t" for tier in ServiceTier)}
+    LIMIT 1
 ){_CLAIM}"""
 
 _CHECKPOINT = """

@@ -1,6 +1,9 @@
 """Jobs nobody works on any more: their worker is lost, their deadline passed, or somebody cancelled
 them between two attempts. Each is requeued or ended, in one statement, by any number of reapers.
 
+Their events end in a range of numbers that no attempt was given: readers may have seen more of an
+attempt than its checkpoint holds.
+
 "Produced" is what the job's furthest checkpoint holds: what clients were shown, give or take a
 second. A job of which nothing was produced costs its tenant nothing, however it ends.
 """
@@ -18,6 +21,7 @@ from store.pools import DictConnection
 from tasks import jobs
 from tasks.errors import DeadlineExceeded, WorkerLost
 from tasks.jobs import Ending
+from tasks.stream import SEQUENCE_JUMP
 
 # A job's first loss costs it no time; from the second on it waits 2, 4, 8, .. 60 s, since it may be
 # what kills its workers.
@@ -47,26 +51,31 @@ WITH found AS MATERIALIZED (
     FROM found f
 )"""
 
-# A cancel outranks the deadline here as above: the client asked for it before it was late.
+# A cancel outranks the deadline here as above: the client asked for it before it was late. Each
+# kind is found by an index of its own, however many jobs wait.
 _WAITING: LiteralString = """
-WITH found AS MATERIALIZED (
-    SELECT j.* FROM jobs j
-    WHERE j.status = 'queued' AND (j.deadline_at <= now() OR j.cancel_requested_at IS NOT NULL)
+WITH cancelled AS MATERIALIZED (
+    SELECT j.* FROM jobs j WHERE j.status = 'queued' AND j.cancel_requested_at IS NOT NULL
     ORDER BY j.id LIMIT %(limit)s FOR UPDATE OF j SKIP LOCKED
+), late AS MATERIALIZED (
+    SELECT j.* FROM jobs j
+    WHERE j.status = 'queued' AND j.deadline_at <= now() AND j.cancel_requested_at IS NULL
+    ORDER BY j.deadline_at LIMIT %(limit)s FOR UPDATE OF j SKIP LOCKED
 ), judged AS (
-    SELECT f.*, 0 AS fails, CASE
-        WHEN f.cancel_requested_at IS NOT NULL THEN 'cancelled_by_' || coalesce(f.cancel_by, 'user')
-        ELSE 'deadline' END AS verdict
-    FROM found f
+    SELECT c.*, 0 AS fails, 'cancelled_by_' || coalesce(c.cancel_by, 'user') AS verdict
+    FROM cancelled c
+    UNION ALL
+    SELECT l.*, 0 AS fails, 'deadline' AS verdict FROM late l
 )"""
 
 # What becomes of the judged jobs. Every UPDATE is on rows locked above, so their state is known.
 _CARRY_OUT: LiteralString = """
 , measured AS MATERIALIZED (
-    SELECT d.*, coalesce(c.seq, 0) AS last_seq, coalesce(c.text, '') AS produced_text,
+    SELECT d.*, CASE WHEN d.attempt > 0 THEN (d.attempt + 1) * %(jump)s::bigint ELSE 0 END
+            AS last_seq, coalesce(c.text, '') AS produced_text,
         coalesce(c.num_tokens, 0) AS produced, c.splits
     FROM judged d LEFT JOIN LATERAL (
-        SELECT a.checkpoint_seq AS seq, a.checkpoint_text AS text,
+        SELECT a.checkpoint_text AS text,
             length(a.checkpoint_token_ids) / 4 AS num_tokens, a.checkpoint_splits AS splits
         FROM job_attempts a WHERE a.job_id = d.id ORDER BY a.checkpoint_seq DESC LIMIT 1
     ) c ON true
@@ -172,6 +181,7 @@ def _reap(connection: DictConnection, statement: LiteralString, limit: int) -> l
             "endings": Jsonb(_ENDINGS),
             "first_delay_s": FIRST_RETRY_DELAY_S,
             "max_delay_s": MAX_RETRY_DELAY_S,
+            "jump": SEQUENCE_JUMP,
         },
     ).fetchall()
     return [Reaped(**row) for row in rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -13,6 +14,7 @@ from billing.usage import settle_jobs
 from cli.stack.database import DatabaseUrls
 from store.pools import connect
 from store.reaping import delete_dead_leases, reap_lost, reap_waiting
+from tasks.stream import SEQUENCE_JUMP
 from tests.support.roles import Connections
 from tests.support.rows import Rows
 from workers.maintenance.reaper import Reaper
@@ -88,7 +90,7 @@ def test_the_third_loss_fails_and_nobody_is_charged(
     assert (row["cost_micros"], row["output_tokens"]) == (0, 3)
     outcome = rows.one("SELECT * FROM job_outcomes WHERE job_id = %s", job)
     assert (outcome["payer"], outcome["output_tokens"]) == ("platform", 3)
-    assert _result(rows, job) == {"output": [], "last_seq": 4, "event_log": None}
+    assert _result(rows, job) == {"output": [], "last_seq": 4 * SEQUENCE_JUMP, "event_log": None}
     assert rows.account(tenant) == (CREDIT, 0)
     assert ledger.verify(roles.owner).ok
 
@@ -189,7 +191,7 @@ def test_the_furthest_checkpoint_counts_whichever_attempt_wrote_it(
     reap_lost(roles.worker)
 
     assert rows.of_job(job)["output_tokens"] == 5
-    assert _result(rows, job)["last_seq"] == 6
+    assert _result(rows, job)["last_seq"] == 3 * SEQUENCE_JUMP
 
 
 def test_a_queued_job_past_its_deadline_fails_for_free(roles: Connections, rows: Rows) -> None:
@@ -312,3 +314,46 @@ def test_a_short_pause_needs_no_grace(roles: Connections, rows: Rows, dead_worke
     reaper.step(roles.worker)
 
     assert rows.of_job(job)["status"] == "queued"
+
+
+@pytest.mark.parametrize(
+    "fields", [{"cancel_by": "user"}, {"cancel_by": "operator"}, {"deadline_s": -1.0}]
+)
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_an_end_without_its_producer_takes_numbers_that_no_attempt_had(
+    roles: Connections, rows: Rows, fields: dict[str, Any], attempt: int
+) -> None:
+    """The worker published 150 events; its last checkpoint is older."""
+    dead = rows.worker(expires_s=-1)
+    running = rows.running_job(rows.tenant(), dead, produced="x" * 126, attempt=attempt, **fields)
+    between = rows.job(rows.tenant(), attempt=attempt, **fields)
+
+    reap_lost(roles.worker)
+    reap_waiting(roles.worker)
+
+    for job in (running, between):
+        assert _result(rows, job)["last_seq"] == (attempt + 1) * SEQUENCE_JUMP
+
+
+def test_a_cancel_outranks_the_deadline(roles: Connections, rows: Rows) -> None:
+    dead, tenant = rows.worker(expires_s=-1), rows.tenant()
+    jobs = [
+        rows.running_job(tenant, dead, produced="x", cancel_by="user", deadline_s=-1.0),
+        rows.job(tenant, attempt=1, cancel_by="user", deadline_s=-1.0),
+    ]
+
+    reap_lost(roles.worker)
+    reap_waiting(roles.worker)
+
+    assert [rows.of_job(job)["reason"] for job in jobs] == ["cancelled_by_user"] * 2
+
+
+@pytest.mark.parametrize("who", ["user", "operator"])
+def test_nobody_pays_for_what_was_not_produced(roles: Connections, rows: Rows, who: str) -> None:
+    job = rows.running_job(rows.tenant(), rows.worker(expires_s=-1), cancel_by=who)
+
+    reap_lost(roles.worker)
+
+    outcome = rows.one("SELECT payer FROM job_outcomes WHERE job_id = %s", job)
+    assert outcome["payer"] == ("nobody" if who == "user" else "platform")
+    assert rows.of_job(job)["cost_micros"] == 0
