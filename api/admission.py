@@ -55,11 +55,12 @@ from tasks.token_ids import pack_token_ids
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """One request to admit: in no dialect, and as it was sent."""
+    """One request to admit: in no dialect, as it was sent, and what of that is stored."""
 
     key: ApiKey
     generation: Generation
     body: Mapping[str, Any]
+    known: Mapping[str, Any]
     idempotency_key: str | None = None
     is_retry: bool = False  # the client's library says so, and gave no idempotency key
     batch_id: UUID | None = None
@@ -172,7 +173,7 @@ class Admission:
                 prices=prices,
             ),
             request_hash=request_hash(generation.path, key.tenant_id, submission.body),
-            request=submission.body,
+            request=submission.known,
             prompt_token_ids=pack_token_ids(ids),
             sampling=_sampling(generation, max_output_tokens),
             grammar=grammar,

@@ -22,7 +22,7 @@ from api.limits.answers import rate_headers
 from api.prompts.vocabulary import Vocabulary
 from api.schemas.chat import CreateChatCompletion
 from api.schemas.completions import CreateCompletion
-from api.schemas.strict import unknown_fields
+from api.schemas.strict import known_fields, unknown_fields
 from api.services import Services
 from api.settings import STREAM_GRACE_S
 from api.streams.encoder import DialectEncoder, Encoder
@@ -75,14 +75,19 @@ async def submit(
     caller: ApiKey,
     generation: Generation,
     body: Mapping[str, Any],
+    *,
+    known: Mapping[str, Any],
     retry: Repetition,
 ) -> Accepted:
-    """Commit a job, or find the one that an earlier try of the same request made."""
+    """Commit a job, or find the one that an earlier try of the same request made. `known` are the
+    fields of the body that its schema knows.
+    """
     return await services.admission.submit(
         Submission(
             key=caller,
             generation=generation,
             body=body,
+            known=known,
             idempotency_key=retry.idempotency_key,
             is_retry=bool(
                 retry.num_retries and retry.idempotency_key is None and caller.attach_retries
@@ -110,11 +115,11 @@ def answer_headers(
 
 
 async def shown_job(
-    services: Services, caller: ApiKey, admitted: Admitted, body: Mapping[str, Any]
+    services: Services, caller: ApiKey, admitted: Admitted, known: Mapping[str, Any]
 ) -> ShownJob:
     """The job of a request that was just admitted."""
     row = admitted.row or await find_job(services, caller, admitted.job_id)
-    return ShownJob(row, body, vocabulary_of(services, row))
+    return ShownJob(row, known, vocabulary_of(services, row))
 
 
 def vocabulary_of(services: Services, row: JobRow) -> Vocabulary | None:
@@ -154,9 +159,10 @@ async def complete(
     """A completion of either kind: the whole of it, or with `stream` its chunks."""
     body = await read_json_object(request)
     parsed = parse_body(schema, body)
-    accepted = await submit(services, caller, parsed.generation(), body, retry)
+    known = known_fields(schema, body)
+    accepted = await submit(services, caller, parsed.generation(), body, known=known, retry=retry)
     headers = answer_headers(accepted, schema, body)
-    job = await shown_job(services, caller, accepted, body)
+    job = await shown_job(services, caller, accepted, known)
     if parsed.stream:
         return stream_of(services, job, fold(job), cursor=0, headers=headers)
     return await answer_when_over(

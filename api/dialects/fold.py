@@ -18,7 +18,7 @@ class ShownJob:
     """A job with all that a dialect needs to show it."""
 
     row: JobRow
-    request: Mapping[str, Any]  # the body as the client sent it
+    request: Mapping[str, Any]  # the known fields of the body, as the client sent them
     vocabulary: Vocabulary | None = None  # of its model, while the catalog has it
 
     @property

@@ -41,7 +41,8 @@ async def create(
     """Admit a job. 202 as soon as it is committed, or when it is over within `wait_s`."""
     body = await read_json_object(request)
     generation = parse_body(CreateJob, body).generation()
-    admitted = await submit(services, caller, generation, body, retry)
+    # This schema refuses what it doesn't know.
+    admitted = await submit(services, caller, generation, body, known=body, retry=retry)
     if admitted.row is not None and not wait_s:
         view: dict[str, object] = job_object(admitted.row)
     else:

@@ -22,6 +22,7 @@ from api.resuming import MAX_SEQ, cursor_of, find_shown_job, not_found
 from api.schemas.objects import Page
 from api.schemas.reports import InputTokens, ResponseDeleted, ResponseShown
 from api.schemas.responses import CountInput, CreateResponse, InputItem, items_of
+from api.schemas.strict import known_fields
 from api.services import Services
 from api.submitting import (
     Retry,
@@ -58,9 +59,11 @@ async def create(
     body = await read_json_object(request)
     parsed = parse_body(CreateResponse, body)
     earlier = await earlier_messages(services, caller, parsed.previous_response_id)
-    admitted = await submit(services, caller, parsed.generation(earlier), body, retry)
+    known = known_fields(CreateResponse, body)
+    generation = parsed.generation(earlier)
+    admitted = await submit(services, caller, generation, body, known=known, retry=retry)
     headers = answer_headers(admitted, CreateResponse, body)
-    job = await shown_job(services, caller, admitted, body)
+    job = await shown_job(services, caller, admitted, known)
     if parsed.stream:
         fold = ResponseFold(job)
         return stream_of(services, job, fold, cursor=NOTHING_SEEN, headers=headers)

@@ -14,6 +14,7 @@ import structlog
 from psycopg import Error as DatabaseError
 
 from api.admission import Admission, Submission
+from api.schemas.strict import known_fields
 from store import batch_driving
 from store.file_contents import FileContents
 from store.jobs import request_cancel
@@ -156,7 +157,8 @@ class Driver:
         if key is None or not key.is_live:
             raise InvalidApiKey("The API key of the batch is not valid any more.")
         body = orjson.loads(line["body"])
-        generation = ENDPOINTS[batch["endpoint"]].generation(body)
+        endpoint = ENDPOINTS[batch["endpoint"]]
+        generation = endpoint.generation(body)
         admitted = await self._admission.submit(
             Submission(
                 key=key,
@@ -168,6 +170,7 @@ class Driver:
                     on_disconnect=OnDisconnect.CONTINUE,
                 ),
                 body=body,
+                known=known_fields(endpoint.schema, body),
                 idempotency_key=batch_driving.line_key(batch["id"], line["number"]),
                 batch_id=batch["id"],
             )

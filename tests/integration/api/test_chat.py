@@ -213,7 +213,7 @@ class TestClientsThatLeave:
         return str(row["status"])
 
 
-async def test_unknown_fields_are_ignored_and_named(
+async def test_unknown_fields_are_ignored_and_named_and_not_stored(
     http: httpx.AsyncClient, owner: DictConnection, producer: Producer
 ) -> None:
     body = {**BODY, "zeta": 1, "alpha": {}, "bad\nname": 1}
@@ -225,6 +225,8 @@ async def test_unknown_fields_are_ignored_and_named(
     answer = await asked
 
     assert answer.headers["x-millrace-ignored"] == "alpha, zeta"
+    stored = owner.execute("SELECT request FROM job_payloads").fetchone()
+    assert stored == {"request": BODY}
 
 
 @pytest.mark.parametrize(
