@@ -185,6 +185,7 @@ class Admission:
             is_background=generation.is_background,
             on_disconnect=policy_for(key, generation).value,
             batch_id=submission.batch_id,
+            is_stored=generation.is_stored,
         )
 
     async def _prompt_ids(self, generation: Generation, model: ServedModel) -> list[int]:

@@ -89,12 +89,20 @@ FileId = Annotated[UUID, Depends(_file_id)]
 
 async def find_job(services: Services, caller: ApiKey, job_id: UUID) -> JobRow:
     """The caller's job. Raises JobNotFound: another tenant's is answered like none at all, and
-    so is a response that was deleted.
+    so is a deleted one.
     """
     row = await get_job(services.pool, caller.tenant_id, job_id)
     if row is None or row["deleted_at"] is not None:
         raise JobNotFound
     return row
+
+
+def check_is_shown(row: JobRow) -> None:
+    """Raise JobNotFound for a job that is over and not to be stored: only its stream can be gone on
+    with, and its request repeated, until it is deleted.
+    """
+    if not row["is_stored"] and row["finished_at"] is not None:
+        raise JobNotFound
 
 
 async def _idempotency_key(

@@ -40,4 +40,5 @@ class Generation:
     metadata: Mapping[str, str] = field(default_factory=dict)
     end_user: str | None = None
     is_background: bool = False
+    is_stored: bool = True  # False: nothing is kept once the client has had the answer
     on_disconnect: OnDisconnect | None = None  # None: what the key or the dialect has as default

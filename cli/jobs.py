@@ -1,4 +1,4 @@
-"""submit, watch, get, cancel: thin over the typed client, as any other user of the API."""
+"""submit, watch, get, cancel, delete: thin over the typed client, as any other user of the API."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=JOBS)(watch)
     app.command(rich_help_panel=JOBS)(get)
     app.command(rich_help_panel=JOBS)(cancel)
+    app.command(rich_help_panel=JOBS)(delete)
 
 
 def submit(
@@ -104,3 +105,13 @@ def cancel(job_id: JobId, *, is_json: JsonOption = False) -> None:
         print_json(job.raw)
     else:
         print(job.status)
+
+
+def delete(job_id: JobId, *, is_json: JsonOption = False) -> None:
+    """Delete what a job was asked and answered. One that runs is cancelled first."""
+    with connect() as client:
+        is_deleted = client.jobs.delete(job_id)
+    if is_json:
+        print_json({"id": job_id, "deleted": is_deleted})
+    else:
+        print("deleted")

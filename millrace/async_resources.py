@@ -42,6 +42,10 @@ class AsyncJobs:
         """Ask for the job's end. What it has produced is kept, and paid for."""
         return await self._client._run(calls.cancel_job(job_id))
 
+    async def delete(self, job_id: str) -> bool:
+        """What was asked and answered goes; one that runs is cancelled first."""
+        return await self._client._run(calls.delete_job(job_id))
+
     async def list(
         self, *, after: str | None = None, limit: int = 20, status: str | None = None
     ) -> Page[Job]:
@@ -162,6 +166,10 @@ class AsyncBatches:
     async def cancel(self, batch_id: str) -> Batch:
         """Ask for its end. What is done is kept, and paid for."""
         return await self._client._run(calls.cancel_batch(batch_id))
+
+    async def delete(self, batch_id: str) -> bool:
+        """Its jobs and what it wrote go with it; one that runs is cancelled first."""
+        return await self._client._run(calls.delete_batch(batch_id))
 
     async def list(self, *, after: str | None = None, limit: int = 20) -> Page[Batch]:
         """Newest first, those older than the batch `after`."""

@@ -104,6 +104,11 @@ def cancel_job(job_id: str) -> Call[Job]:
     return Call("POST", f"/v1/jobs/{_segment(job_id)}/cancel", parse_job)
 
 
+def delete_job(job_id: str) -> Call[bool]:
+    # One that runs is cancelled first, which the server waits for.
+    return Call("DELETE", f"/v1/jobs/{_segment(job_id)}", _is_deleted, extra_timeout_s=10.0)
+
+
 def job_events(job_id: str) -> str:
     """The path of a job's stream."""
     return f"/v1/jobs/{_segment(job_id)}/events"
@@ -140,7 +145,7 @@ def get_file(file_id: str) -> Call[File]:
 
 
 def delete_file(file_id: str) -> Call[bool]:
-    return Call("DELETE", f"/v1/files/{_segment(file_id)}", lambda body: bool(body.get("deleted")))
+    return Call("DELETE", f"/v1/files/{_segment(file_id)}", _is_deleted)
 
 
 def list_files(
@@ -179,6 +184,10 @@ def cancel_batch(batch_id: str) -> Call[Batch]:
     return Call("POST", f"/v1/batches/{_segment(batch_id)}/cancel", parse_batch)
 
 
+def delete_batch(batch_id: str) -> Call[bool]:
+    return Call("DELETE", f"/v1/batches/{_segment(batch_id)}", _is_deleted)
+
+
 def list_batches(*, after: str | None, limit: int) -> Call[Page[Batch]]:
     return Call(
         "GET", "/v1/batches", parse_batches, params=_given({"after": after, "limit": limit})
@@ -197,6 +206,10 @@ def get_model(model: str) -> Call[Model]:
 def get_usage(*, start_time: int | None, end_time: int | None) -> Call[Usage]:
     params = {"start_time": start_time, "end_time": end_time}
     return Call("GET", "/v1/usage", parse_usage, params=_given(params))
+
+
+def _is_deleted(body: Json) -> bool:
+    return bool(body.get("deleted"))
 
 
 def _segment(name: str) -> str:

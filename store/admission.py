@@ -64,6 +64,7 @@ class NewJob:
     is_background: bool = False
     on_disconnect: str = OnDisconnect.CONTINUE.value
     batch_id: UUID | None = None
+    is_stored: bool = True
 
     @property
     def max_tokens(self) -> int:
@@ -110,14 +111,14 @@ WITH key AS (
         service_tier, lane, status, max_fails, deadline_at, hinted_at, hint_count, input_tokens,
         max_output_tokens, price_version, input_price, cached_price, output_price, currency,
         metadata, request_hash, idempotency_key, num_choices, dialect, tool_format, is_background,
-        on_disconnect, batch_id)
+        on_disconnect, batch_id, is_stored)
     SELECT %(id)s, %(tenant_id)s, %(api_key_id)s, %(end_user)s, %(model)s, %(model_requested)s,
         %(pool)s, %(service_tier)s, %(lane)s, 'queued', %(max_fails)s,
         now() + make_interval(secs => %(deadline_s)s), now(), 1, %(input_tokens)s,
         %(max_output_tokens)s, %(price_version)s, %(input_price)s, %(cached_price)s,
         %(output_price)s, %(currency)s, %(metadata)s, %(request_hash)s, %(idempotency_key)s,
         %(num_choices)s, %(dialect)s, %(tool_format)s, %(is_background)s, %(on_disconnect)s,
-        %(batch_id)s
+        %(batch_id)s, %(is_stored)s
     FROM account RETURNING *
 ), payload AS (
     INSERT INTO job_payloads (job_id, tenant_id, request, prompt_token_ids, sampling, grammar)
@@ -226,4 +227,5 @@ def _parameters(job: NewJob) -> dict[str, Any]:
         "is_background": job.is_background,
         "on_disconnect": job.on_disconnect,
         "batch_id": job.batch_id,
+        "is_stored": job.is_stored,
     }

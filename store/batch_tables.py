@@ -54,6 +54,8 @@ batches = Table(
     _time("expired_at"),
     _time("cancelling_at"),
     _time("cancelled_at"),
+    _time("deleted_at"),
+    Index("batches_deleted", "id", postgresql_where=text("deleted_at IS NOT NULL")),
     Index("batches_of_tenant", "tenant_id", "id"),
     Index(
         "batches_live",

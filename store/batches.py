@@ -28,12 +28,29 @@ LEFT JOIN LATERAL (
         AS cached_tokens, sum(j.output_tokens)::bigint AS output_tokens
     FROM jobs j WHERE j.batch_id = b.id AND j.finished_at IS NOT NULL
 ) u ON true
-WHERE b.tenant_id = %(tenant_id)s
+WHERE b.tenant_id = %(tenant_id)s AND b.deleted_at IS NULL
 """
 
 _CANCEL = """
 UPDATE batches SET status = 'cancelling', cancelling_at = now()
 WHERE id = %(id)s AND tenant_id = %(tenant_id)s AND status IN ('validating', 'in_progress')
+"""
+
+# One that is not over is cancelled; what its driver writes then goes once it has ended.
+_DELETE = """
+WITH batch AS (
+    UPDATE batches SET deleted_at = now(),
+        status = CASE WHEN status IN ('validating', 'in_progress') THEN 'cancelling'
+            ELSE status END,
+        cancelling_at = CASE WHEN status IN ('validating', 'in_progress') THEN now()
+            ELSE cancelling_at END
+    WHERE id = %(id)s AND tenant_id = %(tenant_id)s AND deleted_at IS NULL
+    RETURNING id, output_file_id, error_file_id
+), outputs AS (
+    UPDATE files f SET deleted_at = now() FROM batch
+    WHERE f.deleted_at IS NULL AND f.id IN (batch.output_file_id, batch.error_file_id)
+)
+SELECT id FROM batch
 """
 
 
@@ -84,3 +101,12 @@ async def cancel_batch(pool: AsyncPool, tenant_id: UUID, batch_id: UUID) -> None
     """Ask for the end of a batch; one that is over stays so. Idempotent."""
     async with as_tenant(pool, tenant_id) as connection:
         await connection.execute(_CANCEL, {"tenant_id": tenant_id, "id": batch_id})
+
+
+async def delete_batch(pool: AsyncPool, tenant_id: UUID, batch_id: UUID) -> bool:
+    """Hide a batch and the files it wrote; maintenance removes them and its jobs once it is over.
+    False if there is no such batch.
+    """
+    async with as_tenant(pool, tenant_id) as connection:
+        cursor = await connection.execute(_DELETE, {"tenant_id": tenant_id, "id": batch_id})
+        return await cursor.fetchone() is not None

@@ -25,7 +25,13 @@ WHERE deleted_at IS NOT NULL AND purged_at IS NULL AND id > %s ORDER BY id LIMIT
 
 _PURGED = """
 WITH parts AS (DELETE FROM file_parts WHERE file_id = %(id)s)
-UPDATE files SET purged_at = now(), num_parts = 0 WHERE id = %(id)s AND purged_at IS NULL
+UPDATE files SET purged_at = now(), num_parts = 0, filename = '' WHERE id = %(id)s
+    AND purged_at IS NULL
+"""
+
+_FORGOTTEN = """
+SELECT id, tenant_id FROM files
+WHERE purged_at < now() - interval '1 hour' AND id > %s ORDER BY id LIMIT %s
 """
 
 _ABANDON = """
@@ -52,8 +58,20 @@ def deleted_files(connection: DictConnection, *, after: UUID, batch: int) -> Fou
 
 
 def note_purged(connection: DictConnection, file_id: UUID) -> None:
-    """The contents of a deleted file are gone. Its row stays."""
+    """The contents of a deleted file are gone. Its row stays for an hour: a writer that found out
+    too late, and died before it could take its part back, leaves that to a second look.
+    """
     connection.execute(_PURGED, {"id": file_id})
+
+
+def purged_files(connection: DictConnection, *, after: UUID, batch: int) -> Found:
+    """Files whose contents were removed an hour ago, by id."""
+    return _found(connection, _FORGOTTEN, after, batch)
+
+
+def forget_file(connection: DictConnection, file_id: UUID) -> None:
+    """Nothing is left of it."""
+    connection.execute("DELETE FROM files WHERE id = %s AND purged_at IS NOT NULL", (file_id,))
 
 
 def abandon_uploads(connection: DictConnection) -> int:

@@ -8,25 +8,34 @@ from typing import Any
 from uuid import UUID
 
 from store.pools import AsyncPool, as_tenant
+from store.settings import keep
 from tasks.jobs import JobStatus
 
 JobRow = dict[str, Any]
+
+DAY_S = 86_400.0
+LONGEST_S = 8 * DAY_S  # from submission to end: a batch's seven days, and a grace
 
 _JOB = """
 SELECT j.*, r.output, r.last_seq FROM jobs j LEFT JOIN job_results r ON r.job_id = j.id
 """
 
-_GET = f"{_JOB} WHERE j.id = %(job_id)s AND j.tenant_id = %(tenant_id)s"
+# What is over is shown for as long as its result is kept, whenever maintenance removes it.
+_KEPT = "(j.finished_at IS NULL OR j.finished_at > now() - make_interval(secs => %(keep_s)s))"
 
-_GET_WITH_REQUEST = """
+_GET = f"{_JOB} WHERE j.id = %(job_id)s AND j.tenant_id = %(tenant_id)s AND {_KEPT}"
+
+_GET_WITH_REQUEST = f"""
 SELECT j.*, r.output, r.last_seq, p.request FROM jobs j
 LEFT JOIN job_results r ON r.job_id = j.id LEFT JOIN job_payloads p ON p.job_id = j.id
-WHERE j.id = %(job_id)s AND j.tenant_id = %(tenant_id)s
+WHERE j.id = %(job_id)s AND j.tenant_id = %(tenant_id)s AND {_KEPT}
 """
 
 _LIST = f"""{_JOB}
 WHERE j.tenant_id = %(tenant_id)s AND j.deleted_at IS NULL
     AND (%(after)s::uuid IS NULL OR j.id < %(after)s)
+    AND {_KEPT} AND j.id > uuid7_floor(now() - make_interval(secs => %(keep_s)s + %(longest_s)s))
+    AND (j.is_stored OR j.finished_at IS NULL)
     AND (%(status)s::text IS NULL OR j.status = %(status)s)
 ORDER BY j.id DESC LIMIT %(limit)s
 """
@@ -76,15 +85,14 @@ async def get_job(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> JobRow | No
     judge: a stream goes on to its end.
     """
     async with as_tenant(pool, tenant_id) as connection:
-        cursor = await connection.execute(_GET, {"job_id": job_id, "tenant_id": tenant_id})
+        cursor = await connection.execute(_GET, _named(tenant_id, job_id))
         return await cursor.fetchone()
 
 
 async def get_job_with_request(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> JobRow | None:
     """The same with `request`, the body it was asked for with; null once that is deleted."""
     async with as_tenant(pool, tenant_id) as connection:
-        parameters = {"job_id": job_id, "tenant_id": tenant_id}
-        cursor = await connection.execute(_GET_WITH_REQUEST, parameters)
+        cursor = await connection.execute(_GET_WITH_REQUEST, _named(tenant_id, job_id))
         return await cursor.fetchone()
 
 
@@ -97,7 +105,14 @@ async def list_jobs(
     limit: int = 20,
 ) -> list[JobRow]:
     """A tenant's jobs, newest first, those older than `after`."""
-    parameters = {"tenant_id": tenant_id, "status": status, "after": after, "limit": limit}
+    parameters: dict[str, Any] = {
+        "tenant_id": tenant_id,
+        "status": status,
+        "after": after,
+        "limit": limit,
+        "keep_s": kept_s(),
+        "longest_s": LONGEST_S,
+    }
     async with as_tenant(pool, tenant_id) as connection:
         cursor = await connection.execute(_LIST, parameters)
         return await cursor.fetchall()
@@ -143,3 +158,12 @@ async def get_event_log(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> bytes
         )
         row = await cursor.fetchone()
     return row["event_log"] if row else None
+
+
+def kept_s() -> float:
+    """For how long after its end a job can be looked at."""
+    return keep().results_d * DAY_S
+
+
+def _named(tenant_id: UUID, job_id: UUID) -> dict[str, Any]:
+    return {"job_id": job_id, "tenant_id": tenant_id, "keep_s": kept_s()}

@@ -1,10 +1,11 @@
-"""Conversations over responses, and their deletion. Every query names the tenant."""
+"""Conversations over responses. Every query names the tenant."""
 
 from __future__ import annotations
 
 from typing import Any
 from uuid import UUID
 
+from store.jobs import kept_s
 from store.pools import AsyncPool, as_tenant
 
 # Longer chains than any context holds are not followed.
@@ -26,27 +27,10 @@ WITH RECURSIVE chain AS (
 )
 SELECT j.id, j.status, j.tool_format, p.request, r.output, c.depth, c.num_bytes
 FROM chain c JOIN jobs j ON j.id = c.id AND j.tenant_id = %(tenant_id)s
-    AND j.dialect = 'response' AND j.deleted_at IS NULL
+    AND j.dialect = 'response' AND j.deleted_at IS NULL AND (j.finished_at IS NULL
+        OR j.finished_at > now() - make_interval(secs => %(keep_s)s))
 JOIN job_payloads p ON p.job_id = j.id LEFT JOIN job_results r ON r.job_id = j.id
 ORDER BY c.depth DESC
-"""
-
-_DELETE = """
-WITH job AS (
-    UPDATE jobs SET deleted_at = now()
-    WHERE id = %(job_id)s AND tenant_id = %(tenant_id)s AND finished_at IS NOT NULL
-        AND deleted_at IS NULL
-    RETURNING id
-), payload AS (
-    DELETE FROM job_payloads p USING job WHERE p.job_id = job.id
-), result AS (
-    DELETE FROM job_results r USING job WHERE r.job_id = job.id
-), attempt AS (
-    UPDATE job_attempts a SET checkpoint_text = '', checkpoint_token_ids = '',
-        checkpoint_splits = NULL
-    FROM job WHERE a.job_id = job.id
-)
-SELECT id FROM job
 """
 
 
@@ -56,13 +40,7 @@ async def conversation(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> list[d
 
     Empty if there is no such response; the last one is `job_id`.
     """
+    parameters = {"job_id": job_id, "tenant_id": tenant_id, "keep_s": kept_s()}
     async with as_tenant(pool, tenant_id) as connection:
-        cursor = await connection.execute(_CHAIN, {"job_id": job_id, "tenant_id": tenant_id})
+        cursor = await connection.execute(_CHAIN, parameters)
         return await cursor.fetchall()
-
-
-async def delete_response(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> bool:
-    """Delete what a finished job was asked and answered; its bill stays. False if it runs still."""
-    async with as_tenant(pool, tenant_id) as connection:
-        cursor = await connection.execute(_DELETE, {"job_id": job_id, "tenant_id": tenant_id})
-        return await cursor.fetchone() is not None

@@ -205,6 +205,7 @@ jobs = Table(
     Column("on_disconnect", Text, nullable=False, server_default=text("'continue'")),
     Column("batch_id", Uuid),
     _time("deleted_at", nullable=True),
+    Column("is_stored", Boolean, nullable=False, server_default=text("true")),
     Index(
         "jobs_of_lane",
         "pool",
@@ -230,6 +231,11 @@ jobs = Table(
     Index("jobs_of_tenant", "tenant_id", "id"),
     Index("jobs_request_hash", "request_hash", postgresql_using="hash"),
     Index("jobs_of_batch", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
+    Index(
+        "jobs_to_purge",
+        "finished_at",
+        postgresql_where=text("deleted_at IS NOT NULL OR NOT is_stored"),
+    ),
     postgresql_partition_by="RANGE (id)",
 )
 
@@ -309,6 +315,15 @@ idempotency_keys = Table(
     Column("job_id", Uuid, nullable=False),
     _time("created_at", default=True),
     Index("idempotency_keys_age", "created_at"),
+)
+
+retention_runs = Table(
+    "retention_runs",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    _time("ended_at", default=True),
+    Column("num_removed", BigInteger, nullable=False),
+    _text("error", nullable=True),
 )
 
 accounts = Table(

@@ -4,6 +4,8 @@ where the contents of files are, and where webhooks may go.
 
 from __future__ import annotations
 
+from functools import cache
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -54,3 +56,26 @@ class WebhookSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="MILLRACE_WEBHOOKS_", extra="ignore")
 
     allow_private: bool = False
+
+
+class RetentionSettings(BaseSettings):
+    """MILLRACE_KEEP_*: for how long after the end of a job or batch its parts are kept, in days
+    (_D) or hours (_H). The same for API and maintenance workers. See docs/retention.md.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="MILLRACE_KEEP_", extra="ignore")
+
+    event_logs_h: float = Field(default=24.0, ge=0.25, le=87_600.0)
+    payloads_d: float = Field(default=30.0, ge=1.0, le=3_650.0)
+    results_d: float = Field(default=30.0, ge=1.0, le=3_650.0)  # then the job is answered with 404
+    attempts_d: float = Field(default=7.0, ge=1.0, le=3_650.0)
+    jobs_d: float = Field(default=90.0, ge=1.0, le=3_650.0)
+    outcomes_d: float = Field(default=90.0, ge=1.0, le=3_650.0)
+    batches_d: float = Field(default=90.0, ge=1.0, le=3_650.0)
+    webhook_deliveries_d: float = Field(default=30.0, ge=1.0, le=3_650.0)
+
+
+@cache
+def keep() -> RetentionSettings:
+    """What this process was told."""
+    return RetentionSettings()

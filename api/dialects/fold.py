@@ -27,6 +27,11 @@ class ShownJob:
         job_id: UUID = self.row["id"]
         return job_id
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether it can be looked at after the client has had it."""
+        return self.row["is_stored"] and self.request.get("store") is not False
+
     def with_row(self, row: JobRow) -> ShownJob:
         """The same job at another time."""
         return ShownJob(row, self.request, self.vocabulary)

@@ -8,6 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from api import deleting
 from api.deps import JobsReader, ServicesDep, Submitter
 from api.job_limits import tier_for
 from api.job_view import unix_time
@@ -17,9 +18,18 @@ from api.openapi import gives, takes
 from api.schemas.batch_objects import BatchShown
 from api.schemas.batches import CreateBatch
 from api.schemas.objects import Page
+from api.schemas.reports import BatchDeleted
 from api.services import Services
 from api.submitting import parse_body
-from store.batches import BatchRow, NewBatch, cancel_batch, create_batch, get_batch, list_batches
+from store.batches import (
+    BatchRow,
+    NewBatch,
+    cancel_batch,
+    create_batch,
+    delete_batch,
+    get_batch,
+    list_batches,
+)
 from store.files import Purpose, get_file
 from store.tenants import ApiKey
 from tasks.errors import BatchNotFound, FileMissing, InvalidRequest
@@ -90,6 +100,15 @@ async def cancel(services: ServicesDep, caller: Submitter, batch_id: str) -> Res
     row = await _find(services, caller, parse_job_id(batch_id, BATCH_PREFIX))
     await cancel_batch(services.pool, caller.tenant_id, row["id"])
     return JsonResponse(batch_object(await _find(services, caller, row["id"])))
+
+
+@router.delete("/{batch_id}", responses=gives(BatchDeleted))
+async def delete(services: ServicesDep, caller: Submitter, batch_id: str) -> Response:
+    """Gone at once for everybody, cancelled if it runs; its jobs and what it wrote follow."""
+    parsed = parse_job_id(batch_id, BATCH_PREFIX)
+    if parsed is None or not await delete_batch(services.pool, caller.tenant_id, parsed):
+        raise BatchNotFound
+    return deleting.deleted(batch_id, "batch")
 
 
 def batch_object(row: BatchRow) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Chat completions: create, and go on with a stream."""
+"""Chat completions: create, look again, go on with a stream, delete."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
+from api import deleting
 from api.deps import JobsReader, ServicesDep, Submitter
 from api.dialects.chat import ChatFold, chat_completion
 from api.json_response import JsonResponse
 from api.openapi import EVENT_STREAM, gives, takes
-from api.resuming import MAX_SEQ, cursor_of, find_shown_job
+from api.resuming import MAX_SEQ, cursor_of, find_shown_job, not_found
 from api.schemas.chat import CreateChatCompletion
 from api.schemas.objects import ChatCompletionShown
+from api.schemas.reports import ChatCompletionDeleted
 from api.submitting import Retry, complete, stream_of
 from api.waiting import wait_with_client
 from tasks.ids import CHAT_PREFIX
@@ -48,8 +50,18 @@ async def get(
 ) -> Response:
     """The answer, waited for if it isn't there yet."""
     job = await find_shown_job(services, caller, completion_id, CHAT_PREFIX, Dialect.CHAT)
+    if not job.is_stored:
+        raise not_found(Dialect.CHAT)
     row = await wait_with_client(services, caller, job.id, request)
     return JsonResponse(chat_completion(job.with_row(row)))
+
+
+@router.delete("/{completion_id}", responses=gives(ChatCompletionDeleted))
+async def delete(services: ServicesDep, caller: Submitter, completion_id: str) -> Response:
+    """Delete what was asked and answered; one that runs is cancelled first."""
+    job = await find_shown_job(services, caller, completion_id, CHAT_PREFIX, Dialect.CHAT)
+    await deleting.delete(services, caller, job.row)
+    return deleting.deleted(completion_id, "chat.completion.deleted")
 
 
 @router.get("/{completion_id}/events", response_class=Response, responses=gives(None, EVENT_STREAM))

@@ -1,4 +1,4 @@
-"""Text completions: create, and go on with a stream."""
+"""Text completions: create, look again, go on with a stream, delete."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
+from api import deleting
 from api.deps import JobsReader, ServicesDep, Submitter
 from api.dialects.completion import CompletionFold, text_completion
 from api.json_response import JsonResponse
 from api.openapi import EVENT_STREAM, gives, takes
-from api.resuming import MAX_SEQ, cursor_of, find_shown_job
+from api.resuming import MAX_SEQ, cursor_of, find_shown_job, not_found
 from api.schemas.completions import CreateCompletion
 from api.schemas.objects import CompletionShown
+from api.schemas.reports import CompletionDeleted
 from api.submitting import Retry, complete, stream_of
 from api.waiting import wait_with_client
 from tasks.ids import COMPLETION_PREFIX
@@ -48,8 +50,20 @@ async def get(
     job = await find_shown_job(
         services, caller, completion_id, COMPLETION_PREFIX, Dialect.COMPLETION
     )
+    if not job.is_stored:
+        raise not_found(Dialect.COMPLETION)
     row = await wait_with_client(services, caller, job.id, request)
     return JsonResponse(text_completion(job.with_row(row)))
+
+
+@router.delete("/{completion_id}", responses=gives(CompletionDeleted))
+async def delete(services: ServicesDep, caller: Submitter, completion_id: str) -> Response:
+    """Delete what was asked and answered; one that runs is cancelled first."""
+    job = await find_shown_job(
+        services, caller, completion_id, COMPLETION_PREFIX, Dialect.COMPLETION
+    )
+    await deleting.delete(services, caller, job.row)
+    return deleting.deleted(completion_id, "text_completion.deleted")
 
 
 @router.get("/{completion_id}/events", response_class=Response, responses=gives(None, EVENT_STREAM))

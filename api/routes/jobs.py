@@ -1,4 +1,4 @@
-"""Jobs: create, read, list, cancel."""
+"""Jobs: create, read, list, cancel, delete."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from api.deps import JobId, JobsReader, ServicesDep, Submitter, WaitSeconds
+from api import deleting
+from api.deps import (
+    JobId,
+    JobsReader,
+    ServicesDep,
+    Submitter,
+    WaitSeconds,
+    check_is_shown,
+    find_job,
+)
 from api.job_view import job_object
 from api.json_body import read_json_object
 from api.json_response import JsonResponse, page_of
 from api.openapi import gives, takes
 from api.schemas.jobs import CreateJob
 from api.schemas.objects import JobShown, Page
+from api.schemas.reports import JobDeleted
 from api.services import Services
 from api.submitting import Retry, job_headers, parse_body, submit
 from api.waiting import wait_for_end
@@ -77,6 +87,7 @@ async def get(
 ) -> Response:
     """One job; with `wait_s` when it is over, or after so many seconds."""
     row = await wait_for_end(services, caller, job_id, wait_s)
+    check_is_shown(row)
     return JsonResponse(await _view(services, caller, row))
 
 
@@ -84,7 +95,15 @@ async def get(
 async def cancel(services: ServicesDep, caller: Submitter, job_id: JobId) -> Response:
     """Ask for the end of a job. Answers with the job as it is then; a job that is over stays so."""
     row = await services.canceller.cancel(caller.tenant_id, job_id)
+    check_is_shown(row)
     return JsonResponse(await _view(services, caller, row))
+
+
+@router.delete("/{job_id}", responses=gives(JobDeleted))
+async def delete(services: ServicesDep, caller: Submitter, job_id: JobId) -> Response:
+    """Delete what was asked and answered, in whatever dialect; one that runs is cancelled first."""
+    await deleting.delete(services, caller, await find_job(services, caller, job_id))
+    return deleting.deleted(format_job_id(job_id), "job")
 
 
 async def _view(services: Services, caller: ApiKey, row: JobRow) -> dict[str, object]:

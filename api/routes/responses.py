@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
-from redis.exceptions import RedisError
 from starlette.responses import Response
 
+from api import deleting
 from api.conversation import earlier_messages
 from api.deps import JobsReader, ServicesDep, Submitter
 from api.dialects.fold import ShownJob
@@ -33,21 +32,18 @@ from api.submitting import (
     stream_of,
     submit,
 )
-from api.waiting import wait_for_end
 from store.jobs import get_event_log
-from store.responses import delete_response
 from store.tenants import ApiKey
-from tasks.errors import InvalidRequest, ServiceUnavailable, StreamExpired
+from tasks.errors import InvalidRequest, StreamExpired
 from tasks.ids import RESPONSE_PREFIX, format_job_id
 from tasks.jobs import Dialect
-from tasks.stream import drop_log, read_log
+from tasks.stream import read_log
 
 router = APIRouter(prefix="/v1/responses")
 
 NOTHING_SEEN = -1  # events are numbered from 0
 # A client that polls looks again after a tenth of the time it has waited so far.
 MIN_POLL_MS, MAX_POLL_MS = 100, 5_000
-DELETE_WAIT_S = 10.0  # for the end of a response that is to be deleted while it runs
 MAX_ITEMS = 100
 
 
@@ -119,20 +115,10 @@ async def cancel(services: ServicesDep, caller: Submitter, response_id: str) -> 
 
 @router.delete("/{response_id}", responses=gives(ResponseDeleted))
 async def delete(services: ServicesDep, caller: Submitter, response_id: str) -> Response:
-    """Delete what was asked and answered. One that runs is cancelled first; if it doesn't end soon,
-    it is there still, and the client may come back.
-    """
+    """Delete what was asked and answered; one that runs is cancelled first."""
     job = await _find(services, caller, response_id)
-    if not is_terminal(job.row):
-        await services.canceller.cancel(caller.tenant_id, job.id)
-        row = await wait_for_end(services, caller, job.id, DELETE_WAIT_S)
-        if not is_terminal(row):
-            raise ServiceUnavailable("The response is being cancelled. Delete it in a moment.")
-    if not await delete_response(services.pool, caller.tenant_id, job.id):
-        raise not_found(Dialect.RESPONSE)  # somebody else was faster
-    with suppress(RedisError):  # its copy there is gone in a quarter of an hour anyway
-        await drop_log(services.redis, job.id)
-    return JsonResponse({"id": response_id, "object": "response", "deleted": True})
+    await deleting.delete(services, caller, job.row)
+    return deleting.deleted(response_id, "response")
 
 
 @router.get("/{response_id}/input_items", responses=gives(Page[dict[str, Any]]))
@@ -147,6 +133,8 @@ async def input_items(
 ) -> Response:
     """What was asked, item by item."""
     job = await _find(services, caller, response_id)
+    if "input" not in job.request:  # what was asked may be kept for a shorter time
+        raise not_found(Dialect.RESPONSE)
     items = [_item(job, n, item) for n, item in enumerate(items_of(job.request["input"]))]
     if order == "desc":
         items.reverse()
@@ -161,7 +149,7 @@ async def input_items(
 async def _find(services: Services, caller: ApiKey, response_id: str) -> ShownJob:
     """Raises JobNotFound, for what was not to be stored too."""
     job = await find_shown_job(services, caller, response_id, RESPONSE_PREFIX, Dialect.RESPONSE)
-    if job.request.get("store") is False:
+    if not job.is_stored:
         raise not_found(Dialect.RESPONSE)
     return job
 

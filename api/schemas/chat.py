@@ -122,6 +122,7 @@ class CreateChatCompletion(
             metadata=self.metadata or {},
             end_user=self.end_user,
             on_disconnect=self.on_disconnect,
+            is_stored=self.store is not False,
         )
 
     def _token_limit(self) -> TokenLimit:

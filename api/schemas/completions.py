@@ -83,6 +83,7 @@ class CreateCompletion(SamplingFields, StructuredOutputFields, WaitingFields):
             metadata=self.metadata or {},
             end_user=self.end_user,
             on_disconnect=self.on_disconnect,
+            is_stored=self.store is not False,
         )
 
     def _prompt(self) -> Prompt:

@@ -78,3 +78,35 @@ class ResponseDeleted(Shown):
     id: str
     object: Literal["response"]
     deleted: Literal[True]
+
+
+class ChatCompletionDeleted(Shown):
+    """A chat completion that is gone."""
+
+    id: str
+    object: Literal["chat.completion.deleted"]
+    deleted: Literal[True]
+
+
+class CompletionDeleted(Shown):
+    """A completion that is gone."""
+
+    id: str
+    object: Literal["text_completion.deleted"]
+    deleted: Literal[True]
+
+
+class JobDeleted(Shown):
+    """A job that is gone."""
+
+    id: str
+    object: Literal["job"]
+    deleted: Literal[True]
+
+
+class BatchDeleted(Shown):
+    """A batch that is gone."""
+
+    id: str
+    object: Literal["batch"]
+    deleted: Literal[True]

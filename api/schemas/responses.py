@@ -216,6 +216,7 @@ class CreateResponse(SamplingFields, WaitingFields):
             metadata=self.metadata or {},
             end_user=self.end_user,
             is_background=bool(self.background),
+            is_stored=self.store is not False,
             on_disconnect=self.on_disconnect,
         )
 

@@ -17,6 +17,7 @@ from cli.stack.state import ProcessRecord, Running, StateFolder
 from store.leases import list_live
 from store.overview import jobs_by_status
 from store.pools import connect
+from store.retention import last_runs
 from tasks.queues import BILLING, MAINTENANCE, queues_of_pool
 from tasks.settings import broker_transport_options
 
@@ -33,7 +34,7 @@ def collect(state: StateFolder) -> dict[str, Any]:
         "addresses": running.addresses if running else {},
         "processes": [_process(record) for record in _records(running)],
     }
-    report |= {"workers": None, "jobs": None, "queues": None}
+    report |= {"workers": None, "jobs": None, "queues": None, "retention": None}
     try:
         report |= _ask_postgres(owner_url(state))
         pools = {worker["pool"] for worker in report["workers"]} | {"default"}
@@ -71,8 +72,18 @@ def show(report: dict[str, Any], console: Console) -> None:
         if report[name] is not None:
             counts = ", ".join(f"{key} {count}" for key, count in report[name].items())
             console.print(f"{name}: {counts or 'none'}", highlight=False)
+    if report["retention"]:
+        console.print(_retention(report["retention"]), highlight=False)
     for reason in report["errors"].values():
         console.print(reason, markup=False, highlight=False)
+
+
+def _retention(runs: list[dict[str, Any]]) -> str:
+    age_s = min(run["age_s"] for run in runs)
+    failed = ", ".join(f"{run['kind']} ({run['error']})" for run in runs if run["error"])
+    removed = sum(run["num_removed"] for run in runs)
+    line = f"retention: {round(age_s)} s ago, {removed} rows removed"
+    return f"{line}, failed: {failed}" if failed else line
 
 
 def _records(running: Running | None) -> list[ProcessRecord]:
@@ -95,6 +106,7 @@ def _ask_postgres(url: str) -> dict[str, Any]:
     with connect(url, application_name="millrace-status") as connection:
         leases = list_live(connection)
         jobs = jobs_by_status(connection)
+        runs = last_runs(connection)
     workers = [
         {
             "pid": lease["pid"],
@@ -109,7 +121,7 @@ def _ask_postgres(url: str) -> dict[str, Any]:
         }
         for lease in leases
     ]
-    return {"workers": workers, "jobs": jobs}
+    return {"workers": workers, "jobs": jobs, "retention": runs}
 
 
 def _queue_lengths(url: str, pools: set[str]) -> dict[str, int]:

@@ -34,6 +34,7 @@ class FileSweeper:
 
     def __init__(self) -> None:
         self._files_after = _FIRST
+        self._purged_after = _FIRST
         self._uploads_after = _FIRST
 
     @cached_property
@@ -47,13 +48,16 @@ class FileSweeper:
         file_retention.abandon_uploads(connection)
         files = file_retention.deleted_files(connection, after=self._files_after, batch=BATCH)
         self._remove(connection, files, "file_contents", file_retention.note_purged)
+        purged = file_retention.purged_files(connection, after=self._purged_after, batch=BATCH)
+        self._remove(connection, purged, "file_rows", file_retention.forget_file)
         uploads = file_retention.abandoned_uploads(
             connection, after=self._uploads_after, batch=BATCH
         )
         self._remove(connection, uploads, "uploads", file_retention.forget_upload)
         self._files_after = _next(files)
+        self._purged_after = _next(purged)
         self._uploads_after = _next(uploads)
-        return BATCH in (num_expired, len(files), len(uploads))
+        return BATCH in (num_expired, len(files), len(purged), len(uploads))
 
     def _remove(self, connection: DictConnection, found: Found, what: str, note: Note) -> None:
         for tenant_id, file_id in found:

@@ -13,7 +13,7 @@ from tasks.logs import configure_logs
 from tasks.metrics import serve_metrics
 from tasks.settings import RedisSettings
 from tasks.webhook_urls import UrlPolicy
-from workers.maintenance import deserter, file_sweeper, nudger, reaper, rehinter
+from workers.maintenance import deserter, file_sweeper, nudger, purger, reaper, rehinter
 from workers.maintenance.redis_watch import RedisWatch
 from workers.maintenance.webhooks.sender import WebhookSender
 
@@ -32,6 +32,7 @@ def new_services(database_url: str, redis_url: str) -> list[Service]:
     rehint = rehinter.Rehinter(watch, sender)
     sweeper = file_sweeper.FileSweeper()
     deserted = deserter.Deserter(RedisSettings().stream)
+    purge = purger.Purger(RedisSettings().stream)
     return [
         watch,
         sender,
@@ -40,6 +41,7 @@ def new_services(database_url: str, redis_url: str) -> list[Service]:
         PostgresLoop("deserter", database_url, deserted.step, interval_s=deserter.INTERVAL_S),
         PostgresLoop("nudger", database_url, nudger.nudge, interval_s=nudger.INTERVAL_S),
         PostgresLoop("files", database_url, sweeper.step, interval_s=file_sweeper.INTERVAL_S),
+        PostgresLoop("purger", database_url, purge.step, interval_s=purger.INTERVAL_S),
         WebhookSender(database_url, UrlPolicy(WebhookSettings().allow_private)),
     ]
 

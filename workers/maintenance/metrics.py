@@ -17,3 +17,6 @@ NUDGES = Counter("millrace_settle_nudges", "Times billing was told again of an u
 DESERTED = Counter("millrace_deserted_jobs_ended", "Jobs whose clients left with their API process")
 WEBHOOKS = Counter("millrace_webhook_attempts", "Attempts to deliver a webhook", ["result"])
 EXPIRED = Counter("millrace_expired_rows", "Rows that retention emptied or deleted", ["what"])
+EXPIRY_FAILURES = Counter(
+    "millrace_expiry_failures", "Kinds that a run of retention failed on", ["what"]
+)

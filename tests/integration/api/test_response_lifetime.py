@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from api.routes import responses
+from api import deleting
 from store.pools import DictConnection
 from tasks.events import EventType, make_event
 from tasks.keys import stream_log
@@ -76,7 +76,7 @@ async def test_a_waiting_response_is_cancelled_and_deleted(
 async def test_a_response_that_does_not_end_is_not_deleted(
     client: openai.AsyncOpenAI, producer: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(responses, "DELETE_WAIT_S", 0.1)
+    monkeypatch.setattr(deleting, "DELETE_WAIT_S", 0.1)
     started = await client.responses.create(model="tiny", input="hello", background=True)
     job = producer.claim()
 

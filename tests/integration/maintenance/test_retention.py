@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
-from uuid import UUID
+from functools import partial
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 
 from cli.stack.database import DatabaseUrls
 from store import retention
-from store.outcomes import oldest_unsettled
+from store.ledger import run_checks
+from store.outcomes import oldest_unsettled, settle
+from store.retention import DAY_S
+from store.settings import RetentionSettings
+from tasks.ids import uuid7_floor
 from tests.support.roles import Connections
 from tests.support.rows import Rows
 from workers.maintenance import nudger
 from workers.maintenance.periodic import expire, make_partitions, repeat
 
 
-def _result(rows: Rows, tenant: UUID, *, age_h: int) -> UUID:
-    job = rows.ended_job(tenant)
+def _job(rows: Rows, tenant: UUID, *, age_h: float, **fields: Any) -> UUID:
+    """A job that ended so long ago, with all that it leaves."""
+    row = rows.one("SELECT (extract(epoch FROM now()) * 1000)::bigint AS ms")
+    job = rows.ended_job(tenant, id=_id_of(row["ms"] - int(age_h * 3_600_000)), **fields)
     rows.connection.execute(
-        "INSERT INTO job_results (job_id, tenant_id, output, last_seq, event_log, created_at)"
-        " VALUES (%s, %s, '[]', 1, 'log', now() - make_interval(hours => %s))",
-        (job, tenant, age_h),
+        "UPDATE jobs SET finished_at = now() - make_interval(secs => %s) WHERE id = %s",
+        (age_h * 3_600, job),
     )
+    settle(rows.connection, job_ids=[job], limit=1)
+    rows.connection.execute(
+        "INSERT INTO job_results (job_id, tenant_id, output, last_seq, event_log)"
+        " VALUES (%s, %s, '[]', 1, 'log')",
+        (job, tenant),
+    )
+    rows.connection.execute(
+        "INSERT INTO job_payloads (job_id, tenant_id, request, prompt_token_ids, sampling)"
+        " VALUES (%s, %s, '{}', '', '{}')",
+        (job, tenant),
+    )
+    rows.attempt(job, tenant, 1, uuid4(), outcome="ok")
     return job
+
+
+def _id_of(unix_ms: int) -> UUID:
+    """Of a job made then; no two are the same."""
+    return UUID(int=uuid7_floor(unix_ms).int | (uuid4().int & ((1 << 60) - 1)))
+
+
+def _left(rows: Rows, table: str) -> set[UUID]:
+    column = "id" if table == "jobs" else "job_id"
+    found = rows.connection.execute(f"SELECT {column} AS id FROM {table}".encode()).fetchall()
+    return {row["id"] for row in found}
 
 
 def _key(rows: Rows, tenant: UUID, name: str, job: UUID, *, age_h: int) -> None:
@@ -33,19 +63,87 @@ def _key(rows: Rows, tenant: UUID, name: str, job: UUID, *, age_h: int) -> None:
     )
 
 
-def test_event_logs_are_dropped_after_a_day_and_results_kept(
+def test_each_part_of_a_job_is_kept_for_its_own_time(
+    database: DatabaseUrls, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MILLRACE_DATABASE_URL_WORKER", database.worker)
+    for name, days in (("ATTEMPTS", 2), ("PAYLOADS", 3), ("RESULTS", 4)):
+        monkeypatch.setenv(f"MILLRACE_KEEP_{name}_D", str(days))
+    tenant = rows.tenant()
+    jobs = [_job(rows, tenant, age_h=24 * day + 1) for day in range(5)]
+
+    expire()
+
+    log = "SELECT job_id FROM job_results WHERE event_log IS NOT NULL"
+    assert rows.one(log)["job_id"] == jobs[0]
+    assert _left(rows, "job_attempts") == set(jobs[:2])
+    assert _left(rows, "job_payloads") == set(jobs[:3])
+    assert _left(rows, "job_results") == set(jobs[:4])
+    assert _left(rows, "jobs") == _left(rows, "job_outcomes") == set(jobs)
+    assert not [finding for finding in run_checks(rows.connection) if finding.num_violations]
+
+
+def test_nothing_is_removed_that_an_open_job_or_a_batch_that_goes_on_needs(
     roles: Connections, rows: Rows
 ) -> None:
     tenant = rows.tenant()
-    _result(rows, tenant, age_h=25)
-    young = _result(rows, tenant, age_h=23)
+    is_open, of_batch = (_job(rows, tenant, age_h=10_000) for _ in range(2))
+    rows.connection.execute(
+        "UPDATE jobs SET status = 'queued', finished_at = NULL WHERE id = %s", (is_open,)
+    )
+    rows.connection.execute(
+        "INSERT INTO batches (id, tenant_id, api_key_id, endpoint, completion_window, service_tier,"
+        " input_file_id, status, expires_at) VALUES (%s, %s, 'k', '/', '24h', 'batch', %s,"
+        " 'finalizing', now())",
+        (of_batch, tenant, of_batch),
+    )
+    rows.connection.execute("UPDATE jobs SET batch_id = id WHERE id = %s", (of_batch,))
 
-    num = retention.expire_event_logs(roles.worker, batch=10)
+    for expiry in retention.expiries(RetentionSettings()).values():
+        expiry(roles.worker, batch=10)
 
-    assert num == 1
-    left = rows.one("SELECT job_id FROM job_results WHERE event_log IS NOT NULL")
-    assert left["job_id"] == young
-    assert rows.one("SELECT count(*) AS n FROM job_results")["n"] == 2
+    for table in ("jobs", "job_payloads", "job_results", "job_attempts", "job_outcomes"):
+        assert _left(rows, table) == {is_open, of_batch}
+
+
+def test_rows_outside_of_all_months_are_removed_one_by_one(roles: Connections, rows: Rows) -> None:
+    tenant = rows.tenant()
+    _job(rows, tenant, age_h=24 * 400)
+    young = _job(rows, tenant, age_h=1)
+    rows.connection.execute("UPDATE job_outcomes SET settled_at = now() - interval '400 days'")
+
+    for expiry in retention.expiries(RetentionSettings()).values():
+        repeat(roles.worker, expiry, batch=10)
+
+    for table in ("jobs", "job_payloads", "job_results", "job_attempts", "job_outcomes"):
+        assert _left(rows, table) == {young}
+
+
+def test_a_kind_that_fails_stops_no_other_and_says_so(
+    database: DatabaseUrls, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MILLRACE_DATABASE_URL_WORKER", database.worker)
+    _job(rows, rows.tenant(), age_h=24 * 31)
+    rows.connection.execute("REVOKE DELETE ON job_payloads FROM millrace_worker")
+
+    expire()
+
+    runs = {run["kind"]: run for run in retention.last_runs(rows.connection)}
+    assert runs["job_payloads"]["error"] == "InsufficientPrivilege"
+    assert (runs["job_results"]["error"], runs["job_results"]["num_removed"]) == (None, 1)
+
+
+def test_a_month_that_somebody_reads_is_dropped_later(roles: Connections, rows: Rows) -> None:
+    rows.connection.execute(
+        "CREATE TABLE jobs_p200001 PARTITION OF jobs FOR VALUES"
+        " FROM (uuid7_floor('2000-01-01+00')) TO (uuid7_floor('2000-02-01+00'))"
+    )
+    drop = partial(retention.drop_months, roles.worker, batch=9, parent="jobs", keep_s=DAY_S)
+    with rows.connection.transaction():
+        rows.connection.execute("SELECT count(*) FROM jobs")
+        assert drop() == 0
+
+    assert drop() == 1
 
 
 def test_idempotency_keys_are_kept_a_day_and_while_their_job_is_open(
@@ -67,9 +165,10 @@ def test_idempotency_keys_are_kept_a_day_and_while_their_job_is_open(
 def test_retention_works_in_batches_until_nothing_is_left(roles: Connections, rows: Rows) -> None:
     tenant = rows.tenant()
     for _ in range(7):
-        _result(rows, tenant, age_h=30)
+        _job(rows, tenant, age_h=30)
+    logs = retention.expiries(RetentionSettings())["event_logs"]
 
-    num = repeat(roles.worker, retention.expire_event_logs, batch=3)
+    num = repeat(roles.worker, logs, batch=3)
 
     assert num == 7
 
@@ -78,9 +177,8 @@ def test_the_periodic_tasks_run_as_the_worker_role(
     database: DatabaseUrls, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MILLRACE_DATABASE_URL_WORKER", database.worker)
-    tenant = rows.tenant()
-    job = _result(rows, tenant, age_h=30)
-    _key(rows, tenant, "old", job, age_h=30)
+    job = _job(rows, rows.tenant(), age_h=30)
+    _key(rows, rows.of_job(job)["tenant_id"], "old", job, age_h=30)
 
     expire()
     make_partitions()
@@ -88,6 +186,9 @@ def test_the_periodic_tasks_run_as_the_worker_role(
     row = rows.one("SELECT count(event_log) AS logs FROM job_results")
     assert row["logs"] == 0
     assert rows.one("SELECT count(*) AS n FROM idempotency_keys")["n"] == 0
+    runs = retention.last_runs(rows.connection)
+    assert [run["kind"] for run in runs if run["error"]] == []
+    assert len(runs) == len(retention.expiries(RetentionSettings()))
 
 
 def test_billing_is_nudged_about_the_oldest_late_outcome_alone(

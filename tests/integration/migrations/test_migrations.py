@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -157,9 +158,9 @@ def test_a_month_whose_rows_are_in_the_default_partition_does_not_stop_the_other
 
 
 def _add_old_months(connection: DictConnection) -> dict[int, str]:
-    """Partitions for 2 to 4 months ago; their suffixes."""
+    """Partitions for 3 to 6 months ago; their suffixes."""
     suffixes = {}
-    for ago in (2, 3, 4):
+    for ago in (3, 4, 5, 6):
         row = connection.execute(
             "SELECT date_trunc('month', now() AT TIME ZONE 'UTC') - make_interval(months => %s)"
             " AS month",
@@ -184,35 +185,59 @@ def _ms_ago(connection: DictConnection, months: int) -> int:
     )
 
 
-def test_old_months_are_dropped_but_not_those_with_open_or_unsettled_jobs(
-    database: DatabaseUrls,
-) -> None:
-    with _owner(database.owner) as owner:
+def _drop_all(connection: DictConnection, keep_s: float) -> list[str]:
+    dropped = []
+    for parent in ("job_payloads", "job_results", "job_attempts", "jobs", "job_outcomes"):
+        while True:
+            row = connection.execute(
+                "SELECT drop_oldest_month(%s, %s) AS name", (parent, keep_s)
+            ).fetchone()
+            assert row is not None
+            if row["name"] is None:
+                break
+            dropped.append(row["name"])
+    return dropped
+
+
+def test_old_months_are_dropped_but_not_those_that_are_needed(database: DatabaseUrls) -> None:
+    with _owner(database.owner) as owner, _owner(database.worker) as worker:
         rows, tenant = Rows(owner), Rows(owner).tenant()
         suffixes = _add_old_months(owner)
-        rows.job(tenant, id=uuid7_floor(_ms_ago(owner, 2) + 5))  # open
-        rows.ended_job(tenant, id=uuid7_floor(_ms_ago(owner, 3) + 5))  # unsettled
-        rows.ended_job(tenant, id=uuid7_floor(_ms_ago(owner, 4) + 5))
+        rows.job(tenant, id=uuid7_floor(_ms_ago(owner, 3) + 5))  # open
+        rows.ended_job(tenant, id=uuid7_floor(_ms_ago(owner, 4) + 5))  # unsettled
+        of_batch = rows.ended_job(tenant, id=uuid7_floor(_ms_ago(owner, 5) + 5))
+        rows.ended_job(tenant, id=uuid7_floor(_ms_ago(owner, 6) + 5))
         owner.execute(
             "UPDATE job_outcomes SET settled_at = now() WHERE job_id < %s",
-            (uuid7_floor(_ms_ago(owner, 3)),),
+            (uuid7_floor(_ms_ago(owner, 4)),),
         )
+        owner.execute(
+            "INSERT INTO batches (id, tenant_id, api_key_id, endpoint, completion_window,"
+            " service_tier, input_file_id, status, expires_at) VALUES (%s, %s, 'k', '/', '24h',"
+            " 'batch', %s, 'in_progress', now())",
+            (of_batch, tenant, of_batch),
+        )
+        owner.execute("UPDATE jobs SET batch_id = id WHERE id = %s", (of_batch,))
 
-        dropped = _call(owner, "drop_partitions(1)")
+        dropped = _drop_all(worker, 86_400.0)
 
         left = _partitions(owner)
-    assert dropped == len(PARTITIONED)
+    assert len(dropped) == len(PARTITIONED)
     for parent in PARTITIONED:
-        assert f"{parent}_{suffixes[4]}" not in left[parent]
-        assert {f"{parent}_{suffixes[2]}", f"{parent}_{suffixes[3]}"} <= left[parent]
+        assert f"{parent}_{suffixes[6]}" in dropped
+        assert {f"{parent}_{suffixes[ago]}" for ago in (3, 4, 5)} <= left[parent]
 
 
 def test_young_months_are_kept_whatever_is_in_them(database: DatabaseUrls) -> None:
-    with _owner(database.worker) as worker:
-        before = _partitions(worker)
+    with _owner(database.owner) as owner, _owner(database.worker) as worker:
+        _add_old_months(owner)
+        before = _partitions(owner)
 
-        assert _call(worker, "drop_partitions(1)") == 0
-        assert _partitions(worker) == before
+        assert _drop_all(worker, 300 * 86_400.0) == []
+        assert _partitions(owner) == before
+        for parent, keep_s in (("tenants", 1e9), ("jobs", 0.0), ("jobs", None)):
+            with pytest.raises(psycopg.errors.RaiseException):
+                worker.execute("SELECT drop_oldest_month(%s, %s)", (parent, keep_s))
 
 
 def test_ids_made_in_a_row_fall_into_the_partition_of_their_time() -> None:

@@ -199,7 +199,7 @@ def test_old_deliveries_are_forgotten_and_stuck_ones_given_up(
         (stuck,),
     )
 
-    assert expire_webhook_deliveries(roles.worker, batch=10) == 1
+    assert expire_webhook_deliveries(roles.worker, batch=10, keep_s=30 * 86_400.0) == 1
 
     left = {row["id"]: row for row in hooks.deliveries()}
     assert left.keys() == {young, stuck}
