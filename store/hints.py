@@ -9,35 +9,67 @@ from store.pools import DictConnection
 # One copy of the re-hinter at a time looks: two would hint the same jobs. "hint"
 _LOCK = 0x68696E74
 
-# A hint is taken for lost after 15 s, then 30, 60 .. of waiting: in a backlog most hints are late,
-# not lost, and every surplus ticket costs a claim.
-_PATIENCE = "least(interval '15 s' * 2 ^ least(hint_count, 5), interval '10 min')"
+# A job that has waited so long may need a new hint. In a backlog most hints are late, not lost: the
+# sender sends no more than the length of the lane's queue says are missing.
+_PATIENCE = "interval '15 s'"
 
 MIN_WINDOW = 64
 
+# Jobs looked at a lane: the first of it, and as many from a tenant on that is drawn each time, so
+# that nobody is overlooked for long behind a flood. Read in the order of `jobs_of_lane`, and asked
+# for as ranges of rows, since that index alone has their order.
+MAX_SEEN = 500
+_SEEN = """id, tenant_id, pool, service_tier, lane, run_after, deadline_at,
+            cancel_requested_at, hinted_at, hint_count"""
+
 # A window of hints per pool and tier, twice the live slots: what is hinted next is decided late,
 # and Redis stays small. Tenants take turns: the first of each, then the second of each.
+# `num_ready` counts the lane's jobs that may need a ticket: more must not wait in its queue.
 _REHINT = f"""
-WITH room AS (
+WITH RECURSIVE room AS (
     SELECT pool, greatest(%(min_window)s, 2 * sum(slots)) AS window_size FROM worker_leases
     WHERE expires_at > now() AND NOT draining GROUP BY pool
+), drawn AS MATERIALIZED (
+    SELECT id FROM tenants OFFSET floor(random() * (SELECT count(*) FROM tenants)) LIMIT 1
+), lanes AS (
+    (SELECT pool, service_tier, lane FROM jobs WHERE status = 'queued'
+    ORDER BY pool, service_tier, lane LIMIT 1)
+    UNION ALL
+    SELECT next.* FROM lanes l, LATERAL (
+        SELECT pool, service_tier, lane FROM jobs WHERE status = 'queued'
+            AND (pool, service_tier, lane) > (l.pool, l.service_tier, l.lane)
+        ORDER BY pool, service_tier, lane LIMIT 1) next
+), seen AS MATERIALIZED (
+    SELECT first.* FROM lanes l, LATERAL (
+        SELECT {_SEEN} FROM jobs WHERE status = 'queued'
+            AND (pool, service_tier, lane) >= (l.pool, l.service_tier, l.lane)
+            AND (pool, service_tier, lane) <= (l.pool, l.service_tier, l.lane)
+        ORDER BY pool, service_tier, lane, tenant_id, deadline_at, id LIMIT {MAX_SEEN}) first
+    UNION
+    SELECT later.* FROM lanes l, LATERAL (
+        SELECT {_SEEN} FROM jobs WHERE status = 'queued'
+            AND (pool, service_tier, lane, tenant_id)
+                >= (l.pool, l.service_tier, l.lane, (SELECT id FROM drawn))
+            AND (pool, service_tier, lane) <= (l.pool, l.service_tier, l.lane)
+        ORDER BY pool, service_tier, lane, tenant_id, deadline_at, id LIMIT {MAX_SEEN}) later
+), ready AS (
+    SELECT *, count(*) OVER (PARTITION BY pool, service_tier, lane) AS num_ready FROM seen
+    WHERE run_after <= now() AND deadline_at > now() AND cancel_requested_at IS NULL
 ), due AS (
-    SELECT id, pool, service_tier, row_number() OVER (
+    SELECT id, pool, service_tier, num_ready, row_number() OVER (
         PARTITION BY pool, service_tier, tenant_id ORDER BY deadline_at, id) AS turn
-    FROM jobs
-    WHERE status = 'queued' AND run_after <= now() AND deadline_at > now()
-        AND cancel_requested_at IS NULL
-        AND (hinted_at IS NULL OR hinted_at < now() - {_PATIENCE})
+    FROM ready WHERE hinted_at IS NULL OR hinted_at < now() - {_PATIENCE}
 ), ranked AS (
-    SELECT id, pool, row_number() OVER (PARTITION BY pool, service_tier ORDER BY turn, id) AS place
+    SELECT id, pool, num_ready, row_number() OVER (
+        PARTITION BY pool, service_tier ORDER BY turn, id) AS place
     FROM due
-), chosen AS (
-    SELECT ranked.id FROM ranked LEFT JOIN room ON room.pool = ranked.pool
+), chosen AS MATERIALIZED (
+    SELECT ranked.id, num_ready FROM ranked LEFT JOIN room ON room.pool = ranked.pool
     WHERE place <= coalesce(window_size, %(min_window)s)
 )
 UPDATE jobs SET hinted_at = now(), hint_count = hint_count + 1
 FROM chosen WHERE jobs.id = chosen.id AND jobs.status = 'queued'
-RETURNING jobs.id, jobs.pool, jobs.service_tier, jobs.lane, jobs.hint_count
+RETURNING jobs.id, jobs.pool, jobs.service_tier, jobs.lane, jobs.hint_count, chosen.num_ready
 """
 
 _FORGET_BATCH = 2_000

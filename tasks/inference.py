@@ -7,10 +7,11 @@ Tickets may be lost, doubled or late; the re-hinter replaces lost ones.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+from kombu import Queue
 from kombu.pools import producers
 
 from tasks.app import app
@@ -65,3 +66,17 @@ def send_hints(hints: Iterable[Hint]) -> None:
         for queue, of_queue in lists.items():
             pipeline.lpush(queue, *of_queue)
         pipeline.execute()
+
+
+def num_tickets(queues: Sequence[Queue]) -> list[int]:
+    """How many wait in each queue, in one round trip. Blocks; raises kombu or redis errors."""
+    with (
+        producers[app.connection_for_write()].acquire(
+            block=True, timeout=PUBLISH_TIMEOUT_S
+        ) as producer,
+        producer.channel.conn_or_acquire() as client,
+        client.pipeline(transaction=False) as pipeline,
+    ):
+        for queue in queues:
+            pipeline.llen(queue.name)
+        return [int(num) for num in pipeline.execute()]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import isinf
 from typing import Any
 
 import structlog
+from kombu import Queue
 
 from store import hints
 from store.pools import DictConnection
-from tasks.inference import Hint, send_hints
-from tasks.queues import ServiceTier
+from tasks.inference import Hint, num_tickets, send_hints
+from tasks.queues import ServiceTier, queue_for
 from workers.maintenance import metrics
 from workers.maintenance.redis_watch import RedisWatch
 
@@ -25,20 +28,43 @@ MAX_WAITING_BATCHES = 16
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class LaneHints:
+    """Hints of one queue, whose lane has `num_ready` jobs that may need a ticket."""
+
+    queue: Queue
+    num_ready: int
+    hints: Sequence[Hint]
+
+
+def send_missing(lanes: Sequence[LaneHints]) -> None:
+    """Send as many of them as tickets are missing. In a backlog hints are late and not lost: what
+    waits in a queue already stands for the jobs of its lane, whichever it names.
+    """
+    waiting = num_tickets([lane.queue for lane in lanes])
+    missing = [
+        hint
+        for lane, num in zip(lanes, waiting, strict=True)
+        for hint in lane.hints[: max(0, lane.num_ready - num)]
+    ]
+    if missing:
+        send_hints(missing)
+
+
 class HintSender(threading.Thread):
     """Sends hints, so that the loop in Postgres never waits for Redis."""
 
-    def __init__(self, send: Callable[[Sequence[Hint]], None] = send_hints) -> None:
+    def __init__(self, send: Callable[[Sequence[LaneHints]], None] = send_missing) -> None:
         super().__init__(name="hint-sender", daemon=True)
         self._send = send
-        self._batches: queue.Queue[Sequence[Hint] | None] = queue.Queue(MAX_WAITING_BATCHES)
+        self._batches: queue.Queue[Sequence[LaneHints] | None] = queue.Queue(MAX_WAITING_BATCHES)
 
-    def put(self, batch: Sequence[Hint]) -> None:
+    def put(self, batch: Sequence[LaneHints]) -> None:
         """Send these soon. Returns at once; drops them if Redis has been slow for long."""
         try:
             self._batches.put_nowait(batch)
         except queue.Full:
-            metrics.HINTS.labels("dropped").inc(len(batch))
+            metrics.HINTS.labels("dropped").inc(_num_hints(batch))
 
     def stop(self) -> None:
         """End after the batch at hand."""
@@ -53,10 +79,12 @@ class HintSender(threading.Thread):
             try:
                 self._send(batch)
             except Exception as error:  # a thread's boundary: the hints count as lost later
-                metrics.HINTS.labels("failed").inc(len(batch))
-                log.warning("hints_not_sent", num_hints=len(batch), error=type(error).__name__)
+                metrics.HINTS.labels("failed").inc(_num_hints(batch))
+                log.warning(
+                    "hints_not_sent", num_hints=_num_hints(batch), error=type(error).__name__
+                )
             else:
-                metrics.HINTS.labels("sent").inc(len(batch))
+                metrics.HINTS.labels("sent").inc(_num_hints(batch))
 
 
 class Rehinter:
@@ -71,7 +99,7 @@ class Rehinter:
         self._forget_lost(connection)
         rows = hints.rehint(connection)
         if rows:
-            self._sender.put([_hint(row) for row in rows])
+            self._sender.put(_by_lane(rows))
         return False
 
     def _forget_lost(self, connection: DictConnection) -> None:
@@ -82,6 +110,21 @@ class Rehinter:
         self._watch.forgotten()
         metrics.FORGOTTEN.inc(num)
         log.warning("hints_forgotten", num_hints=num)
+
+
+def _num_hints(lanes: Sequence[LaneHints]) -> int:
+    return sum(len(lane.hints) for lane in lanes)
+
+
+def _by_lane(rows: Sequence[dict[str, Any]]) -> list[LaneHints]:
+    lanes: defaultdict[tuple[str, str, int, int], list[Hint]] = defaultdict(list)
+    for row in rows:
+        key = (row["pool"], row["service_tier"], row["lane"], row["num_ready"])
+        lanes[key].append(_hint(row))
+    return [
+        LaneHints(queue_for(pool, ServiceTier(tier), lane), num_ready, hints)
+        for (pool, tier, lane, num_ready), hints in lanes.items()
+    ]
 
 
 def _hint(row: dict[str, Any]) -> Hint:

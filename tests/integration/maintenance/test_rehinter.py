@@ -14,14 +14,17 @@ import redis
 
 from cli.stack.database import DatabaseUrls
 from store.loops import PostgresLoop
-from tasks.inference import Hint
+from tasks.app import app
+from tasks.ids import uuid7
+from tasks.inference import Hint, num_tickets, send_hints
 from tasks.keys import HINT_EPOCH
+from tasks.queues import ServiceTier, queue_for
 from tests.support.roles import Connections
 from tests.support.rows import Rows
 from tests.support.services import Services
 from tests.support.waiting import wait_until
 from workers.maintenance.redis_watch import RedisWatch
-from workers.maintenance.rehinter import HintSender, Rehinter
+from workers.maintenance.rehinter import HintSender, LaneHints, Rehinter, send_missing
 
 NOWHERE = "redis://127.0.0.1:1/0"
 
@@ -32,8 +35,8 @@ class _Sent:
     def __init__(self) -> None:
         self.hints: list[Hint] = []
 
-    def __call__(self, batch: Sequence[Hint]) -> None:
-        self.hints += batch
+    def __call__(self, batch: Sequence[LaneHints]) -> None:
+        self.hints += [hint for lane in batch for hint in lane.hints]
 
     @property
     def job_ids(self) -> list[UUID]:
@@ -75,13 +78,27 @@ def test_a_lost_hint_is_sent_again(roles: Connections, rows: Rows) -> None:
     assert hint.task_id == f"{job.hex}.2"
 
 
+def test_tickets_never_outnumber_the_jobs_that_wait(
+    services: Services, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app.conf, "broker_write_url", services.redis_url)
+    hints = [Hint(uuid7(), "demo", ServiceTier.DEFAULT, 3, number) for number in range(8)]
+    queue = queue_for("demo", ServiceTier.DEFAULT, 3)
+    send_hints(hints[:2])
+
+    for _ in range(3):
+        send_missing([LaneHints(queue, 5, hints)])
+
+    assert num_tickets([queue]) == [5]
+
+
 def test_a_hint_is_sent_only_after_its_commit(
     database: DatabaseUrls, roles: Connections, rows: Rows
 ) -> None:
     rows.job(rows.tenant(), hinted_ago_s=60)
     counts: list[int] = []
 
-    def look(_: Sequence[Hint]) -> None:
+    def look(_: Sequence[LaneHints]) -> None:
         counts.append(rows.one("SELECT hint_count FROM jobs")["hint_count"])
 
     with _running(HintSender(look)) as sender:
@@ -97,7 +114,7 @@ def test_a_redis_that_is_down_or_hangs_does_not_stop_the_loop(
     tenant = rows.tenant()
     hanging = threading.Event()
 
-    def hang(_: Sequence[Hint]) -> None:
+    def hang(_: Sequence[LaneHints]) -> None:
         assert hanging.wait(30)
 
     with _silent_server() as url, _running(HintSender(hang)) as sender:
@@ -125,7 +142,7 @@ def test_a_sender_that_fails_goes_on_with_the_next_batch(roles: Connections, row
     sent = _Sent()
     calls: list[int] = []
 
-    def fail_once(batch: Sequence[Hint]) -> None:
+    def fail_once(batch: Sequence[LaneHints]) -> None:
         calls.append(1)
         if len(calls) == 1:
             raise redis.ConnectionError("away")

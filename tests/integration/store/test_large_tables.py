@@ -14,6 +14,7 @@ import pytest
 from benchmarks.big_tables import POOL, BigTables, build
 from cli.stack.database import DatabaseUrls
 from store import attempts, leases, outcomes, reaping
+from store.hints import MAX_SEEN, rehint
 from store.pools import DictConnection
 from store.reservations import release_orphans
 from tests.integration.store.writes import finish_of, lease, running_checkpoint
@@ -125,6 +126,15 @@ _TICKS: dict[str, Callable[[Connections], Any]] = {
     "oldest_unsettled": lambda roles: outcomes.oldest_unsettled(roles.worker, older_than_s=10),
     "release_orphans": lambda roles: release_orphans(roles.billing),
 }
+
+
+def test_the_rehinter_looks_at_some_jobs_of_each_lane(large: Large) -> None:
+    worker = large.roles.worker
+
+    num_pages = large.pages(worker, lambda: rehint(worker))
+
+    # 16 lanes, each looked at from two places, a page of the table for each job that is seen.
+    assert num_pages < 16 * 2 * MAX_SEEN
 
 
 @pytest.mark.parametrize("name", _TICKS)
