@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from api import errors, openapi
+from api import errors, metrics, openapi
 from api.middleware import BodyLimitMiddleware, RequestMiddleware
 from api.routes import (
     batches,
@@ -41,6 +41,7 @@ from api.schemas.webhooks import (
 from api.services import open_services
 from api.settings import ApiSettings
 from tasks.logs import configure_logs
+from tasks.metrics import serve_metrics
 
 _ROUTES = (
     chat_completions,
@@ -78,7 +79,9 @@ _BODIES = (
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     configure_logs()
-    async with open_services(ApiSettings()) as services:
+    serve_metrics(metrics.registry)
+    bound = getattr(app.state, "max_connections", None)
+    async with open_services(ApiSettings(), max_connections=bound) as services:
         app.state.services = services
         yield
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 from api.settings import KEY_CACHE_SIZE, KEY_NEGATIVE_TTL_S, KEY_POSITIVE_TTL_S
 from store.api_keys import Scope, hash_key, parse_key_id
@@ -15,6 +17,10 @@ from tasks.errors import InvalidApiKey, PermissionDenied
 
 _SCHEME = "bearer "
 _DUMMY_HASH = bytes(32)
+# Questions for keys under way at once: a flood of made-up ids leaves connections to admission.
+MAX_LOOKUPS = 3
+
+_Cache = OrderedDict[str, tuple[float, ApiKey | None]]
 
 
 class Authenticator:
@@ -25,11 +31,18 @@ class Authenticator:
         pool: AsyncPool,
         peppers: Mapping[int, bytes],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        max_keys: int = KEY_CACHE_SIZE,
+        max_lookups: int = MAX_LOOKUPS,
     ) -> None:
         self._pool = pool
         self._peppers = peppers
         self._clock = clock
-        self._cache: OrderedDict[str, tuple[float, ApiKey | None]] = OrderedDict()
+        self._max_keys = max_keys
+        # Apart, so that ids which anybody may make up push no key out.
+        self._known: _Cache = OrderedDict()
+        self._unknown: _Cache = OrderedDict()
+        self._lookups = asyncio.Semaphore(max_lookups)
 
     async def authenticate(self, header: str | None) -> ApiKey:
         """The key behind a header. Raises InvalidApiKey."""
@@ -43,17 +56,26 @@ class Authenticator:
         return key
 
     async def _find(self, key_id: str) -> ApiKey | None:
-        cached = self._cache.get(key_id)
-        if cached and cached[0] > self._clock():
-            self._cache.move_to_end(key_id)
-            return cached[1]
-        key = await find_api_key(self._pool, key_id)
-        ttl = KEY_POSITIVE_TTL_S if key else KEY_NEGATIVE_TTL_S
-        self._cache[key_id] = (self._clock() + ttl, key)
-        self._cache.move_to_end(key_id)
-        while len(self._cache) > KEY_CACHE_SIZE:
-            self._cache.popitem(last=False)
+        now = self._clock()
+        for cache in (self._known, self._unknown):
+            cached = cache.get(key_id)
+            if cached and cached[0] > now:
+                cache.move_to_end(key_id)
+                return cached[1]
+        # Whose key was good before doesn't wait behind made-up ones.
+        async with nullcontext() if key_id in self._known else self._lookups:
+            key = await find_api_key(self._pool, key_id)
+        self._remember(key_id, key)
         return key
+
+    def _remember(self, key_id: str, key: ApiKey | None) -> None:
+        ttl_s = KEY_POSITIVE_TTL_S if key else KEY_NEGATIVE_TTL_S
+        cache, other = (self._known, self._unknown) if key else (self._unknown, self._known)
+        other.pop(key_id, None)
+        cache[key_id] = (self._clock() + ttl_s, key)
+        cache.move_to_end(key_id)
+        while len(cache) > self._max_keys:
+            cache.popitem(last=False)
 
     def _matches(self, key: ApiKey | None, text: str) -> bool:
         """An unknown id takes as long as a known one, so that ids can't be guessed by timing."""

@@ -15,7 +15,7 @@ from api.job_view import is_terminal
 from api.streams.hub import StreamHub
 from store.jobs import JobRow, request_cancel
 from store.pools import AsyncPool
-from tasks.errors import JobNotFound
+from tasks.errors import JobNotFound, ServiceError
 from tasks.jobs import OnDisconnect
 from tasks.keys import cancel_channel, stream_channel
 
@@ -65,7 +65,7 @@ class Canceller:
                 return
             await self.cancel(tenant_id, job_id)
             metrics.jobs_deserted.inc()
-        except (DatabaseError, RedisError, OSError, JobNotFound) as error:
+        except (DatabaseError, RedisError, OSError, ServiceError) as error:
             # It runs to its end, and is billed for what it produces.
             log.warning("deserted_job_not_cancelled", error=type(error).__name__)
 

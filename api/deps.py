@@ -28,11 +28,14 @@ ServicesDep = Annotated[Services, Depends(_services)]
 
 
 async def _caller(
+    request: Request,
     services: ServicesDep,
     # In the document it is the security scheme, see api/openapi.py.
     authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> ApiKey:
-    return await services.authenticator.authenticate(authorization)
+    key = await services.authenticator.authenticate(authorization)
+    request.state.held.enter_context(services.open_requests.take(key))
+    return key
 
 
 # A valid key, whatever it may do.
@@ -58,6 +61,21 @@ async def _webhook_writer(caller: Caller) -> ApiKey:
     require(caller, Scope.WEBHOOKS_WRITE)
     return caller
 
+
+def may_wait(request: Request, services: Services, caller: ApiKey) -> None:
+    """To be called by what may hold its connection until a job's end, before anything is admitted.
+
+    Raises RateLimitExceeded if too many of the caller's do.
+    """
+    request.state.held.enter_context(services.waiting_requests.take(caller))
+
+
+async def _waits(request: Request, services: ServicesDep, caller: Caller) -> None:
+    may_wait(request, services, caller)
+
+
+# For a route that waits in any case.
+WAITS = Depends(_waits)
 
 Submitter = Annotated[ApiKey, Depends(_submitter)]
 JobsReader = Annotated[ApiKey, Depends(_jobs_reader)]

@@ -8,6 +8,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 import structlog
 from starlette.datastructures import MutableHeaders
@@ -38,7 +39,8 @@ class RequestMiddleware:
             return
         exchange = _Exchange(scope, send)
         try:
-            await self._app(scope, receive, exchange.send)
+            with exchange.held:
+                await self._app(scope, receive, exchange.send)
         except Exception:
             log.exception("request_failed", request_id=exchange.request_id, route=exchange.route)
             if exchange.status is None:
@@ -56,7 +58,8 @@ class _Exchange:
         self._scope = scope
         self._send = send
         self._began = time.monotonic()
-        scope.setdefault("state", {})["request_id"] = self.request_id
+        self.held = ExitStack()  # what a request gives back when it has ended, in whatever way
+        scope.setdefault("state", {}).update(request_id=self.request_id, held=self.held)
 
     @property
     def route(self) -> str:

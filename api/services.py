@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from api.grammars.checker import GrammarChecker
 from api.hints import HintSender
 from api.limits.counters import Counters
 from api.limits.limiter import RateLimiter, TenantLimits
+from api.limits.places import Places
 from api.limits.refusals import Refusals
 from api.prompts.encoder import PromptEncoder
 from api.prompts.registry import ModelRegistry
@@ -34,6 +36,7 @@ from api.settings import (
     MAX_TENANT_DOWNLOADS,
     MAX_TENANT_UPLOADS,
     MAX_UPLOADS,
+    SPARE_REQUESTS,
     ApiSettings,
 )
 from api.streams.hub import StreamHub
@@ -57,7 +60,10 @@ LIMITS_TIMEOUT_S = 0.5  # a request waits for no longer before it is counted wit
 class Services:
     """What a route may ask for."""
 
-    pool: AsyncPool
+    pool: AsyncPool  # what tenants read and change, each behind its own
+    core_pool: AsyncPool  # admission, keys, catalog, health, ends of streams
+    open_requests: Places
+    waiting_requests: Places  # those of them that wait for a job
     redis: Redis
     authenticator: Authenticator
     registry: ModelRegistry
@@ -76,15 +82,16 @@ class Services:
 
 
 @asynccontextmanager
-async def open_services(settings: ApiSettings) -> AsyncIterator[Services]:
+async def open_services(
+    settings: ApiSettings, *, max_connections: int | None = None
+) -> AsyncIterator[Services]:
     """Neither Postgres nor Redis need be there yet: readiness says what is missing."""
     database = DatabaseSettings()
     async with AsyncExitStack() as stack:
-        pool = async_pool(
-            database.api, application_name="millrace-api", max_size=database.database_pool_size
-        )
-        await pool.open()
-        stack.push_async_callback(pool.close)
+        core_pool = await _open_pool(stack, database, "millrace-api")
+        # So that two who ask for all they can leave connections to the others.
+        share = max(1, database.database_pool_size * 2 // 5)
+        pool = await _open_pool(stack, database, "millrace-api-tenants", max_tenant=share)
         urls = RedisSettings()
         redis = redis_client(urls.stream)
         stack.push_async_callback(redis.aclose)
@@ -94,23 +101,26 @@ async def open_services(settings: ApiSettings) -> AsyncIterator[Services]:
             urls.limits, timeout_s=LIMITS_TIMEOUT_S, checkout_s=LIMITS_TIMEOUT_S
         )
         stack.push_async_callback(limits_redis.aclose)
-        hub = StreamHub(pool, listening_redis)
+        hub = StreamHub(core_pool, listening_redis)
         await hub.start()
         stack.push_async_callback(hub.stop)
         canceller = Canceller(pool, redis, hub, grace_s=settings.disconnect_grace_s)
         stack.push_async_callback(canceller.close)
-        registry = await stack.enter_async_context(fresh_registry(pool))
+        registry = await stack.enter_async_context(fresh_registry(core_pool))
         streams = OpenStreams(settings.max_streams)
         stack.enter_context(_before_shutdown(streams.end_all))
         store = _open_files(stack, settings)
         yield Services(
             pool=pool,
+            core_pool=core_pool,
+            open_requests=_places(settings, max_connections, spare=SPARE_REQUESTS),
+            waiting_requests=_places(settings, max_connections),
             redis=redis,
-            authenticator=Authenticator(pool, _peppers(settings)),
+            authenticator=Authenticator(core_pool, _peppers(settings)),
             registry=registry,
             admission=await open_admission(
                 stack,
-                pool,
+                core_pool,
                 registry,
                 limiter=TenantLimits(Counters(limits_redis), Refusals(limits_redis)),
                 num_threads=settings.tokenizer_threads,
@@ -130,6 +140,33 @@ async def open_services(settings: ApiSettings) -> AsyncIterator[Services]:
             ),
             webhook_urls=UrlPolicy(WebhookSettings().allow_private),
         )
+
+
+async def _open_pool(
+    stack: AsyncExitStack,
+    database: DatabaseSettings,
+    name: str,
+    *,
+    max_tenant: int | None = None,
+) -> AsyncPool:
+    pool = async_pool(
+        database.api,
+        application_name=name,
+        max_size=database.database_pool_size,
+        max_tenant=max_tenant,
+    )
+    await pool.open()
+    stack.push_async_callback(pool.close)
+    return pool
+
+
+def _places(settings: ApiSettings, max_connections: int | None, *, spare: int = 0) -> Places:
+    """No tenant gets more than three quarters of a process that can't carry many connections."""
+    most = max_connections * 3 // 4 if max_connections else sys.maxsize
+    return Places(
+        max_tenant=min(settings.max_tenant_waiting + spare, most),
+        max_key=min(settings.max_key_waiting + spare, most),
+    )
 
 
 def redis_client(

@@ -36,6 +36,10 @@ HEARTBEAT_S = 15.0  # proxies cut a silent connection after 60 s
 SEND_TIMEOUT_S = 30.0  # for a client that stopped reading without leaving
 STREAM_GRACE_S = 60.0  # a stream may outlive its job's deadline by this much
 
+# Requests that a tenant or a key may have open beyond those that wait for jobs: so it can still
+# look at jobs and cancel them.
+SPARE_REQUESTS = 256
+
 # Answered while no other request can be carried.
 HEALTH_PATHS = frozenset({b"/livez", b"/readyz"})
 
@@ -62,6 +66,9 @@ class ApiSettings(BaseSettings):
     # How long a client that left may take to come back before its job is cancelled.
     disconnect_grace_s: float = Field(default=10.0, ge=0.0, le=600.0)
     max_streams: int = Field(default=20_000, ge=1)  # open event streams of this process
+    # Streams, long polls and completions that wait, at once in this process.
+    max_tenant_waiting: int = Field(default=2_000, ge=1)
+    max_key_waiting: int = Field(default=1_000, ge=1)
     tokenizer_threads: int = Field(default=2, ge=1, le=64)
     tokenizer_queue: int = Field(default=256, ge=1)  # long prompts waiting for a thread
     file_threads: int = Field(default=8, ge=1, le=64)  # reading and writing contents of files

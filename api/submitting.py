@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
 from api.admission import Accepted, Submission
-from api.deps import IdempotencyKey, find_job
+from api.deps import IdempotencyKey, find_job, may_wait
 from api.dialects.fold import Fold, ShownJob
 from api.errors import invalid_request
 from api.generation import Generation
@@ -159,6 +159,7 @@ async def complete(
     """A completion of either kind: the whole of it, or with `stream` its chunks."""
     body = await read_json_object(request)
     parsed = parse_body(schema, body)
+    may_wait(request, services, caller)
     known = known_fields(schema, body)
     accepted = await submit(services, caller, parsed.generation(), body, known=known, retry=retry)
     headers = answer_headers(accepted, schema, body)

@@ -41,6 +41,8 @@ ORDER BY j.id DESC LIMIT %(limit)s
 """
 
 # Jobs ahead in the same pool and tier, across tenants: the count alone leaves the tenant's view.
+# It ends at MAX_POSITION, so that the backlog of one costs the others nothing.
+MAX_POSITION = 1_000
 _POSITION = "SELECT queue_position(%s) AS position"
 
 # Only a job that no attempt has touched ends here: one that produced tokens before ends in the
@@ -119,7 +121,10 @@ async def list_jobs(
 
 
 async def queue_position(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> int | None:
-    """How many jobs of its pool and tier are ahead of a queued job; None if it isn't queued."""
+    """How many jobs of its pool and tier are ahead of a queued job, MAX_POSITION at most.
+
+    None if it isn't queued.
+    """
     async with as_tenant(pool, tenant_id) as connection:
         cursor = await connection.execute(_POSITION, (job_id,))
         row = await cursor.fetchone()

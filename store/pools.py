@@ -5,7 +5,7 @@ written where it is needed.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +14,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from store.storable import mend_unstorable, refuse_unstorable
+from store.tenant_gate import TenantGate
 
 # A query that takes longer is a fault, not a slow query; the client hears 503 and may retry.
 STATEMENT_TIMEOUT_MS = 5_000
@@ -24,7 +25,16 @@ CHECKOUT_TIMEOUT_S = 5.0
 DictConnection = Connection[DictRow]
 AsyncDictConnection = AsyncConnection[DictRow]
 SyncPool = ConnectionPool[DictConnection]
-AsyncPool = AsyncConnectionPool[AsyncDictConnection]
+
+
+class AsyncPool(AsyncConnectionPool[AsyncDictConnection]):
+    """A pool for one event loop. With a gate no tenant can have all of its connections."""
+
+    gate: TenantGate | None = None
+
+    def turn(self, tenant_id: UUID) -> AbstractAsyncContextManager[None]:
+        """What a tenant waits for before it asks for a connection."""
+        return self.gate.turn(tenant_id) if self.gate else nullcontext()
 
 
 def connection_options(application_name: str) -> dict[str, Any]:
@@ -61,9 +71,19 @@ def sync_pool(url: str, *, application_name: str, max_size: int, min_size: int =
     )
 
 
-def async_pool(url: str, *, application_name: str, max_size: int, min_size: int = 1) -> AsyncPool:
-    """A pool for one event loop, which writes requests. The caller opens and closes it."""
-    return AsyncConnectionPool(
+def async_pool(
+    url: str,
+    *,
+    application_name: str,
+    max_size: int,
+    min_size: int = 1,
+    max_tenant: int | None = None,
+) -> AsyncPool:
+    """A pool for one event loop, which writes requests. The caller opens and closes it.
+
+    `max_tenant`: statements of one tenant that run at once; more wait behind their own.
+    """
+    pool = AsyncPool(
         url,
         connection_class=AsyncConnection[DictRow],
         kwargs=connection_options(application_name),
@@ -74,6 +94,9 @@ def async_pool(url: str, *, application_name: str, max_size: int, min_size: int 
         open=False,
         name=application_name,
     )
+    if max_tenant is not None:
+        pool.gate = TenantGate(max_tenant, CHECKOUT_TIMEOUT_S)
+    return pool
 
 
 def connect(url: str, *, application_name: str) -> DictConnection:
@@ -91,9 +114,14 @@ async def as_tenant(pool: AsyncPool, tenant_id: UUID) -> AsyncIterator[AsyncDict
     """A connection in a pipeline whose statements see this tenant's rows only.
 
     The block is one implicit transaction: it commits when the block ends, and fails as a whole.
-    The tenant and a single statement cost one round trip.
+    The tenant and a single statement cost one round trip. Raises RateLimitExceeded if the pool has
+    a gate and the tenant gets no turn in time.
     """
-    async with pool.connection() as connection, connection.pipeline():
+    async with (
+        pool.turn(tenant_id),
+        pool.connection() as connection,
+        connection.pipeline(),
+    ):
         await connection.execute(SET_TENANT, (str(tenant_id),))
         yield connection
 

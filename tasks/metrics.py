@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import structlog
-from prometheus_client import start_http_server
+from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -19,12 +19,12 @@ class MetricsSettings(BaseSettings):
     port: int | None = Field(default=None, ge=1, le=65_535)
 
 
-def serve_metrics() -> None:
+def serve_metrics(registry: CollectorRegistry = REGISTRY) -> None:
     """Serve /metrics from a thread. A taken port is logged: no job waits for a metric."""
     settings = MetricsSettings()
     if settings.port is None:
         return
     try:
-        start_http_server(settings.port, addr=settings.host)
+        start_http_server(settings.port, addr=settings.host, registry=registry)
     except OSError as error:
         log.warning("metrics_not_served", port=settings.port, error=str(error))

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
 from api import deleting
-from api.deps import JobsReader, ServicesDep, Submitter
+from api.deps import WAITS, JobsReader, ServicesDep, Submitter
 from api.dialects.chat import ChatFold, chat_completion
 from api.json_response import JsonResponse
 from api.openapi import EVENT_STREAM, gives, takes
@@ -44,7 +44,7 @@ async def create(
     )
 
 
-@router.get("/{completion_id}", responses=gives(ChatCompletionShown))
+@router.get("/{completion_id}", responses=gives(ChatCompletionShown), dependencies=[WAITS])
 async def get(
     request: Request, services: ServicesDep, caller: JobsReader, completion_id: str
 ) -> Response:
@@ -64,7 +64,12 @@ async def delete(services: ServicesDep, caller: Submitter, completion_id: str) -
     return deleting.deleted(completion_id, "chat.completion.deleted")
 
 
-@router.get("/{completion_id}/events", response_class=Response, responses=gives(None, EVENT_STREAM))
+@router.get(
+    "/{completion_id}/events",
+    response_class=Response,
+    responses=gives(None, EVENT_STREAM),
+    dependencies=[WAITS],
+)
 async def events(
     services: ServicesDep,
     caller: JobsReader,

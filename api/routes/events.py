@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
 
-from api.deps import JobId, JobsReader, ServicesDep, find_job
+from api.deps import WAITS, JobId, JobsReader, ServicesDep, find_job
 from api.openapi import EVENT_STREAM, gives
 from api.resuming import MAX_SEQ, cursor_of
 from api.streams.encoder import NativeEncoder
@@ -16,7 +16,12 @@ from api.submitting import event_stream
 router = APIRouter(prefix="/v1/jobs")
 
 
-@router.get("/{job_id}/events", response_class=Response, responses=gives(None, EVENT_STREAM))
+@router.get(
+    "/{job_id}/events",
+    response_class=Response,
+    responses=gives(None, EVENT_STREAM),
+    dependencies=[WAITS],
+)
 async def events(
     services: ServicesDep,
     caller: JobsReader,

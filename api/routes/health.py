@@ -1,4 +1,4 @@
-"""For load balancers and Prometheus. Without keys; says nothing about tenants."""
+"""For load balancers. Without keys; says nothing about tenants."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import asyncio
 from collections.abc import Awaitable
 
 from fastapi import APIRouter
-from prometheus_client import generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from psycopg import Error as DatabaseError
 from redis.exceptions import RedisError
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
-from api import metrics
 from api.deps import ServicesDep
 from api.errors import UNAVAILABLE
 from api.json_response import JsonResponse
@@ -33,7 +30,7 @@ async def live() -> Response:
 async def ready(services: ServicesDep) -> Response:
     """Whether a job would be admitted and run, and if not, why. Checks run side by side."""
     worker, redis = await asyncio.gather(
-        _check(has_live_worker(services.pool)), _check(services.redis.ping())
+        _check(has_live_worker(services.core_pool)), _check(services.redis.ping())
     )
     checks = {
         "postgres": "ok" if isinstance(worker, bool) else worker,
@@ -43,12 +40,6 @@ async def ready(services: ServicesDep) -> Response:
     is_ready = all(answer == "ok" for answer in checks.values())
     body = {"status": "ready" if is_ready else "not_ready", "checks": checks}
     return JsonResponse(body, 200 if is_ready else UNAVAILABLE)
-
-
-@router.get("/metrics", response_class=PlainTextResponse)
-async def show_metrics() -> Response:
-    """Prometheus text."""
-    return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _check(question: Awaitable[bool]) -> bool | str:

@@ -16,6 +16,7 @@ from api.deps import (
     WaitSeconds,
     check_is_shown,
     find_job,
+    may_wait,
 )
 from api.job_view import job_object
 from api.json_body import read_json_object
@@ -49,6 +50,8 @@ async def create(
     wait_s: WaitSeconds = 0.0,
 ) -> Response:
     """Admit a job. 202 as soon as it is committed, or when it is over within `wait_s`."""
+    if wait_s:
+        may_wait(request, services, caller)
     body = await read_json_object(request)
     generation = parse_body(CreateJob, body).generation()
     # This schema refuses what it doesn't know.
@@ -83,9 +86,15 @@ async def list_(
 
 @router.get("/{job_id}", responses=gives(JobShown))
 async def get(
-    services: ServicesDep, caller: JobsReader, job_id: JobId, wait_s: WaitSeconds = 0.0
+    request: Request,
+    services: ServicesDep,
+    caller: JobsReader,
+    job_id: JobId,
+    wait_s: WaitSeconds = 0.0,
 ) -> Response:
     """One job; with `wait_s` when it is over, or after so many seconds."""
+    if wait_s:
+        may_wait(request, services, caller)
     row = await wait_for_end(services, caller, job_id, wait_s)
     check_is_shown(row)
     return JsonResponse(await _view(services, caller, row))

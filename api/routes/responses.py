@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from api import deleting
 from api.conversation import earlier_messages
-from api.deps import JobsReader, ServicesDep, Submitter
+from api.deps import JobsReader, ServicesDep, Submitter, may_wait
 from api.dialects.fold import ShownJob
 from api.dialects.response import ResponseFold, response_object
 from api.job_view import is_terminal
@@ -55,6 +55,8 @@ async def create(
     body = await read_json_object(request)
     parsed = parse_body(CreateResponse, body)
     earlier = await earlier_messages(services, caller, parsed.previous_response_id)
+    if parsed.stream or not parsed.background:
+        may_wait(request, services, caller)
     known = known_fields(CreateResponse, body)
     generation = parsed.generation(earlier)
     admitted = await submit(services, caller, generation, body, known=known, retry=retry)
@@ -85,6 +87,7 @@ async def input_tokens(request: Request, services: ServicesDep, caller: Submitte
 
 @router.get("/{response_id}", responses=gives(ResponseShown, EVENT_STREAM))
 async def get(
+    request: Request,
     services: ServicesDep,
     caller: JobsReader,
     response_id: str,
@@ -94,6 +97,8 @@ async def get(
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
     """The response as it is now, or its events behind a number on, at any replica."""
+    if stream:
+        may_wait(request, services, caller)
     job = await _find(services, caller, response_id)
     if not stream:
         return JsonResponse(response_object(job), headers=_poll_headers(job))

@@ -23,6 +23,7 @@ from api.streams.channel import Channel
 from api.streams.history import remaining_events
 from store.jobs import JobRow, get_event_log, get_job, queue_position
 from store.pools import AsyncPool
+from tasks.errors import RateLimitExceeded
 from tasks.events import Event, EventType, make_event, make_gap, texts_of
 from tasks.jobs import JobStatus
 from tasks.stream import read_log
@@ -115,8 +116,8 @@ class Reader:
             if queued := await self._queued():
                 return (queued,)
             return await self._deliver(await self._collect(self._channel))
-        except (OperationalError, InterfaceError) as error:
-            # Postgres is away: the next tick tries again.
+        except (OperationalError, InterfaceError, RateLimitExceeded) as error:
+            # Postgres is away, or the tenant has too much under way: the next tick tries again.
             log.warning("stream_waits_for_postgres", error=type(error).__name__)
             return ()
 

@@ -14,6 +14,9 @@ from benchmarks.http.fanout import platform_events_per_cpu_s, uvicorn_events_per
 from benchmarks.http.idle import kib_per_stream
 from tests.support.cluster import Cluster
 
+# All streams are of one tenant and one key.
+_ONE_TENANT = {"MILLRACE_MAX_TENANT_WAITING": "20000", "MILLRACE_MAX_KEY_WAITING": "20000"}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=http.__doc__)
@@ -25,7 +28,9 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the API inherits it
     figures: dict[str, object] = {"load_before": os.getloadavg()[0], "machine": machine()}
-    with Cluster(num_workers=0, num_billing=0, num_maintenance=0) as cluster:
+    with Cluster(
+        num_workers=0, num_billing=0, num_maintenance=0, environment=_ONE_TENANT
+    ) as cluster:
         tenant = cluster.create_tenant("bench", credit_micros=10**15)
         accepted_per_s(cluster, tenant, seconds=2.0)  # warm
         arms: dict[str, list[float]] = {"posts": [], "sends": [], "ours": [], "uvicorn": []}

@@ -104,13 +104,17 @@ class ProcessSpec:
         return replace(self, environment={**self.environment, **extra})
 
 
-def api(platform: Platform, *, port: int, name: str = "api") -> ProcessSpec:
+def api(platform: Platform, *, port: int, metrics_port: int, name: str = "api") -> ProcessSpec:
     """Stateless: run as many as you like. The only process that knows the pepper."""
     argv = ["-m", "api.server", "--host", "127.0.0.1", "--port", str(port)]
+    extra = {
+        "MILLRACE_KEY_PEPPER": platform.pepper,
+        "MILLRACE_METRICS_PORT": str(metrics_port),
+    }
     return ProcessSpec(
         name=name,
         argv=(sys.executable, *argv),
-        environment=platform.environment("api") | {"MILLRACE_KEY_PEPPER": platform.pepper},
+        environment=platform.environment("api") | extra,
         readiness=Readiness.HTTP,
         log_path=_log_path(platform, name),
         port=port,

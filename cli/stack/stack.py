@@ -139,7 +139,7 @@ class Stack:
         self._report(Step.DONE, "database migrated, catalog loaded, demo tenant and key at hand")
 
     def _start_processes(self, platform: Platform) -> None:
-        api = processes.api(platform, port=self._api_port())
+        api = processes.api(platform, port=self._api_port(), metrics_port=ports.choose())
         flower = processes.flower(
             platform,
             port=ports.next_free(_FLOWER_PORT),

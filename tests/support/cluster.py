@@ -109,9 +109,9 @@ class Cluster:
 
     def add_api(self, *, wait: bool = True) -> Member:
         name = _next_name("api", self.apis)
-        return self._add(
-            self.apis, processes.api(self.platform, port=ports.choose(), name=name), wait
-        )
+        port, metrics_port = ports.choose(), ports.choose()
+        spec = processes.api(self.platform, port=port, metrics_port=metrics_port, name=name)
+        return self._add(self.apis, spec, wait)
 
     def add_worker(
         self,

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 import httpx
 import pytest
 
 from api.auth import Authenticator
+from api.settings import KEY_NEGATIVE_TTL_S, KEY_POSITIVE_TTL_S
 from cli.stack.database import DatabaseUrls
 from store.api_keys import generate, parse_key_id
 from store.pools import DictConnection, async_pool
@@ -105,3 +107,77 @@ async def test_revoked_key_is_refused_within_30_s(
             await authenticator.authenticate(header)
     finally:
         await pool.close()
+
+
+async def test_unknown_id_is_asked_for_again_soon_and_a_known_one_late(
+    database: DatabaseUrls, owner: DictConnection, tenant: Tenant
+) -> None:
+    now = [0.0]
+    async with async_pool(database.api, application_name="test", max_size=1) as pool:
+        authenticator = Authenticator(pool, {1: PEPPER.encode()}, clock=lambda: now[0])
+        key = create_api_key(owner, tenant_id=tenant.id, name="x", pepper=PEPPER.encode())
+        key_id = parse_key_id(key)
+        row = owner.execute("DELETE FROM api_keys WHERE key_id = %s RETURNING *", (key_id,))
+        columns = row.fetchone()
+        assert columns is not None
+        with pytest.raises(InvalidApiKey):
+            await authenticator.authenticate(f"Bearer {key}")
+
+        names = ", ".join(columns)
+        marks = ", ".join(["%s"] * len(columns))
+        owner.execute(
+            f"INSERT INTO api_keys ({names}) VALUES ({marks})",
+            list(columns.values()),
+        )
+        now[0] = KEY_NEGATIVE_TTL_S - 0.1
+        with pytest.raises(InvalidApiKey):
+            await authenticator.authenticate(f"Bearer {key}")
+        now[0] = KEY_NEGATIVE_TTL_S + 0.1
+        assert (await authenticator.authenticate(f"Bearer {key}")).key_id == key_id
+
+        owner.execute("UPDATE api_keys SET revoked_at = now() WHERE key_id = %s", (key_id,))
+        now[0] += KEY_POSITIVE_TTL_S - 0.1
+        await authenticator.authenticate(f"Bearer {key}")
+        now[0] += 0.2
+        with pytest.raises(InvalidApiKey):
+            await authenticator.authenticate(f"Bearer {key}")
+
+
+async def test_flood_of_unknown_ids_pushes_no_known_key_out(
+    database: DatabaseUrls, tenant: Tenant
+) -> None:
+    async with async_pool(database.api, application_name="test", max_size=1) as pool:
+        authenticator = Authenticator(pool, {1: PEPPER.encode()}, max_keys=5)
+        await authenticator.authenticate(f"Bearer {tenant.api_key}")
+
+        for _ in range(20):
+            with pytest.raises(InvalidApiKey):
+                await authenticator.authenticate(f"Bearer {generate().text}")
+
+        assert len(authenticator._unknown) == 5
+        assert list(authenticator._known) == [parse_key_id(tenant.api_key)]
+
+
+async def test_unknown_ids_have_few_questions_under_way(
+    database: DatabaseUrls, owner: DictConnection
+) -> None:
+    async with async_pool(database.api, application_name="test", max_size=20) as pool:
+        authenticator = Authenticator(pool, {1: PEPPER.encode()}, max_lookups=2)
+        with owner.transaction():
+            owner.execute("LOCK TABLE api_keys")
+            asking = [
+                asyncio.create_task(authenticator.authenticate(f"Bearer {generate().text}"))
+                for _ in range(10)
+            ]
+            waiting = "SELECT count(*) AS n FROM pg_locks WHERE NOT granted"
+            async with asyncio.timeout(10):
+                while True:
+                    row = owner.execute(waiting).fetchone()
+                    if row and row["n"] >= 2:
+                        break
+                    await asyncio.sleep(0.01)
+            assert row is not None
+            assert row["n"] == 2
+        answers = await asyncio.gather(*asking, return_exceptions=True)
+
+    assert [type(answer) for answer in answers] == [InvalidApiKey] * 10

@@ -146,6 +146,39 @@ async def test_more_streams_than_allowed_are_refused(
     assert refused.headers["retry-after"] == "1"
 
 
+async def test_more_waiting_requests_of_a_key_than_allowed_are_refused_before_admission(
+    running: RunningApp, client: httpx.AsyncClient, owner: DictConnection
+) -> None:
+    running.services.waiting_requests._max_key = 1
+    url = await _create(client)
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
+
+    async with client.stream("GET", url) as answer:
+        chunks = answer.aiter_raw()  # its end would close the connection
+        await anext(chunks)
+        refused = [
+            await client.get(url),
+            await client.get(url.removesuffix("/events"), params={"wait_s": 5}),
+            await client.post("/v1/jobs", json=BODY, params={"wait_s": 5}),
+            await client.post("/v1/chat/completions", json=chat),
+            await client.post("/v1/responses", json={"model": "tiny", "input": "hello"}),
+        ]
+        job = owner.execute("SELECT count(*) AS n FROM jobs").fetchone()
+        others = [
+            await client.get(url.removesuffix("/events")),
+            await client.post("/v1/jobs", json=BODY),
+            await client.post(url.removesuffix("events") + "cancel"),
+        ]
+
+    for answer_ in refused:
+        assert (answer_.status_code, answer_.headers["retry-after"]) == (429, "1")
+        assert answer_.json()["error"]["code"] == "rate_limit_exceeded"
+    assert job == {"n": 1}
+    assert [answer_.status_code for answer_ in others] == [200, 202, 200]
+    await until(lambda: not running.services.waiting_requests._of_keys)
+    await until(lambda: not running.services.open_requests._of_keys)
+
+
 async def test_an_idle_stream_is_one_task_and_little_memory(
     running: RunningApp, client: httpx.AsyncClient, tenant: Tenant
 ) -> None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from uuid import UUID
 
 from store.attempts import finish
-from store.jobs import finished_jobs, get_event_log, get_job, list_jobs, queue_position
+from store.jobs import (
+    MAX_POSITION,
+    finished_jobs,
+    get_event_log,
+    get_job,
+    list_jobs,
+    queue_position,
+)
 from store.pools import AsyncPool, DictConnection
 from tasks.ids import uuid7
 from tasks.jobs import JobStatus
@@ -107,6 +114,27 @@ def test_the_position_counts_jobs_ahead_in_pool_and_tier_of_all_tenants(
     position = as_api(lambda pool: queue_position(pool, jobs.tenant_id, job_id))
 
     assert position == 2
+
+
+def test_the_position_is_counted_up_to_a_bound(
+    jobs: Jobs, as_api: AsApi, connection: DictConnection
+) -> None:
+    first = jobs.add()
+    columns = connection.execute(
+        "SELECT string_agg(column_name, ', ') AS names FROM information_schema.columns"
+        " WHERE table_name = 'jobs' AND column_name <> 'id' AND is_generated = 'NEVER'"
+    ).fetchone()
+    assert columns is not None
+    ahead = f"INSERT INTO jobs (id, {columns['names']}) SELECT %s, {columns['names']} FROM jobs"
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            f"{ahead} WHERE id = %s", [(uuid7(), first) for _ in range(MAX_POSITION + 5)]
+        )
+    job_id = jobs.add()
+
+    position = as_api(lambda pool: queue_position(pool, jobs.tenant_id, job_id))
+
+    assert position == MAX_POSITION
 
 
 def test_the_first_job_in_the_queue_has_none_ahead(jobs: Jobs, as_api: AsApi) -> None:
