@@ -43,6 +43,7 @@ from api.streams.hub import StreamHub
 from api.streams.open_streams import OpenStreams
 from api.streams.reader import Sources
 from store.api_keys import PEPPER_VERSION
+from store.batches import BatchQuota
 from store.file_contents import FileContents
 from store.pools import AsyncPool, async_pool
 from store.settings import DatabaseSettings, FileSettings, WebhookSettings
@@ -74,6 +75,7 @@ class Services:
     uploads: Uploads
     downloads: Downloads
     webhook_urls: UrlPolicy
+    batch_quota: BatchQuota
 
     @property
     def sources(self) -> Sources:
@@ -139,6 +141,7 @@ async def open_services(
                 store=store, slots=TransferSlots(MAX_DOWNLOADS, MAX_TENANT_DOWNLOADS)
             ),
             webhook_urls=UrlPolicy(WebhookSettings().allow_private),
+            batch_quota=BatchQuota(settings.max_batches, settings.max_batch_bytes),
         )
 
 

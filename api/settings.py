@@ -73,3 +73,6 @@ class ApiSettings(BaseSettings):
     tokenizer_queue: int = Field(default=256, ge=1)  # long prompts waiting for a thread
     file_threads: int = Field(default=8, ge=1, le=64)  # reading and writing contents of files
     files_quota_bytes: int = Field(default=10 << 30, ge=0)  # stored, a tenant
+    # Of batches that are not over, for tenants without a quota of their own.
+    max_batches: int = Field(default=100, ge=0)
+    max_batch_bytes: int = Field(default=1 << 30, ge=0)  # of their input files

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from psycopg import IsolationLevel
 
+from store.batch_turns import wake_for_credit
 from store.ledger import (
     CASH,
     REVENUE,
@@ -50,7 +51,7 @@ def top_up(connection: DictConnection, tenant_id: UUID, micros: int, idem_key: s
     """
     if micros <= 0:
         raise InvalidRequest("A top-up is a positive amount.")
-    return _move_once(
+    entry = _move_once(
         connection,
         Transfer(
             kind=EntryKind.TOPUP,
@@ -60,6 +61,8 @@ def top_up(connection: DictConnection, tenant_id: UUID, micros: int, idem_key: s
             idem_key=f"topup:{tenant_id}:{idem_key}",
         ),
     )
+    wake_for_credit(connection, tenant_id)
+    return entry
 
 
 def adjust(connection: DictConnection, tenant_id: UUID, micros: int, idem_key: str) -> LedgerEntry:

@@ -19,6 +19,11 @@ from tasks.queues import ServiceTier
 IDEMPOTENCY_TTL_H = 24
 RETRY_WINDOW_S = 900  # SDKs wait 600 s for an answer before they try again
 INSUFFICIENT_QUOTA = "MR402"  # SQLSTATE raised by refuse_admission()
+LINE_NOT_PENDING = "MR409"  # SQLSTATE raised by submit_batch_line()
+
+
+class LineNotPending(Exception):
+    """A line of a batch that has a job by now, or gets none any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +155,8 @@ async def admit(pool: AsyncPool, job: NewJob) -> Admitted:
     """Write the job and everything it needs, or nothing. One round trip.
 
     A repeated idempotency key gives the first job. Raises InsufficientQuota,
-    IdempotencyKeyReused (same key, other request), InvalidRequest (text that Postgres can't store)
-    and psycopg errors.
+    IdempotencyKeyReused (same key, other request), InvalidRequest (text that Postgres can't store),
+    LineNotPending (of a batch) and psycopg errors.
     """
     try:
         async with as_tenant(pool, job.tenant_id) as connection:
@@ -160,6 +165,8 @@ async def admit(pool: AsyncPool, job: NewJob) -> Admitted:
     except Error as error:
         if error.sqlstate == INSUFFICIENT_QUOTA:
             raise InsufficientQuota from None
+        if error.sqlstate == LINE_NOT_PENDING:
+            raise LineNotPending from None
         raise
     assert row is not None
     if row["is_fresh"]:

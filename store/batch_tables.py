@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import (
+    BigInteger,
     Column,
     DateTime,
     ForeignKey,
@@ -23,6 +24,12 @@ from store.schema import metadata
 def _time(name: str) -> Column[object]:
     return Column(name, DateTime(timezone=True))
 
+
+def _count(name: str, kind: type[Integer]) -> Column[object]:
+    return Column(name, kind, nullable=False, server_default="0")
+
+
+_LIVE = text("status IN ('validating', 'in_progress', 'finalizing', 'cancelling')")
 
 batches = Table(
     "batches",
@@ -56,14 +63,20 @@ batches = Table(
     _time("cancelled_at"),
     _time("deleted_at"),
     Index("batches_deleted", "id", postgresql_where=text("deleted_at IS NOT NULL")),
+    _count("input_bytes", BigInteger),
+    _count("read_bytes", BigInteger),
+    _count("read_lines", Integer),
+    Column("next_step_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
+    _count("num_pauses", Integer),
+    _count("num_tries", Integer),
+    Column("waits_for", JSONB),
+    _count("input_tokens", BigInteger),
+    _count("cached_tokens", BigInteger),
+    _count("output_tokens", BigInteger),
     Index("batches_of_tenant", "tenant_id", "id"),
-    Index(
-        "batches_live",
-        "id",
-        postgresql_where=text(
-            "status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"
-        ),
-    ),
+    Index("batches_live", "id", postgresql_where=_LIVE),  # of drivers of the release before
+    Index("batches_due", "next_step_at", postgresql_where=_LIVE),
+    Index("batches_live_of_tenant", "tenant_id", postgresql_where=_LIVE),
 )
 
 batch_lines = Table(
@@ -77,6 +90,8 @@ batch_lines = Table(
     Column("state", Text, nullable=False, server_default=text("'pending'")),
     Column("job_id", Uuid),
     Column("error", JSONB),
+    _count("num_tries", Integer),
+    _time("try_at"),
     UniqueConstraint("batch_id", "custom_id"),
     Index(
         "batch_lines_pending",

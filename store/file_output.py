@@ -36,10 +36,18 @@ WHERE f.id = %s AND f.tenant_id = %s AND f.purged_at IS NULL ORDER BY p.number
 """
 
 
+# Its owner has an hour to read what was written last, however long the batch took.
+_LIMIT = """
+UPDATE files SET expires_at = greatest(created_at + make_interval(secs => %(ttl_s)s),
+    now() + interval '1 hour')
+WHERE id = ANY(%(ids)s) AND tenant_id = %(tenant_id)s AND deleted_at IS NULL
+"""
+
+
 def open_output(
-    connection: DictConnection, tenant_id: UUID, *, filename: str, ttl_s: int | None
+    connection: DictConnection, tenant_id: UUID, *, filename: str, ttl_s: int | None = None
 ) -> UUID:
-    """A new empty output file."""
+    """A new empty output file. Without `ttl_s` it doesn't expire while it is written."""
     parameters = {
         "id": uuid7(),
         "tenant_id": tenant_id,
@@ -62,6 +70,14 @@ def append_part(
         "num_bytes": part.num_bytes,
     }
     return connection.execute(_APPEND, parameters).rowcount == 1
+
+
+def limit_outputs(
+    connection: DictConnection, tenant_id: UUID, file_ids: Sequence[UUID], *, ttl_s: int
+) -> None:
+    """Nothing more is written to them: they expire so long after they were made."""
+    parameters = {"ids": list(file_ids), "tenant_id": tenant_id, "ttl_s": ttl_s}
+    connection.execute(_LIMIT, parameters)
 
 
 def parts_of(connection: DictConnection, tenant_id: UUID, file_id: UUID) -> Sequence[ReadPart]:

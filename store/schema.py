@@ -69,6 +69,8 @@ tenants = Table(
     _time("created_at", default=True),
     _count("requests_per_min", nullable=True),
     _count("tokens_per_min", nullable=True),
+    _count("max_batches", nullable=True),
+    Column("max_batch_bytes", BigInteger),
     UniqueConstraint("name"),
     Index(
         "tenants_with_token_limit",

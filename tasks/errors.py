@@ -20,6 +20,7 @@ ServiceError
 ├── RequestTimeout            408
 ├── HeadersTooLarge           431
 ├── InsufficientQuota         429  no retry helps
+│   ├── BatchQuotaExceeded
 │   └── StorageQuotaExceeded
 ├── RateLimitExceeded         429
 │   ├── TokenLimitExceeded
@@ -172,6 +173,12 @@ class StorageQuotaExceeded(InsufficientQuota):
     """Your files take all the storage you have. Delete some."""
 
     code = "storage_quota_exceeded"
+
+
+class BatchQuotaExceeded(InsufficientQuota):
+    """You have as many batches as you may. Wait for one to end, or cancel one."""
+
+    code = "batch_quota_exceeded"
 
 
 class RateLimitExceeded(ServiceError):

@@ -21,8 +21,8 @@ from api.schemas.objects import Page
 from api.schemas.reports import BatchDeleted
 from api.services import Services
 from api.submitting import parse_body
+from store.batch_turns import BatchRow
 from store.batches import (
-    BatchRow,
     NewBatch,
     cancel_batch,
     create_batch,
@@ -30,7 +30,7 @@ from store.batches import (
     get_batch,
     list_batches,
 )
-from store.files import Purpose, get_file
+from store.files import FileRow, Purpose, get_file
 from store.tenants import ApiKey
 from tasks.errors import BatchNotFound, FileMissing, InvalidRequest
 from tasks.ids import BATCH_PREFIX, FILE_PREFIX, format_job_id, parse_job_id, uuid7
@@ -56,6 +56,7 @@ async def create(request: Request, services: ServicesDep, caller: Submitter) -> 
     """A batch of an uploaded file. Its lines are checked before the first one runs."""
     parsed = parse_body(CreateBatch, await read_json_object(request))
     expiry = parsed.output_expires_after
+    file = await _input_file(services, caller, parsed.input_file_id)
     new = NewBatch(
         id=uuid7(),
         tenant_id=caller.tenant_id,
@@ -64,11 +65,12 @@ async def create(request: Request, services: ServicesDep, caller: Submitter) -> 
         completion_window=parsed.completion_window,
         window_s=parsed.window_s,
         service_tier=tier_for(caller, parsed.tier).value,
-        input_file_id=await _input_file(services, caller, parsed.input_file_id),
+        input_file_id=file["id"],
+        input_bytes=file["num_bytes"],
         output_ttl_s=expiry.seconds if expiry else None,
         metadata=parsed.metadata or {},
     )
-    await create_batch(services.pool, new)
+    await create_batch(services.pool, new, services.batch_quota)
     return JsonResponse(batch_object(await _find(services, caller, new.id)))
 
 
@@ -117,7 +119,7 @@ def batch_object(row: BatchRow) -> dict[str, Any]:
         "id": format_job_id(row["id"], BATCH_PREFIX),
         "object": "batch",
         "endpoint": row["endpoint"],
-        "errors": {"object": "list", "data": row["errors"]} if row["errors"] else None,
+        "errors": {"object": "list", "data": row["errors"]} if row["failed_at"] else None,
         "input_file_id": _file_id(row["input_file_id"]),
         "completion_window": row["completion_window"],
         "status": row["status"],
@@ -132,10 +134,11 @@ def batch_object(row: BatchRow) -> dict[str, Any]:
         "usage": _usage(row),
         "metadata": row["metadata"],
         "service_tier": row["service_tier"],
+        "millrace": {"waits_for": row["waits_for"]},
     }
 
 
-async def _input_file(services: Services, caller: ApiKey, text: str) -> UUID:
+async def _input_file(services: Services, caller: ApiKey, text: str) -> FileRow:
     """A file of the caller's, of the purpose `batch`. Raises FileMissing, InvalidRequest."""
     file_id = parse_job_id(text, FILE_PREFIX)
     row = await get_file(services.pool, caller.tenant_id, file_id) if file_id else None
@@ -143,7 +146,7 @@ async def _input_file(services: Services, caller: ApiKey, text: str) -> UUID:
         raise FileMissing(param="input_file_id")
     if row["purpose"] != Purpose.BATCH:
         raise InvalidRequest("The file's purpose must be 'batch'.", param="input_file_id")
-    return file_id
+    return row
 
 
 async def _find(services: Services, caller: ApiKey, batch_id: UUID | None) -> BatchRow:
@@ -158,12 +161,11 @@ def _file_id(file_id: UUID | None) -> str | None:
 
 
 def _usage(row: BatchRow) -> dict[str, Any]:
-    input_tokens, output_tokens = row["input_tokens"] or 0, row["output_tokens"] or 0
-    details = {"cached_tokens": row["cached_tokens"] or 0, "cache_write_tokens": 0}
+    details = {"cached_tokens": row["cached_tokens"], "cache_write_tokens": 0}
     return {
-        "input_tokens": input_tokens,
+        "input_tokens": row["input_tokens"],
         "input_tokens_details": details,
-        "output_tokens": output_tokens,
+        "output_tokens": row["output_tokens"],
         "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": input_tokens + output_tokens,
+        "total_tokens": row["input_tokens"] + row["output_tokens"],
     }

@@ -31,6 +31,19 @@ class RequestCounts(Shown):
     failed: int
 
 
+class WaitsFor(Shown):
+    """What holds a batch up, such as `insufficient_quota`."""
+
+    code: str
+    message: str
+
+
+class BatchExtension(Shown):
+    """What OpenAI has no field for."""
+
+    waits_for: WaitsFor | None
+
+
 class BatchShown(Shown):
     """OpenAI's batch object."""
 
@@ -65,3 +78,4 @@ class BatchShown(Shown):
     usage: dict[str, Any]
     metadata: dict[str, str]
     service_tier: str
+    millrace: BatchExtension

@@ -1,38 +1,37 @@
-"""Drives batches: one step of each a turn, and any step may be repeated by another driver."""
+"""Drives batches: one step at a time of one batch, tenants in turn. Any step may be repeated."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
 from dataclasses import replace
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
-import orjson
 import structlog
 from psycopg import Error as DatabaseError
 
-from api.admission import Admission, Submission
-from api.schemas.strict import known_fields
-from store import batch_driving
+from api.admission import Admission
+from store import batch_driving, batch_turns
+from store.batch_turns import BatchRow, Rest
+from store.faults import is_outage
 from store.file_contents import FileContents
 from store.jobs import request_cancel
 from store.pools import AsyncPool, SyncPool
-from store.tenants import ApiKey, find_api_key
-from tasks.errors import InsufficientQuota, InvalidApiKey, ServiceError
-from tasks.jobs import OnDisconnect
-from workers.batches.endpoints import ENDPOINTS
+from tasks.errors import InternalError, ServiceUnavailable
 from workers.batches.reading import FileReader, LeaseLost
-from workers.batches.writing import LineWriter, LineWriterFenced, ended_error, request_error
+from workers.batches.submitting import LineSubmitter
+from workers.batches.writing import LineWriter, LineWriterFenced, ended_error
 
 log = structlog.get_logger(__name__)
 
-TURN_S = 0.5
-WINDOW = 256  # lines of a batch that are jobs at a time: the rest wait here, not in the queues
-CANCELS_A_TURN = 500
-READINGS = 2  # files read at a time
-MIN_DEADLINE_S = 1.0
+NUM_STEPPERS = 3  # steps at a time
+TURN_S = 0.5  # between looks for work while there is none
+MAX_PAUSE_S = 2.0  # of a batch whose jobs run
+FIRST_WAIT_S, MAX_WAIT_S = 1.0, 60.0  # of one that waits for credit or the like
+MAX_TRIES = 10  # failed steps in a row: then the batch is given up, after a quarter of an hour
+MAX_TRY_PAUSE_S = 300.0
+CANCELS_A_STEP = 100
 
 
 class Driver:
@@ -47,135 +46,134 @@ class Driver:
         contents: FileContents,
     ) -> None:
         """`pool` is of the worker's role; `api_pool` of the API's, to admit lines as requests."""
-        self.id = uuid4()
         self._pool = pool
         self._api_pool = api_pool
-        self._admission = admission
         self._contents = contents
-        self._waiting: set[UUID] = set()  # batches that nothing could be submitted of
-        self._readings: dict[UUID, asyncio.Task[None]] = {}
         self._writer = LineWriter(pool, contents, admission.registry)
+        self._submitter = LineSubmitter(pool, api_pool, admission)
+        self._round: deque[UUID] = deque()  # a batch of each tenant
+        self._next_round = asyncio.Lock()
+        self._unreleased: list[tuple[BatchRow, Rest]] = []  # since Postgres was away
 
     async def run(self) -> None:
-        """For ever. A failure waits for the next turn."""
+        """For ever."""
+        await asyncio.gather(*(self._serve() for _ in range(NUM_STEPPERS)))
+
+    async def _serve(self) -> None:
         while True:
-            is_busy = False
             try:
-                for batch in await self._call(batch_driving.lease, self.id):
-                    is_busy |= await self._step(batch)
-            except DatabaseError as error:
-                log.warning("batches_not_driven", error=type(error).__name__)
-            await asyncio.sleep(0 if is_busy else TURN_S)
+                is_busy = await self.step()
+            except Exception as error:  # the loop's boundary: whatever it was, others go on
+                if not is_outage(error):
+                    log.exception("batch_turn_failed")
+                else:
+                    log.warning("batches_not_driven", error=type(error).__name__)
+                is_busy = False
+            if not is_busy:
+                await asyncio.sleep(TURN_S)
 
-    async def _step(self, batch: dict[str, Any]) -> bool:
-        """Whether there may be more to do at once. One batch's fault holds up no other."""
-        if batch["id"] in self._readings:  # whatever came meanwhile, a cancel even
+    async def step(self) -> bool:
+        """One step of the batch whose turn it is. False: none is due."""
+        batch_id = await self._next()
+        if batch_id is None:
             return False
-        with _alone(batch):
-            if batch["status"] != "validating":
-                return await self._go_on(batch)
-            self._start_reading(batch)
-        return False
+        batch = await self._call(batch_turns.lease, batch_id)
+        if batch is not None:
+            await self._step(batch)
+        return True
 
-    def _start_reading(self, batch: dict[str, Any]) -> None:
-        """Beside the steps of the others: a large file takes a minute."""
-        if len(self._readings) == READINGS:
-            return
-        reading = asyncio.create_task(self._read(batch))
-        self._readings[batch["id"]] = reading
-        reading.add_done_callback(lambda _: self._readings.pop(batch["id"]))
+    async def _next(self) -> UUID | None:
+        async with self._next_round:
+            if not self._round:
+                await self._release_left()
+                self._round.extend(await self._call(batch_turns.due))
+            return self._round.popleft() if self._round else None
 
-    async def _read(self, batch: dict[str, Any]) -> None:
+    async def _step(self, batch: BatchRow) -> None:
+        """A batch's fault is noted down and holds up no other; an outage is nobody's."""
         try:
-            with _alone(batch):
-                await self._read_file(batch)
-        except DatabaseError as error:
-            log.warning("batch_not_read", error=type(error).__name__)
-
-    async def _read_file(self, batch: dict[str, Any]) -> None:
-        reader = FileReader(self._pool, self._contents, batch)
-        num_lines, mistakes = await asyncio.to_thread(reader.read)
-        if mistakes:
-            await self._call(batch_driving.fail, batch["id"], self.id, mistakes)
-            log.info("batch_failed", batch_id=batch["id"].hex, num_mistakes=len(mistakes))
+            rest = await self._advance(batch)
+        except (LeaseLost, LineWriterFenced):
+            log.warning("batch_lost", batch_id=batch["id"].hex)
             return
-        await self._call(batch_driving.begin, batch["id"], self.id, num_lines=num_lines)
+        except Exception as error:
+            if is_outage(error):
+                self._unreleased.append((batch, _same_again(batch)))
+                raise
+            log.exception("batch_step_failed", batch_id=batch["id"].hex)
+            rest = _after_failure(batch, error)
+        await self._release(batch, rest)
 
-    async def _go_on(self, batch: dict[str, Any]) -> bool:
+    async def _release(self, batch: BatchRow, rest: Rest) -> None:
+        try:
+            await self._call(batch_turns.release, batch, rest)
+        except DatabaseError:
+            self._unreleased.append((batch, rest))
+            raise
+
+    async def _release_left(self) -> None:
+        while self._unreleased:
+            await self._release(*self._unreleased.pop())
+
+    async def _advance(self, batch: BatchRow) -> Rest:
+        """The next step, and when there is another."""
+        if batch["num_tries"] >= MAX_TRIES:
+            return await self._give_up(batch)
+        if batch["is_unfinished"]:
+            await self._call(batch_driving.take_over, batch)
+        if batch["status"] == "validating":
+            reader = FileReader(self._pool, self._contents, batch)
+            await asyncio.to_thread(reader.step)
+            return Rest(pause_s=0)
+        return await self._go_on(batch)
+
+    async def _go_on(self, batch: BatchRow) -> Rest:
         is_ending = batch["status"] == "cancelling" or batch["is_late"]
+        num_done, waits_for = 0, None
         if is_ending:
-            await self._end_lines(batch)
-        num_written = await asyncio.to_thread(self._writer.write, batch)
-        counts = await self._call(batch_driving.counts, batch["id"])
-        num_submitted = 0
-        if not is_ending and counts.get("pending"):
-            num_submitted = await self._submit(batch, WINDOW - counts.get("submitted", 0))
-        if not counts:
-            await self._call(batch_driving.end, batch["id"], self.id, _last_status(batch))
-            self._waiting.discard(batch["id"])
-            log.info("batch_ended", batch_id=batch["id"].hex, status=_last_status(batch))
-        return bool(num_written or num_submitted)
+            num_done += await self._end_lines(batch)
+        num_done += await asyncio.to_thread(self._writer.write, batch)
+        left = await self._call(batch_driving.left, batch["id"])
+        if left.is_nothing:
+            await self._end(batch)
+            return Rest(pause_s=0)
+        if left.has_pending and not is_ending:
+            num_submitted, waits_for = await self._submitter.submit(batch, left.num_submitted)
+            num_done += num_submitted
+        return _rest(batch, is_busy=num_done > 0, waits_for=waits_for)
 
-    async def _end_lines(self, batch: dict[str, Any]) -> None:
+    async def _end_lines(self, batch: BatchRow) -> int:
         """What has no job gets none; jobs are cancelled, and billed for what they produced."""
         code = "batch_expired" if batch["is_late"] else "batch_cancelled"
-        await self._call(batch_driving.refuse_pending, batch["id"], ended_error(code))
-        running = await self._call(batch_driving.running_jobs, batch["id"], limit=CANCELS_A_TURN)
+        num_refused: int = await self._call(
+            batch_driving.refuse_pending, batch["id"], ended_error(code)
+        )
+        return num_refused + await self._cancel_jobs(batch)
+
+    async def _cancel_jobs(self, batch: BatchRow) -> int:
+        running = await self._call(batch_driving.running_jobs, batch["id"], limit=CANCELS_A_STEP)
         for job_id in running:
             await request_cancel(self._api_pool, batch["tenant_id"], job_id, by="user")
+        return len(running)
 
-    async def _submit(self, batch: dict[str, Any], room: int) -> int:
-        if room <= 0:
-            return 0
-        lines = await self._call(batch_driving.pending_lines, batch["id"], limit=room)
-        key = await find_api_key(self._api_pool, batch["api_key_id"])
-        num_submitted = 0
-        for line in lines:
-            try:
-                job_id = await self._admit(batch, key, line)
-            except ServiceError as error:
-                if error.retryable or isinstance(error, InsufficientQuota):
-                    self._note_waiting(batch, error)
-                    break
-                await self._call(
-                    batch_driving.note_refused, batch["id"], line["number"], request_error(error)
-                )
-                continue
-            await self._call(batch_driving.note_submitted, batch["id"], line["number"], job_id)
-            num_submitted += 1
-            self._waiting.discard(batch["id"])
-        return num_submitted
+    async def _end(self, batch: BatchRow) -> None:
+        """Its lines are forgotten first, some a step: a batch that is over has no more steps."""
+        if await self._call(batch_driving.forget_lines, batch["id"]):
+            return
+        await self._call(batch_driving.end, batch, _last_status(batch))
+        log.info("batch_ended", batch_id=batch["id"].hex, status=_last_status(batch))
 
-    def _note_waiting(self, batch: dict[str, Any], error: ServiceError) -> None:
-        """Once, not each turn: without credit a batch may wait for a day."""
-        if batch["id"] not in self._waiting:
-            self._waiting.add(batch["id"])
-            log.warning("batch_waits", batch_id=batch["id"].hex, code=error.code)
-
-    async def _admit(self, batch: dict[str, Any], key: ApiKey | None, line: dict[str, Any]) -> UUID:
-        """The job of a line, made now or by a driver that died before it could say so."""
-        if key is None or not key.is_live:
-            raise InvalidApiKey("The API key of the batch is not valid any more.")
-        body = orjson.loads(line["body"])
-        endpoint = ENDPOINTS[batch["endpoint"]]
-        generation = endpoint.generation(body)
-        admitted = await self._admission.submit(
-            Submission(
-                key=key,
-                generation=replace(
-                    generation,
-                    service_tier=batch["service_tier"],
-                    deadline_s=max(MIN_DEADLINE_S, batch["remaining_s"]),
-                    is_background=False,
-                    on_disconnect=OnDisconnect.CONTINUE,
-                ),
-                body=body,
-                known=known_fields(endpoint.schema, body),
-                idempotency_key=batch_driving.line_key(batch["id"], line["number"]),
-                batch_id=batch["id"],
-            )
-        )
-        return admitted.job_id
+    async def _give_up(self, batch: BatchRow) -> Rest:
+        """It failed too often. What stands in its files stays; what runs is cancelled."""
+        if await self._cancel_jobs(batch):
+            return _same_again(batch)
+        if await self._call(batch_driving.forget_lines, batch["id"]):
+            return _same_again(batch)
+        error = InternalError("The batch failed again and again by no fault that has a name.")
+        mistake = {"code": error.code, "message": error.message, "line": None, "param": None}
+        await self._call(batch_driving.fail, batch, [mistake])
+        log.error("batch_given_up", batch_id=batch["id"].hex)
+        return Rest(pause_s=0)
 
     async def _call(self, function: Any, *arguments: Any, **named: Any) -> Any:
         """A function of the store, on a thread and a connection of its own."""
@@ -187,20 +185,40 @@ class Driver:
         return await asyncio.to_thread(call)
 
 
-@contextmanager
-def _alone(batch: dict[str, Any]) -> Iterator[None]:
-    """Keeps a batch's fault from the others; Postgres's are everybody's."""
-    try:
-        yield
-    except (LeaseLost, LineWriterFenced):
-        log.warning("batch_lost", batch_id=batch["id"].hex)
-    except DatabaseError:
-        raise
-    except Exception:
-        log.exception("batch_step_failed", batch_id=batch["id"].hex)
+def _rest(batch: BatchRow, *, is_busy: bool, waits_for: dict[str, Any] | None) -> Rest:
+    """Ever longer while nothing happens, so that waiting costs nothing."""
+    if is_busy:
+        return Rest(pause_s=0, waits_for=waits_for)
+    num = batch["num_pauses"]
+    first, longest = (FIRST_WAIT_S, MAX_WAIT_S) if waits_for else (TURN_S, MAX_PAUSE_S)
+    pause_s = min(first * 2 ** min(num, 10), longest)
+    return Rest(pause_s=pause_s, num_pauses=num + 1, waits_for=waits_for)
 
 
-def _last_status(batch: dict[str, Any]) -> str:
+def _after_failure(batch: BatchRow, error: Exception) -> Rest:
+    """Contents may be away for hours: a batch waits for them until its window ends."""
+    is_away = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    cause = ServiceUnavailable() if is_away else InternalError()
+    waits_for = {"code": cause.code, "message": "A step failed. It will be tried again."}
+    if is_away and not batch["is_late"]:
+        rest = _rest(batch, is_busy=False, waits_for=waits_for)
+        return replace(rest, num_tries=batch["num_tries"])
+    num = batch["num_tries"]
+    pause_s = min(2.0**num, MAX_TRY_PAUSE_S)
+    return Rest(pause_s=pause_s, num_tries=num + 1, waits_for=waits_for)
+
+
+def _same_again(batch: BatchRow) -> Rest:
+    """As if this step hadn't been."""
+    return Rest(
+        pause_s=TURN_S,
+        num_pauses=batch["num_pauses"],
+        num_tries=batch["num_tries"],
+        waits_for=batch["waits_for"],
+    )
+
+
+def _last_status(batch: BatchRow) -> str:
     if batch["status"] == "cancelling":
         return "cancelled"
     return "expired" if batch["is_late"] else "completed"

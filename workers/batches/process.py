@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import threading
 from contextlib import AsyncExitStack, suppress
 from typing import Any
@@ -24,6 +25,7 @@ log = structlog.get_logger(__name__)
 
 NUM_TOKENIZER_THREADS = 1
 MAX_WAITING_PROMPTS = 256
+_MALLOC = {-8: 2, -3: 128 << 10, -1: 128 << 10}  # arenas; bytes from which blocks are mapped; trim
 
 
 class DriverThread(bootsteps.StartStopStep):
@@ -75,7 +77,7 @@ class DriverThread(bootsteps.StartStopStep):
                 admission=admission,
                 contents=FileContents(FileSettings().files_url),
             )
-            log.info("batch_driver_started", driver_id=driver.id.hex)
+            log.info("batch_driver_started")
             await driver.run()
 
 
@@ -84,3 +86,14 @@ def use_threads(sender: Any, **_: object) -> None:
     """Tasks, if any, run in this process: a forked child would hold copies of its connections."""
     configure_logs()
     sender.pool_cls = "threads"
+    _give_memory_back()
+
+
+def _give_memory_back() -> None:
+    """Large blocks are mapped one by one and returned once freed, and threads share their heaps:
+    else what each thread held once would stay with the process.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # of glibc alone
+        for option, value in _MALLOC.items():
+            libc.mallopt(option, value)

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 import orjson
+import structlog
 
 from api.dialects.answers import failure_of
 from api.dialects.fold import ShownJob
 from api.errors import error_object, status_of
 from api.prompts.registry import ModelRegistry
 from store import batch_driving
-from store.file_contents import FileContents, StoredPart
+from store.batch_driving import WrittenLines
+from store.batch_turns import BatchRow
+from store.file_contents import FileContents
 from store.file_output import append_part, open_output
 from store.pools import DictConnection, SyncPool
-from tasks.errors import ServiceError
+from tasks.errors import InternalError, JobCancelled, ServiceError
 from tasks.ids import format_job_id
-from tasks.jobs import JobStatus
 from workers.batches.endpoints import ENDPOINTS
 
 LINES_A_PART = 500
+PART_BYTES = 4 << 20  # and a line: what a step holds in memory
 OK = 200
+_TOKENS = ("input_tokens", "cached_tokens", "output_tokens")
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -31,90 +38,129 @@ class _Written:
 
     filename: str
     lines: list[bytes] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
     file_id: UUID | None = None
-    part: StoredPart | None = None
+
+
+@dataclass(slots=True)
+class _Step:
+    """What one step writes."""
+
+    good: _Written = field(default_factory=lambda: _Written("output.jsonl"))
+    bad: _Written = field(default_factory=lambda: _Written("errors.jsonl"))
+    numbers: list[int] = field(default_factory=list)
+    num_bytes: int = 0
+    tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_TOKENS, 0))
+
+    def add(self, row: dict[str, Any], line: bytes, *, is_good: bool) -> None:
+        (self.good if is_good else self.bad).lines.append(line + b"\n")
+        self.numbers.append(row["number"])
+        self.num_bytes += len(line)
+        for name in _TOKENS:  # none of them without a job
+            self.tokens[name] += row[name] or 0
+
+    def over(self) -> WrittenLines:
+        return WrittenLines(
+            numbers=self.numbers,
+            num_completed=len(self.good.lines),
+            num_failed=len(self.bad.lines),
+            output_file_id=self.good.file_id,
+            error_file_id=self.bad.file_id,
+            **self.tokens,
+        )
 
 
 class LineWriter:
     """For all batches of a driver. Thread-safe."""
 
-    def __init__(self, pool: SyncPool, contents: FileContents, registry: ModelRegistry) -> None:
+    def __init__(
+        self,
+        pool: SyncPool,
+        contents: FileContents,
+        registry: ModelRegistry,
+        *,
+        part_bytes: int = PART_BYTES,
+    ) -> None:
         self._pool = pool
         self._contents = contents
         self._registry = registry
+        self._part_bytes = part_bytes
 
-    def write(self, batch: dict[str, Any]) -> int:
-        """Results of lines that are over; how many. Blocks."""
+    def write(self, batch: BatchRow) -> int:
+        """Results of lines that are over; how many. Blocks. Raises LineWriterFenced."""
+        step = _Step()
         with self._pool.connection() as connection:
             rows = batch_driving.lines_to_write(connection, batch["id"], limit=LINES_A_PART)
-        if not rows:
-            return 0
-        good, bad = _Written("output.jsonl"), _Written("errors.jsonl")
-        for row in rows:
-            is_good, line = self._line(batch, row)
-            written = good if is_good else bad
-            written.lines.append(orjson.dumps(line) + b"\n")
-            written.numbers.append(row["number"])
-        self._commit(batch, good, bad)
-        return len(rows)
+            with closing(rows):
+                for row in rows:
+                    is_good, line = self._line(batch, row)
+                    step.add(row, line, is_good=is_good)
+                    if step.num_bytes >= self._part_bytes:
+                        break
+        if step.numbers:
+            self._commit(batch, step)
+        return len(step.numbers)
 
-    def _commit(self, batch: dict[str, Any], good: _Written, bad: _Written) -> None:
+    def _commit(self, batch: BatchRow, step: _Step) -> None:
         with self._pool.connection() as connection, connection.transaction():
-            for written, column in ((good, "output_file_id"), (bad, "error_file_id")):
+            if not batch_driving.is_owned(connection, batch):
+                raise LineWriterFenced
+            for written, column in ((step.good, "output_file_id"), (step.bad, "error_file_id")):
                 if written.lines:
                     self._append(connection, batch, written, column)
-            is_ours = batch_driving.note_over(
-                connection,
-                batch["id"],
-                batch["owner"],
-                numbers=[*good.numbers, *bad.numbers],
-                num_completed=len(good.numbers),
-                num_failed=len(bad.numbers),
-                output_file_id=good.file_id,
-                error_file_id=bad.file_id,
-            )
-            if not is_ours:
+            if not batch_driving.note_over(connection, batch, step.over()):
                 raise LineWriterFenced  # rolls all of it back
-        batch["output_file_id"] = batch["output_file_id"] or good.file_id
-        batch["error_file_id"] = batch["error_file_id"] or bad.file_id
 
     def _append(
-        self, connection: DictConnection, batch: dict[str, Any], written: _Written, column: str
+        self, connection: DictConnection, batch: BatchRow, written: _Written, column: str
     ) -> None:
         tenant_id = batch["tenant_id"]
-        file_id = batch[column] or open_output(
-            connection, tenant_id, filename=written.filename, ttl_s=batch["output_ttl_s"]
+        written.file_id = batch[column] or open_output(
+            connection, tenant_id, filename=written.filename
         )
-        writer = self._contents.new_part(tenant_id, file_id)
+        writer = self._contents.new_part(tenant_id, written.file_id)
         writer.write(b"".join(written.lines))
-        written.file_id, written.part = file_id, writer.finish()
-        if not append_part(connection, tenant_id, file_id, written.part):
-            self._contents.remove_part(written.part)  # its owner deleted the file
+        part = writer.finish()
+        if not append_part(connection, tenant_id, written.file_id, part):
+            self._contents.remove_part(part)  # its owner deleted the file
 
-    def _line(self, batch: dict[str, Any], row: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+    def _line(self, batch: BatchRow, row: dict[str, Any]) -> tuple[bool, bytes]:
+        """(Whether it is of the output file, the line). A result that can't be shown is an error,
+        whatever is wrong with it: the other lines go on.
+        """
         line = {
             "id": f"batch_req_{batch['id'].hex}{row['number']:06x}",
             "custom_id": row["custom_id"],
         }
+        try:
+            is_good, content = self._content(batch, row)
+            return is_good, orjson.dumps(line | content)
+        except Exception:
+            log.exception("batch_line_not_shown", batch_id=batch["id"].hex, line=row["number"])
+            return False, orjson.dumps(line | request_error(InternalError(), row["id"]))
+
+    def _content(self, batch: BatchRow, row: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
         if row["error"] is not None:
-            return False, line | row["error"]
-        if (failure := failure_of(row)) is not None or row["status"] == JobStatus.CANCELLED:
-            if batch["is_late"] or failure is None:
-                code = "batch_expired" if batch["is_late"] else "batch_cancelled"
-                return False, line | ended_error(code)
-            return False, line | request_error(failure, row["id"])
+            return False, row["error"]
+        if (failure := failure_of(row)) is not None:
+            return False, _failed_line(batch, failure, row["id"])
         model = self._registry.find(row["model"])
         vocabulary = model.codec.vocabulary if model else None
         job = ShownJob(row, row["request"] or {}, vocabulary)
         body = ENDPOINTS[batch["endpoint"]].show(job)
-        request_id = format_job_id(row["id"])
-        response = {"status_code": OK, "request_id": request_id, "body": body}
-        return True, line | {"response": response, "error": None}
+        response = {"status_code": OK, "request_id": format_job_id(row["id"]), "body": body}
+        return True, {"response": response, "error": None}
 
 
 class LineWriterFenced(Exception):
     """Another driver has the batch; what this one wrote is in no file."""
+
+
+def _failed_line(batch: BatchRow, failure: ServiceError, job_id: UUID) -> dict[str, Any]:
+    if batch["is_late"]:
+        return ended_error("batch_expired")
+    if batch["status"] == "cancelling" and isinstance(failure, JobCancelled):
+        return ended_error("batch_cancelled")
+    return request_error(failure, job_id)
 
 
 def request_error(error: ServiceError, job_id: UUID | None = None) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
-from store import batch_driving
-from store.batch_driving import LEASED_AT_ONCE
+from store import batch_driving, batch_turns
+from store.batch_turns import Rest
 from tasks.ids import uuid7
 from tests.support.roles import Connections
 from tests.support.rows import Rows
@@ -25,8 +25,7 @@ def _batch(rows: Rows, tenant_id: UUID, *, status: str = "in_progress", num_line
 
 
 def _line(number: int) -> dict[str, Any]:
-    custom_id, body = f"line-{number}", b"{}"
-    return {"number": number, "custom_id": custom_id, "body": body, "prefix": b"", "error": None}
+    return {"number": number, "custom_id": f"line-{number}", "body": b"{}", "prefix": b""}
 
 
 def _submit(rows: Rows, tenant_id: UUID, batch_id: UUID, number: int) -> UUID:
@@ -44,75 +43,108 @@ def _die(rows: Rows) -> None:
     rows.connection.execute("UPDATE batches SET leased_until = now() - interval '1 second'")
 
 
-def test_batches_that_can_not_go_on_hold_up_no_others(roles: Connections, rows: Rows) -> None:
-    tenant = rows.tenant()
-    batches = {_batch(rows, tenant) for _ in range(2 * LEASED_AT_ONCE)}
-    driver = uuid4()
-
-    turns = [batch_driving.lease(roles.worker, driver) for _ in range(2)]
-
-    assert {batch["id"] for turn in turns for batch in turn} == batches
-
-
 def test_a_leased_batch_is_its_drivers_until_the_lease_is_over(
     roles: Connections, rows: Rows
 ) -> None:
     batch = _batch(rows, rows.tenant())
-    first, second = uuid4(), uuid4()
 
-    assert [row["id"] for row in batch_driving.lease(roles.worker, first)] == [batch]
-    assert batch_driving.lease(roles.worker, second) == []
-    assert [row["id"] for row in batch_driving.lease(roles.worker, first)] == [batch]
+    first = batch_turns.lease(roles.worker, batch)
+    assert first is not None
+    assert batch_turns.due(roles.worker) == []
+    assert batch_turns.lease(roles.worker, batch) is None
     _die(rows)
-    assert [row["id"] for row in batch_driving.lease(roles.worker, second)] == [batch]
+    second = batch_turns.lease(roles.worker, batch)
+    assert second is not None
+    assert second["owner"] != first["owner"]
+    assert (second["is_unfinished"], second["num_tries"]) == (True, 1)
 
 
-def test_lines_that_a_dead_driver_submitted_are_found_by_the_next(
+def test_a_step_that_ended_leaves_the_batch_to_anybody(roles: Connections, rows: Rows) -> None:
+    batch = _batch(rows, rows.tenant())
+    first = batch_turns.lease(roles.worker, batch)
+    assert first is not None
+
+    batch_turns.release(roles.worker, first, Rest(pause_s=0))
+
+    second = batch_turns.lease(roles.worker, batch)
+    assert second is not None
+    assert (second["is_unfinished"], second["num_tries"]) == (False, 0)
+
+
+def test_a_cancel_that_comes_during_a_step_is_not_slept_over(
+    roles: Connections, rows: Rows
+) -> None:
+    batch = _batch(rows, rows.tenant())
+    leased = batch_turns.lease(roles.worker, batch)
+    assert leased is not None
+    rows.connection.execute("UPDATE batches SET status = 'cancelling'")
+
+    batch_turns.release(roles.worker, leased, Rest(pause_s=60))
+
+    assert batch_turns.due(roles.worker) == [batch]
+
+
+def test_the_end_of_the_window_is_not_slept_over(roles: Connections, rows: Rows) -> None:
+    batch = _batch(rows, rows.tenant())
+    leased = batch_turns.lease(roles.worker, batch)
+    assert leased is not None
+    rows.connection.execute("UPDATE batches SET expires_at = now() + interval '5 seconds'")
+
+    batch_turns.release(roles.worker, leased, Rest(pause_s=60))
+
+    assert rows.one("SELECT next_step_at <= expires_at AS is_so FROM batches")["is_so"]
+
+
+def test_lines_that_a_driver_of_the_release_before_submitted_are_found(
     roles: Connections, rows: Rows
 ) -> None:
     tenant = rows.tenant()
-    batch = _batch(rows, tenant, num_lines=3)
-    batch_driving.lease(roles.worker, uuid4())
-    job = _submit(rows, tenant, batch, 2)  # and no idempotency key stands for it any more
-    _die(rows)
+    batch, other = (_batch(rows, tenant, num_lines=3) for _ in range(2))
+    job = _submit(rows, tenant, batch, 2)
+    leased = batch_turns.lease(roles.worker, batch)
+    assert leased is not None
 
-    batch_driving.lease(roles.worker, uuid4())
+    batch_driving.take_over(roles.worker, leased)
 
-    pending = batch_driving.pending_lines(roles.worker, batch, limit=10)
-    assert [line["number"] for line in pending] == [1, 3]
+    assert _pending(roles, batch) == [1, 3]
+    assert _pending(roles, other) == [1, 2, 3]
     assert batch_driving.running_jobs(roles.worker, batch, limit=10) == [job]
 
 
-def test_jobs_of_other_batches_are_not_taken_for_a_line(roles: Connections, rows: Rows) -> None:
-    tenant = rows.tenant()
-    batch, other = (_batch(rows, tenant, num_lines=1) for _ in range(2))
-    _submit(rows, tenant, other, 1)
+def test_a_batch_that_a_driver_began_to_read_anew_is_read_anew(
+    roles: Connections, rows: Rows
+) -> None:
+    batch = _batch(rows, rows.tenant(), status="validating", num_lines=2)
+    rows.connection.execute("UPDATE batches SET num_total = 3, read_bytes = 9, read_lines = 3")
+    leased = batch_turns.lease(roles.worker, batch)
+    assert leased is not None
 
-    batch_driving.lease(roles.worker, uuid4())
+    batch_driving.take_over(roles.worker, leased)
 
-    assert batch_driving.pending_lines(roles.worker, batch, limit=10)
-    assert not batch_driving.pending_lines(roles.worker, other, limit=10)
+    row = rows.one("SELECT num_total, read_bytes, read_lines FROM batches")
+    assert set(row.values()) == {0}
 
 
-def test_a_batch_that_is_over_keeps_no_lines(roles: Connections, rows: Rows) -> None:
-    batch = _batch(rows, rows.tenant(), num_lines=2)
-    driver = uuid4()
-    batch_driving.lease(roles.worker, driver)
+def test_lines_to_submit_are_bounded_by_their_bytes(roles: Connections, rows: Rows) -> None:
+    batch = _batch(rows, rows.tenant(), num_lines=5)  # of two bytes each
 
-    batch_driving.end(roles.worker, batch, driver, "completed")
-
-    assert rows.one("SELECT count(*) AS num FROM batch_lines")["num"] == 0
-    assert rows.one("SELECT status FROM batches")["status"] == "completed"
+    for max_bytes, num in ((1, 1), (2, 1), (3, 2), (100, 5)):
+        lines = batch_driving.pending_lines(roles.worker, batch, limit=9, max_bytes=max_bytes)
+        assert len(lines) == num
 
 
 def test_only_its_driver_ends_a_batch(roles: Connections, rows: Rows) -> None:
     batch = _batch(rows, rows.tenant(), num_lines=2)
-    first, second = uuid4(), uuid4()
-    batch_driving.lease(roles.worker, first)
+    first = batch_turns.lease(roles.worker, batch)
+    assert first is not None
     _die(rows)
-    batch_driving.lease(roles.worker, second)
+    batch_turns.lease(roles.worker, batch)
 
-    batch_driving.end(roles.worker, batch, first, "completed")
+    batch_driving.end(roles.worker, first, "completed")
 
-    assert len(batch_driving.pending_lines(roles.worker, batch, limit=10)) == 2
     assert rows.one("SELECT status FROM batches")["status"] == "in_progress"
+
+
+def _pending(roles: Connections, batch_id: UUID) -> list[int]:
+    lines = batch_driving.pending_lines(roles.worker, batch_id, limit=10, max_bytes=1_000)
+    return [line["number"] for line in lines]

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from store.attempts import Claimed, finish, requeue, save_checkpoints
-from store.batches import NewBatch, create_batch
+from store.batches import BatchQuota, NewBatch, create_batch
 from store.estimates import output_quantiles
 from store.files import list_files
 from store.pools import AsyncPool, DictConnection
@@ -118,8 +118,8 @@ def test_a_backslash_before_a_zero_stays_as_it_is(
 @pytest.mark.parametrize(
     "write",
     [
-        lambda pool, tenant, ugly: create_batch(pool, _batch(tenant, metadata={"a": ugly})),
-        lambda pool, tenant, ugly: create_batch(pool, _batch(tenant, metadata={ugly: "a"})),
+        lambda pool, tenant, ugly: _create(pool, _batch(tenant, metadata={"a": ugly})),
+        lambda pool, tenant, ugly: _create(pool, _batch(tenant, metadata={ugly: "a"})),
         lambda pool, tenant, ugly: create_endpoint(pool, tenant, _endpoint(name=ugly)),
         lambda pool, tenant, ugly: create_endpoint(pool, tenant, _endpoint(event_types=[ugly])),
         lambda pool, tenant, ugly: update_endpoint(pool, tenant, uuid7(), {"name": ugly}),
@@ -138,6 +138,10 @@ def test_no_request_gets_such_text_in_or_breaks_on_it(
     assert [count(jobs, table) for table in ("batches", "webhook_endpoints")] == [0, 0]
 
 
+async def _create(pool: AsyncPool, new: NewBatch) -> None:
+    await create_batch(pool, new, BatchQuota(max_batches=1, max_bytes=1))
+
+
 def _batch(tenant_id: UUID, **changes: Any) -> NewBatch:
     fields: dict[str, Any] = {
         "id": uuid7(),
@@ -148,6 +152,7 @@ def _batch(tenant_id: UUID, **changes: Any) -> NewBatch:
         "window_s": 86_400,
         "service_tier": "batch",
         "input_file_id": uuid7(),
+        "input_bytes": 1,
         "output_ttl_s": None,
         "metadata": {},
     }

@@ -98,12 +98,12 @@ def test_each_endpoint_gets_the_types_it_asked_for(hooks: Hooks, roles: Connecti
 @pytest.mark.parametrize("status", ["completed", "expired", "cancelled"])
 def test_the_end_of_a_batch_is_told_of_once(hooks: Hooks, roles: Connections, status: str) -> None:
     hooks.endpoint()
-    driver = uuid4()
-    batch = _batch(hooks.rows, hooks.tenant_id, driver)
+    batch = _batch(hooks.rows, hooks.tenant_id, uuid4())
+    leased = hooks.rows.one("SELECT * FROM batches WHERE id = %s", batch)
 
-    batch_driving.begin(roles.worker, batch, driver, num_lines=0)
+    batch_driving.begin(roles.worker, leased)
     for _ in range(2):
-        batch_driving.end(roles.worker, batch, driver, status)
+        batch_driving.end(roles.worker, leased, status)
 
     [event] = hooks.deliveries()
     assert (event["type"], event["object_id"]) == (f"batch.{status}", f"batch_{batch.hex}")
@@ -111,10 +111,10 @@ def test_the_end_of_a_batch_is_told_of_once(hooks: Hooks, roles: Connections, st
 
 def test_a_batch_that_can_not_be_read_is_told_of(hooks: Hooks, roles: Connections) -> None:
     hooks.endpoint()
-    driver = uuid4()
-    batch = _batch(hooks.rows, hooks.tenant_id, driver)
+    _batch(hooks.rows, hooks.tenant_id, uuid4())
+    leased = hooks.rows.one("SELECT * FROM batches")
 
-    batch_driving.fail(roles.worker, batch, driver, [{"code": "empty_file"}])
+    batch_driving.fail(roles.worker, leased, [{"code": "empty_file"}])
 
     assert [event["type"] for event in hooks.deliveries()] == ["batch.failed"]
 
