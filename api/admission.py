@@ -17,7 +17,7 @@ from api.generation import Generation
 from api.grammars.checker import GrammarChecker
 from api.grammars.formats import Grammar
 from api.hints import HintSender
-from api.job_limits import check_token_ids, output_limit, policy_for, tier_for
+from api.job_limits import check_is_served, check_token_ids, output_limit, policy_for, tier_for
 from api.limits.answers import rate_headers
 from api.limits.limiter import RateLimiter
 from api.prompts.encoder import PromptEncoder
@@ -146,6 +146,7 @@ class Admission:
         key, generation = submission.key, submission.generation
         tier = tier_for(key, generation.service_tier)
         model = await self.registry.get(generation.model)
+        check_is_served(model.entry)
         check_token_ids(generation.sampling, model.codec.vocab_size)
         tool_format = _tool_format(generation, model)
         ids = await self._prompt_ids(generation, model)

@@ -73,7 +73,12 @@ class ClientLeft(Exception):
 
 
 # Errors that no retry helps, with statuses that stock clients retry otherwise.
-_FINAL = (errors.InsufficientQuota, errors.TokenLimitTooLow, errors.JobCancelled)
+_FINAL = (
+    errors.InsufficientQuota,
+    errors.TokenLimitTooLow,
+    errors.JobCancelled,
+    errors.ModelUnavailable,
+)
 
 # Objects whose keys the client makes up: they are content, not names of parameters.
 _OPEN_OBJECTS = frozenset({"metadata", "logit_bias"})

@@ -8,7 +8,12 @@ from typing import Any
 from api.generation import Generation
 from store.catalog import ModelEntry
 from store.tenants import ApiKey
-from tasks.errors import ContextLengthExceeded, InvalidRequest, PermissionDenied
+from tasks.errors import (
+    ContextLengthExceeded,
+    InvalidRequest,
+    ModelUnavailable,
+    PermissionDenied,
+)
 from tasks.jobs import Dialect, OnDisconnect
 from tasks.queues import ServiceTier
 
@@ -33,6 +38,13 @@ def policy_for(key: ApiKey, generation: Generation) -> OnDisconnect:
     if generation.is_background or generation.dialect not in _WAITING_DIALECTS:
         return OnDisconnect.CONTINUE
     return OnDisconnect(key.on_disconnect or OnDisconnect.CANCEL)
+
+
+def check_is_served(model: ModelEntry) -> None:
+    """Raise ModelUnavailable for a model that every worker of its pool has refused."""
+    if model.refusal is not None:
+        message = f"The model '{model.name}' can't be served: {model.refusal}"
+        raise ModelUnavailable(message, param="model")
 
 
 def check_token_ids(sampling: Mapping[str, Any], vocab_size: int) -> None:

@@ -30,9 +30,8 @@ from workers.inference.engine.config import EngineConfig, ModelSpec
 from workers.inference.engine.forward import Forward
 from workers.inference.engine.kv_cache import KVShape
 from workers.inference.engine.load_progress import OnShare
-from workers.inference.engine.millrace import MillraceEngine
+from workers.inference.engine.millrace import MillraceEngine, ProvenModel
 from workers.inference.engine.model import LoadedModel, ModelText
-from workers.inference.engine.native.weights import NativeWeights
 from workers.inference.engine.protocol import ModelInfo
 
 _COPY_BYTES = 4 * 2**30
@@ -151,10 +150,8 @@ class RandomWeightsEngine(MillraceEngine):
         text = ModelText(random_model.word_tokenizer(config.vocab_size), frozenset())
         return LoadedModel(model, text, info, self._workload.kv_shape)
 
-    def _forward(
-        self, loaded: LoadedModel, weights: NativeWeights | None, num_pages: int
-    ) -> Forward:
-        self.forward = super()._forward(loaded, weights, num_pages)
+    def _forward(self, model: ProvenModel, num_pages: int) -> Forward:
+        self.forward = super()._forward(model, num_pages)
         return self.forward
 
 

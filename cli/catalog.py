@@ -29,12 +29,13 @@ def apply(
     """Make the database say what the files say. Models in none of them retire."""
     from dataclasses import asdict
 
+    from cli.catalog_checks import check_model
     from cli.operator import connection
     from cli.stack.files import ROOT
     from store.catalog import apply_catalog
 
     with connection() as opened:
-        summary = apply_catalog(opened, files or [ROOT / "catalog.toml"])
+        summary = apply_catalog(opened, files or [ROOT / "catalog.toml"], check=check_model)
     if is_json:
         print_json(asdict(summary))
         return

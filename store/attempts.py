@@ -48,7 +48,9 @@ LEFT JOIN LATERAL (
 """
 
 _READY = """status = 'queued' AND run_after <= now() AND deadline_at > now()
-        AND cancel_requested_at IS NULL"""
+        AND cancel_requested_at IS NULL
+        AND NOT model = ANY (ARRAY(SELECT jsonb_object_keys(refused) FROM worker_leases
+            WHERE worker_id = %(worker_id)s))"""
 
 # The best queued job of the named job's tenant, pool and tier. What the ticket says is asked for in
 # scalars: values of a join are no bounds of an index whose order the claim follows.

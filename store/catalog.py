@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,8 +18,11 @@ from store.catalog_file import (
     price_book_hash,
     resolve_source,
 )
-from store.model_assets import read_model_files
+from store.model_assets import ReadFile, open_model, read_model_files
 from store.pools import AsyncPool, DictConnection
+
+# Reads a model's files and raises CatalogError for one that can't be served in this dtype.
+CheckModel = Callable[[ReadFile, str], None]
 
 # Two operators applying at once would race for the next price book version.
 _APPLY_LOCK = 0x6D6C7201
@@ -58,19 +61,23 @@ class ModelEntry:
     price_version: int
     currency: str
     prices: Mapping[str, Price]  # by service tier
+    refusal: str | None = None  # why no worker can serve it, one line; None while one may
 
 
-def apply_catalog(connection: DictConnection, paths: Path | Iterable[Path]) -> CatalogSummary:
+def apply_catalog(
+    connection: DictConnection, paths: Path | Iterable[Path], *, check: CheckModel | None = None
+) -> CatalogSummary:
     """Make the database say what the files say. Idempotent. On a CatalogError nothing has changed.
 
-    Of several files, later ones win. Models in none of them retire.
+    Of several files, later ones win. Models in none of them retire. `check` refuses a model that no
+    worker could serve: the catalog knows nothing of engines.
     """
     files = [paths] if isinstance(paths, Path) else list(paths)
     catalog = merge_catalogs(load_catalog(path) for path in files)
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_APPLY_LOCK,))
         for name, entry in catalog.models.items():
-            _apply_model(connection, name, entry, catalog.folders[name])
+            _apply_model(connection, name, entry, catalog.folders[name], check)
         retired = _retire_others(connection, list(catalog.models))
         version, is_new = _apply_prices(connection, catalog)
     return CatalogSummary(tuple(sorted(catalog.models)), retired, version, is_new)
@@ -111,16 +118,28 @@ _LOAD_MODELS = """
         (SELECT coalesce(jsonb_object_agg(service_tier, jsonb_build_object(
                 'input_micros', input_micros, 'cached_micros', cached_micros,
                 'output_micros', output_micros)), '{}')
-            FROM prices WHERE version = b.version AND model_name = m.name) AS prices
+            FROM prices WHERE version = b.version AND model_name = m.name) AS prices,
+        (SELECT CASE WHEN NOT bool_or(m.name = ANY(models)) THEN max(refused ->> m.name) END
+            FROM worker_leases l
+            WHERE l.pool = m.pool AND expires_at > now() AND NOT draining) AS refusal
     FROM models m, (SELECT * FROM price_books ORDER BY version DESC LIMIT 1) b
     WHERE m.status = 'active'
     ORDER BY m.name
 """
 
 
-def _apply_model(connection: DictConnection, name: str, entry: CatalogModel, folder: Path) -> None:
+def _apply_model(
+    connection: DictConnection,
+    name: str,
+    entry: CatalogModel,
+    folder: Path,
+    check: CheckModel | None,
+) -> None:
     try:
-        files = read_model_files(entry.source, resolve_source(entry.source, folder), entry.revision)
+        read = open_model(entry.source, resolve_source(entry.source, folder), entry.revision)
+        if check is not None:
+            check(read, entry.dtype)
+        files = read_model_files(entry.source, read)
         context_length, max_output_tokens = model_limits(entry, files.config)
     except CatalogError as error:
         raise CatalogError(f"model {name}: {error}") from error

@@ -6,10 +6,12 @@ its jobs, and every write is fenced by the attempt anyway. What was taken, `held
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
+
+from psycopg.types.json import Jsonb
 
 from store.pools import AsyncPool, DictConnection
 
@@ -17,9 +19,10 @@ LEASE_S = 8.0  # a dead worker's jobs are requeued this long after its last beat
 BEAT_INTERVAL_S = 2.0
 
 _REGISTER = """
-INSERT INTO worker_leases (worker_id, hostname, pid, pool, device, models, slots, expires_at)
-VALUES (%(worker_id)s, %(hostname)s, %(pid)s, %(pool)s, %(device)s, %(models)s, %(slots)s,
-    now() + make_interval(secs => %(lease_s)s))
+INSERT INTO worker_leases (worker_id, hostname, pid, pool, device, models, refused, slots,
+    expires_at)
+VALUES (%(worker_id)s, %(hostname)s, %(pid)s, %(pool)s, %(device)s, %(models)s, %(refused)s,
+    %(slots)s, now() + make_interval(secs => %(lease_s)s))
 """
 
 _BEAT = """
@@ -64,7 +67,7 @@ WHERE hostname = %(hostname)s AND pid = %(pid)s AND expires_at > now()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """What a worker says of itself."""
+    """What a worker says of itself. `refused`: models it can't serve, and why."""
 
     worker_id: UUID
     hostname: str
@@ -73,6 +76,7 @@ class Lease:
     device: str
     models: Sequence[str]
     slots: int
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,7 @@ def register(connection: DictConnection, lease: Lease) -> None:
             "pool": lease.pool,
             "device": lease.device,
             "models": list(lease.models),
+            "refused": Jsonb(dict(lease.refused)),
             "slots": lease.slots,
             "lease_s": LEASE_S,
         },
@@ -147,11 +152,21 @@ def list_live(connection: DictConnection) -> list[dict[str, Any]]:
     ).fetchall()
 
 
-async def has_live_worker(pool: AsyncPool) -> bool:
-    """Whether any inference worker is alive, for readiness."""
+def refusals_of(leases: Collection[Mapping[str, Any]]) -> dict[str, str]:
+    """Models that no lease of their pool serves and one refuses, with its reason."""
+    served = {(lease["pool"], model) for lease in leases for model in lease["models"]}
+    return {
+        model: reason
+        for lease in leases
+        for model, reason in lease["refused"].items()
+        if (lease["pool"], model) not in served
+    }
+
+
+async def live_workers(pool: AsyncPool) -> list[dict[str, Any]]:
+    """Pool, models and refused models of every live inference worker, for readiness."""
     async with pool.connection() as connection:
         cursor = await connection.execute(
-            "SELECT EXISTS (SELECT FROM worker_leases WHERE expires_at > now()) AS alive"
+            "SELECT pool, models, refused FROM worker_leases WHERE expires_at > now()"
         )
-        row = await cursor.fetchone()
-        return bool(row and row["alive"])
+        return await cursor.fetchall()

@@ -31,12 +31,16 @@ class ModelFiles:
     config: dict[str, Any] | None
 
 
-def read_model_files(source: str, folder: Path | None, revision: str | None) -> ModelFiles:
-    """From a folder, or without one from the hub. Raises CatalogError."""
-    read = _folder_reader(folder) if folder else _hub_reader(source, revision)
+def open_model(source: str, folder: Path | None, revision: str | None) -> ReadFile:
+    """Reads from a folder, or without one from the hub. Raises CatalogError."""
+    return _folder_reader(folder) if folder else _hub_reader(source, revision)
+
+
+def read_model_files(source: str, read: ReadFile) -> ModelFiles:
+    """What the API needs of a model. Raises CatalogError."""
     assets = {kind: data for kind, name in _FILES.items() if (data := read(name)) is not None}
     if TOKENIZER not in assets:
-        raise CatalogError(f"there is no tokenizer.json in {folder or source}")
+        raise CatalogError(f"there is no tokenizer.json in {source}")
     if CHAT_TEMPLATE not in assets and (template := _template_in_config(assets)):
         assets[CHAT_TEMPLATE] = template.encode()
     config = read("config.json")

@@ -152,6 +152,7 @@ worker_leases = Table(
     _text("pool"),
     _text("device"),
     Column("models", ARRAY(Text), nullable=False),
+    Column("refused", JSONB, nullable=False, server_default=text("'{}'")),
     _count("slots"),
     _count("num_running", default="0"),
     Column("draining", Boolean, nullable=False, server_default=text("false")),

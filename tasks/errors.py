@@ -31,6 +31,7 @@ ServiceError
 ├── WorkerLost                     ends a job
 ├── DeadlineExceeded               ends a job
 ├── ServiceUnavailable        503
+│   └── ModelUnavailable           no worker can serve it
 └── InternalError             500
 
 HTTP status codes stand in api/errors.py alone; they are named here only to place each class.
@@ -236,6 +237,13 @@ class ServiceUnavailable(ServiceError):
 
     code = "service_unavailable"
     retryable = True
+
+
+class ModelUnavailable(ServiceUnavailable):
+    """The model can't be served at present."""
+
+    code = "model_unavailable"
+    retryable = False
 
 
 class InternalError(ServiceError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 from fastapi import APIRouter
 from psycopg import Error as DatabaseError
@@ -13,9 +14,10 @@ from starlette.responses import Response
 from api.deps import ServicesDep
 from api.errors import UNAVAILABLE
 from api.json_response import JsonResponse
-from store.leases import has_live_worker
+from store.leases import live_workers, refusals_of
 
 router = APIRouter()
+T = TypeVar("T")
 
 CHECK_TIMEOUT_S = 2.0
 
@@ -28,21 +30,26 @@ async def live() -> Response:
 
 @router.get("/readyz", responses={UNAVAILABLE: {"description": "Not ready"}})
 async def ready(services: ServicesDep) -> Response:
-    """Whether a job would be admitted and run, and if not, why. Checks run side by side."""
-    worker, redis = await asyncio.gather(
-        _check(has_live_worker(services.core_pool)), _check(services.redis.ping())
+    """Whether a job would be admitted and run, and if not, why. Checks run side by side.
+
+    `refused` names models that no worker can serve; the others' jobs run.
+    """
+    workers, redis = await asyncio.gather(
+        _check(live_workers(services.core_pool)), _check(services.redis.ping())
     )
     checks = {
-        "postgres": "ok" if isinstance(worker, bool) else worker,
-        "redis": "ok" if isinstance(redis, bool) else redis,
-        "worker": _worker(worker),
+        "postgres": workers if isinstance(workers, str) else "ok",
+        "redis": redis if isinstance(redis, str) else "ok",
+        "worker": _worker(workers),
     }
     is_ready = all(answer == "ok" for answer in checks.values())
-    body = {"status": "ready" if is_ready else "not_ready", "checks": checks}
+    body: dict[str, Any] = {"status": "ready" if is_ready else "not_ready", "checks": checks}
+    if not isinstance(workers, str) and (refused := refusals_of(workers)):
+        body["refused"] = refused
     return JsonResponse(body, 200 if is_ready else UNAVAILABLE)
 
 
-async def _check(question: Awaitable[bool]) -> bool | str:
+async def _check(question: Awaitable[T]) -> T | str:
     """The answer, or a word for why there is none."""
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
@@ -53,7 +60,9 @@ async def _check(question: Awaitable[bool]) -> bool | str:
         return "unavailable"
 
 
-def _worker(answer: bool | str) -> str:
-    if isinstance(answer, str):
+def _worker(workers: list[dict[str, Any]] | str) -> str:
+    if isinstance(workers, str):
         return "unknown"
-    return "ok" if answer else "none"
+    if any(worker["models"] for worker in workers):
+        return "ok"
+    return "without models" if workers else "none"

@@ -243,6 +243,7 @@ class ModelShown(Shown):
     created: int
     owned_by: str
     status: str
+    status_reason: str | None
     context_length: int
     max_output_tokens: int
     capabilities: list[str]

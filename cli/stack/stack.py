@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from cli.catalog_checks import check_model
 from cli.stack import ports, processes
 from cli.stack.catalog import catalog_files
 from cli.stack.child import Child
@@ -25,7 +26,7 @@ from cli.stack.state import StateFolder
 from cli.stack.supervisor import SERVICES, Supervisor, Unit, end_leftovers
 from store.catalog import apply_catalog
 from store.catalog_file import CatalogError
-from store.leases import expire_process
+from store.leases import expire_process, list_live, refusals_of
 from store.pools import connect
 from workers.inference.settings import WorkerSettings
 
@@ -132,7 +133,8 @@ class Stack:
         try:
             prepare(platform.database, None if is_external else self._passwords())
             with connect(platform.database.owner, application_name="millrace-up") as connection:
-                apply_catalog(connection, catalog_files(self._state, self._options))
+                files = catalog_files(self._state, self._options)
+                apply_catalog(connection, files, check=check_model)
                 ensure_demo_tenant(connection, self._state)
         except CatalogError as error:
             raise StackError(f"the catalog can't be loaded: {error}") from None
@@ -158,8 +160,14 @@ class Stack:
         for spec, child in zip(specs, children, strict=True):
             wait_ready(platform, spec, child)
             self._report(Step.DONE, spec.name + (f" on {spec.url}" if spec.url else ""))
+        self._report_refused(platform)
         self._supervisor.watch()
         self._supervisor.set_ready({"api": api.url or "", "flower": flower.url or ""})
+
+    def _report_refused(self, platform: Platform) -> None:
+        with connect(platform.database.owner, application_name="millrace-up") as connection:
+            for model, reason in refusals_of(list_live(connection)).items():
+                self._report(Step.NOTE, f"model {model} is not served: {reason}")
 
     def _unit(self, platform: Platform, spec: ProcessSpec) -> Unit:
         is_api = spec.readiness is Readiness.HTTP

@@ -14,7 +14,7 @@ from rich.table import Table
 from cli.stack.addresses import broker_url, owner_url
 from cli.stack.errors import StackError
 from cli.stack.state import ProcessRecord, Running, StateFolder
-from store.leases import list_live
+from store.leases import list_live, refusals_of
 from store.overview import jobs_by_status
 from store.pools import connect
 from store.retention import last_runs
@@ -34,7 +34,7 @@ def collect(state: StateFolder) -> dict[str, Any]:
         "addresses": running.addresses if running else {},
         "processes": [_process(record) for record in _records(running)],
     }
-    report |= {"workers": None, "jobs": None, "queues": None, "retention": None}
+    report |= {"workers": None, "refused": {}, "jobs": None, "queues": None, "retention": None}
     try:
         report |= _ask_postgres(owner_url(state))
         pools = {worker["pool"] for worker in report["workers"]} | {"default"}
@@ -68,6 +68,8 @@ def show(report: dict[str, Any], console: Console) -> None:
         console.print(_table("processes", report["processes"]))
     if report["workers"]:
         console.print(_table("workers", report["workers"]))
+    for model, reason in report["refused"].items():
+        console.print(f"model {model} is not served: {reason}", markup=False, highlight=False)
     for name in ("queues", "jobs"):
         if report[name] is not None:
             counts = ", ".join(f"{key} {count}" for key, count in report[name].items())
@@ -121,7 +123,8 @@ def _ask_postgres(url: str) -> dict[str, Any]:
         }
         for lease in leases
     ]
-    return {"workers": workers, "jobs": jobs, "retention": runs}
+    refused = refusals_of(leases)
+    return {"workers": workers, "refused": refused, "jobs": jobs, "retention": runs}
 
 
 def _queue_lengths(url: str, pools: set[str]) -> dict[str, int]:

@@ -28,6 +28,8 @@ from cli.stack.stack import FLOWER_USER, Stack, open_state
 from cli.stack.state import Running, StateFolder
 from cli.stack.status import wait_until_ready
 from millrace import MillraceError
+from store.leases import list_live, refusals_of
+from store.pools import connect
 
 
 def up(options: UpOptions, *, detach: bool, is_json: bool) -> None:
@@ -124,6 +126,8 @@ def _show_first_job(
     state: StateFolder, options: UpOptions, running: Running, console: Console
 ) -> str | None:
     model = served_model(options)
+    if (reason := _refusal(state, model)) is not None:
+        return f"the model {model} is not served: {reason}"
     console.print(f"\n[bold]{model}>[/] {PROMPT}")
     try:
         job = first_job(
@@ -137,6 +141,12 @@ def _show_first_job(
     except (StackError, MillraceError) as error:
         return str(error)
     return None if job.status in ("completed", "incomplete") else f"{job.id} is {job.status}"
+
+
+def _refusal(state: StateFolder, model: str) -> str | None:
+    """Asked here, as the API hears of it some seconds later."""
+    with connect(owner_url(state), application_name="millrace-up") as connection:
+        return refusals_of(list_live(connection)).get(model)
 
 
 def _show(state: StateFolder, running: Running, console: Console, is_json: bool) -> None:

@@ -26,7 +26,7 @@ from workers.inference.engine.forward import Forward
 from workers.inference.engine.kv_cache import KVCache
 from workers.inference.engine.millrace import MillraceEngine
 from workers.inference.engine.model import load_model
-from workers.inference.engine.probe import PagedTokens
+from workers.inference.engine.proof import PagedTokens, Proof
 from workers.inference.engine.scheduler import Batch
 
 pytestmark = pytest.mark.gpu
@@ -74,6 +74,7 @@ def forward_of(folder: Path, dtype: Dtype) -> Forward:
     return choose_forward(
         loaded,
         KVCache(loaded.kv_shape, num_pages=65, device=device),
+        proof=Proof(loaded),
         recorder=CudaRecorder(device),
         max_num_seqs=4,
         on_recorded=lambda: None,

@@ -146,18 +146,20 @@ def _start(worker: Any, idle_look: type[Any]) -> None:
     for service in (Heartbeat(_runtime), CancelListener(_runtime)):
         service.start()
         _services.append(service)
-    _consume_pool(worker, settings.pool)
+    _consume_pool(worker, settings.pool if engine.models else None)
     worker.concurrency = _runtime.max_running
     task_pool.set_terminator(_terminate_thread)
     engine_metrics.export(REGISTRY, engine.stats)
     serve_metrics()
+    if not engine.models:  # starting again would load them again, and change nothing
+        log.error("worker_without_models", refused=dict(engine.refused))
     log.info("worker_started", models=sorted(engine.models), slots=engine.max_num_seqs)
 
 
-def _consume_pool(worker: Any, pool: str) -> None:
-    """All lanes of this pool, and nothing else."""
+def _consume_pool(worker: Any, pool: str | None) -> None:
+    """All lanes of this pool and nothing else; of no pool, nothing: tickets are for others then."""
     queues = worker.app.amqp.queues
-    lanes = queues_of_pool(pool)
+    lanes = queues_of_pool(pool) if pool is not None else []
     for lane in lanes:
         queues.add(lane)
     queues.select([lane.name for lane in lanes])
@@ -197,6 +199,7 @@ def _spec(model: WorkerModel, settings: WorkerSettings) -> ModelSpec:
 def _stub_config(settings: WorkerSettings, models: list[WorkerModel]) -> StubConfig:
     return StubConfig(
         model_names=tuple(model.name for model in models),
+        refused=frozenset(settings.stub_refused),
         max_num_seqs=settings.stub_slots,
         context_length=max(model.context_length for model in models),
         step_ms=settings.stub_step_ms,

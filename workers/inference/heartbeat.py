@@ -176,6 +176,7 @@ class Heartbeat:
                 pool=settings.pool,
                 device=settings.device,
                 models=sorted(engine.models),
+                refused=engine.refused,
                 slots=engine.max_num_seqs,
             ),
         )

@@ -36,6 +36,7 @@ class WorkerSettings(BaseSettings):
     stub_step_ms: float = Field(default=0.0, ge=0)
     stub_token_ms: float = Field(default=0.0, ge=0)
     stub_prompt_token_ms: float = Field(default=0.0, ge=0)
+    stub_refused: list[str] = []  # names of models, as if they couldn't be loaded
     stub_num_tokens: int | None = None  # tokens before the stub stops by itself
     stub_oracle: Path | None = None  # where the stub notes what it ran
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from api.prompts.codec import PromptCodec
 from api.prompts.encoder import PromptEncoder
 from api.prompts.prompt import ChatPrompt, TextPrompt
-from store.model_assets import read_model_files
+from store.model_assets import open_model, read_model_files
 from tasks.errors import ContextLengthExceeded, InvalidPrompt, ServiceUnavailable
 from tests.support.tiny_tokenizer import CONTROL_TOKENS, write_model_folder
 
@@ -45,7 +45,7 @@ def codec(tiny: Path) -> PromptCodec:
 
 
 def _codec(folder: Path) -> PromptCodec:
-    return PromptCodec(read_model_files(str(folder), folder, None).assets)
+    return PromptCodec(read_model_files(str(folder), open_model(str(folder), folder, None)).assets)
 
 
 def _reference(folder: Path) -> PreTrainedTokenizerFast:

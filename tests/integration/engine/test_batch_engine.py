@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM
 
 from tests.integration.engine.collector import Collector
 from tests.support.tiny_models import EOS_TOKEN_ID, save_tiny_llama
+from workers.inference.engine.checkpoint import check_config
 from workers.inference.engine.config import EngineConfig, ModelSpec
 from workers.inference.engine.detokenizer import TokenizerDecoder
 from workers.inference.engine.errors import EngineError
 from workers.inference.engine.millrace import MillraceEngine
-from workers.inference.engine.model_files import check_config
 from workers.inference.engine.model_runner import ModelRunner
 from workers.inference.engine.native.forward import NativeForward
 from workers.inference.engine.protocol import (
@@ -259,37 +259,37 @@ def test_other_dtypes_generate(start: Start, dtype: str) -> None:
     assert len(sink.tokens("a")) == 5
 
 
-def test_kv_cache_that_does_not_fit_is_refused_at_start(start: Start) -> None:
-    with pytest.raises(EngineError) as refused:
-        start(kv_memory_share=1e-9)
+def test_model_whose_kv_cache_does_not_fit_is_refused(start: Start) -> None:
+    engine, _ = start(kv_memory_share=1e-9)
 
-    assert refused.value.code == "out_of_memory"
+    assert "MiB of KV cache" in engine.refused["m"]
+    with pytest.raises(EngineError) as refusal:
+        engine.submit(request("a", [5]))
+    assert refusal.value.code == "model_not_found"
 
 
-def test_load_is_reported_and_engine_that_failed_to_load_is_stopped(tmp_path: Path) -> None:
+def test_engine_without_a_model_that_loads_is_idle_and_says_why(tmp_path: Path) -> None:
     spec = ModelSpec(name="m", path=str(tmp_path / "nothing"))
     reports: list[str] = []
     engine = MillraceEngine(
         EngineConfig(models=(spec,)), on_progress=lambda what, _done: reports.append(what)
     )
 
-    with pytest.raises(EngineError) as refused:
-        engine.start(Collector())
-    engine.shutdown()
+    engine.start(Collector())
 
-    assert refused.value.code == "model_load_failed"
-    assert reports == ["m"]
-    assert engine.progress().counter == 1
+    assert engine.refused == {"m": "there is no folder nothing"}
+    assert (dict(engine.models), reports) == ({}, ["m", "ready"])
+    assert engine.progress().is_idle
+    engine.shutdown()
 
 
 def test_weights_in_pickle_format_are_refused(start: Start, tmp_path: Path) -> None:
     save_tiny_llama(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
 
-    with pytest.raises(EngineError) as refused:
-        start(models=(ModelSpec(name="m", path=str(tmp_path)),))
+    engine, _ = start(models=(ModelSpec(name="m", path=str(tmp_path)),))
 
-    assert refused.value.code == "model_load_failed"
+    assert "can't be loaded" in engine.refused["m"]
 
 
 @pytest.mark.parametrize("extra", [{"auto_map": {}}, {"text_config": {"_attn_implementation": 1}}])

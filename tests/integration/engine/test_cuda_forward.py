@@ -37,9 +37,9 @@ from workers.inference.engine.cuda.graphs import Compute, Recorder
 from workers.inference.engine.cuda.load import choose_forward
 from workers.inference.engine.forward import Forward
 from workers.inference.engine.kv_cache import KVCache
-from workers.inference.engine.millrace import MillraceEngine
+from workers.inference.engine.millrace import MillraceEngine, ProvenModel
 from workers.inference.engine.model import LoadedModel, load_model
-from workers.inference.engine.native.weights import NativeWeights
+from workers.inference.engine.proof import Proof
 from workers.inference.engine.protocol import SamplingParams
 from workers.inference.engine.scheduler import Batch
 from workers.inference.engine.torch_forward import TorchForward
@@ -60,7 +60,12 @@ def load(folder: Path, dtype: Dtype = "fp32") -> LoadedModel:
 def choose(loaded: LoadedModel, recorder: Recorder | None = again) -> Forward:
     cache = KVCache(loaded.kv_shape, num_pages=33, device=DEVICE)
     return choose_forward(
-        loaded, cache, recorder=recorder, max_num_seqs=3, on_recorded=lambda: None
+        loaded,
+        cache,
+        proof=Proof(loaded),
+        recorder=recorder,
+        max_num_seqs=3,
+        on_recorded=lambda: None,
     )
 
 
@@ -141,7 +146,7 @@ def zeros(query: torch.Tensor, *args: Any) -> torch.Tensor:
     [
         (fail, "workers.inference.engine.cuda.trial.attend", "RuntimeError: no PTX today"),
         (zeros, "workers.inference.engine.cuda.trial.attend", "the kernels differs"),
-        (zeros, "workers.inference.engine.cuda.attention.attend", "a step differs"),
+        (zeros, "workers.inference.engine.cuda.attention.attend", "its logits differ"),
     ],
 )
 def test_kernels_that_fail_or_compute_something_else_are_not_used(
@@ -259,13 +264,13 @@ class KernelEngine(MillraceEngine):
 
     forward: Forward
 
-    def _forward(
-        self, loaded: LoadedModel, weights: NativeWeights | None, num_pages: int
-    ) -> Forward:
+    def _forward(self, model: ProvenModel, num_pages: int) -> Forward:
+        loaded = model.loaded
         cache = KVCache(loaded.kv_shape, num_pages=num_pages + 1, device=DEVICE)
         self.forward = choose_forward(
             loaded,
             cache,
+            proof=model.proof,
             recorder=again,
             max_num_seqs=4,
             on_recorded=lambda: self._report("recording", 1.0),

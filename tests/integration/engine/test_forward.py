@@ -22,6 +22,7 @@ from workers.inference.engine.model import LoadedModel, load_model
 from workers.inference.engine.native import build
 from workers.inference.engine.native.forward import NativeForward, read_weights
 from workers.inference.engine.native.weights import UnsupportedModelError
+from workers.inference.engine.proof import Proof
 from workers.inference.engine.scheduler import Batch, Chunk
 from workers.inference.engine.torch_forward import TorchForward
 
@@ -58,7 +59,7 @@ def forward(kind: str, folder: Path) -> Forward:
     cache = KVCache(loaded.kv_shape, num_pages=32, device=CPU)
     if kind == "torch":
         return TorchForward(loaded.model, cache)
-    weights = read_weights(loaded.model, loaded.info.context_length, loaded.kv_shape)
+    weights = read_weights(loaded, Proof(loaded))
     return NativeForward(weights, cache)
 
 
@@ -93,7 +94,7 @@ def test_the_compiled_step_refuses_what_it_cannot_compute(
 ) -> None:
     loaded = load(save_tiny(architecture, tmp_path))
     with pytest.raises(UnsupportedModelError):
-        read_weights(loaded.model, loaded.info.context_length, loaded.kv_shape)
+        read_weights(loaded, Proof(loaded))
 
 
 def test_the_compiled_step_refuses_a_model_whose_logits_it_does_not_reproduce(
@@ -104,14 +105,14 @@ def test_the_compiled_step_refuses_a_model_whose_logits_it_does_not_reproduce(
         lambda module, inputs, output: (output[0] * 0.5, *output[1:])
     )
     with pytest.raises(UnsupportedModelError, match="logits differ"):
-        read_weights(loaded.model, loaded.info.context_length, loaded.kv_shape)
+        read_weights(loaded, Proof(loaded))
 
 
 def test_bf16_logits_stay_near_those_of_float32(tmp_path: Path) -> None:
     folder = save_tiny("qwen3", tmp_path)
     expected = own_logits(folder, TOKENS)
     loaded = load(folder, "bf16")
-    weights = read_weights(loaded.model, loaded.info.context_length, loaded.kv_shape)
+    weights = read_weights(loaded, Proof(loaded))
     cache = KVCache(loaded.kv_shape, num_pages=8, device=CPU)
     found = NativeForward(weights, cache).all_logits(TOKENS)
     assert (found - expected).norm() / expected.norm() < 0.05
@@ -121,7 +122,7 @@ def test_nan_left_in_a_page_by_one_request_never_reaches_the_next(tmp_path: Path
     folder = save_tiny("llama", tmp_path)
     loaded = load(folder)
     cache = KVCache(loaded.kv_shape, num_pages=4, device=CPU)
-    weights = read_weights(loaded.model, loaded.info.context_length, loaded.kv_shape)
+    weights = read_weights(loaded, Proof(loaded))
     under_test = NativeForward(weights, cache)
     cache.keys.fill_(float("nan"))
     cache.values.fill_(float("nan"))
@@ -134,7 +135,7 @@ def test_every_number_of_rows_gives_the_same_logits(num_rows: int, tmp_path: Pat
     folder = save_tiny("llama", tmp_path)
     loaded = load(folder)
     cache = KVCache(loaded.kv_shape, num_pages=4, device=CPU)
-    weights = read_weights(loaded.model, loaded.info.context_length, loaded.kv_shape)
+    weights = read_weights(loaded, Proof(loaded))
     found = NativeForward(weights, cache).all_logits(TOKENS[:num_rows])
     expected = own_logits(folder, TOKENS[:num_rows])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
@@ -146,7 +147,7 @@ def test_the_compiled_step_is_the_same_to_the_last_bit_in_any_batch_and_any_chun
 ) -> None:
     loaded = load(save_tiny("gemma3", tmp_path), dtype)
     cache = KVCache(loaded.kv_shape, num_pages=200, device=CPU)
-    weights = read_weights(loaded.model, loaded.info.context_length, loaded.kv_shape)
+    weights = read_weights(loaded, Proof(loaded))
     under_test = NativeForward(weights, cache)
     whole = under_test.all_logits(TOKENS)[-1].clone()
     others = [Tokens(TOKENS[i : i + 20 + i], [50 + 4 * i + p for p in range(4)]) for i in range(31)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from store.attempts import finish
+from store.attempts import claim_any, claim_ticket, finish
 from store.jobs import request_cancel
 from store.leases import (
     LEASE_S,
@@ -13,9 +13,10 @@ from store.leases import (
     disown,
     expire_process,
     give_up,
-    has_live_worker,
     held_jobs,
     list_live,
+    live_workers,
+    refusals_of,
 )
 from store.pools import DictConnection
 from store.reaping import reap_lost
@@ -150,9 +151,9 @@ def test_a_lease_given_up_gives_back_its_own_jobs_without_a_failure(
 
 
 def test_readiness_sees_a_live_worker(as_api: AsApi, worker_id: UUID) -> None:
-    is_alive = as_api(has_live_worker)
+    workers = as_api(live_workers)
 
-    assert is_alive
+    assert [worker["models"] for worker in workers] == [["stub"]]
 
 
 def test_readiness_does_not_count_a_worker_whose_lease_ran_out(
@@ -160,6 +161,27 @@ def test_readiness_does_not_count_a_worker_whose_lease_ran_out(
 ) -> None:
     expire(jobs, worker_id)
 
-    is_alive = as_api(has_live_worker)
+    assert as_api(live_workers) == []
 
-    assert not is_alive
+
+def test_a_model_is_refused_while_no_worker_of_its_pool_serves_it(
+    connection: DictConnection, as_api: AsApi
+) -> None:
+    lease(connection, models=["other"], refused={"stub": "it is noise"})
+    alone = refusals_of(as_api(live_workers))
+    lease(connection)
+
+    assert alone == {"stub": "it is noise"}
+    assert refusals_of(as_api(live_workers)) == {}
+
+
+def test_a_worker_claims_no_job_of_a_model_that_it_refused(
+    jobs: Jobs, connection: DictConnection
+) -> None:
+    job = jobs.add()
+    refusing = lease(connection, models=["other"], refused={"stub": "it is noise"})
+
+    found = [claim_ticket(connection, refusing, job), claim_any(connection, refusing, "default")]
+
+    assert found == [None, None]
+    assert claim_ticket(connection, lease(connection), job) is not None

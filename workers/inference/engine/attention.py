@@ -88,7 +88,7 @@ def paged_attention(
 
     Returns [1, T, heads, D]. Writes the new keys and values to the cache first.
     """
-    refuse_unknown(kwargs, "softcap")
+    refuse_unknown(attention_mask, kwargs, "softcap")
     plan, layer = step_plan, module.layer_idx
     assert isinstance(layer, int)
     keys, values = plan.cache.keys[layer], plan.cache.values[layer]
@@ -103,8 +103,15 @@ def paged_attention(
     return torch.cat(parts).unsqueeze(0), None
 
 
-def refuse_unknown(kwargs: dict[str, object], *others: str) -> None:
-    """Variants of attention that this function would silently compute wrongly."""
+def refuse_unknown(
+    attention_mask: torch.Tensor | None, kwargs: dict[str, object], *others: str
+) -> None:
+    """Variants of attention that this function would silently compute wrongly.
+
+    For ours the library makes no mask: where there is one, the model hides more than what it tells.
+    """
+    if attention_mask is not None:
+        raise EngineError("model_unsupported", "attention with a mask of its own is not supported")
     for name in ("s_aux", "position_bias", "cu_seq_lens_q", *others):
         if kwargs.get(name) is not None:
             raise EngineError("model_unsupported", f"attention with {name} is not supported")

@@ -30,6 +30,7 @@ class StubConfig:
     """How the stub behaves. Times are milliseconds of simulated device work."""
 
     model_names: tuple[str, ...] = ("stub",)
+    refused: frozenset[str] = frozenset()  # of those models, as if they couldn't be loaded
     max_num_seqs: int = 32
     context_length: int = 4096
     vocab_size: int = 32_000

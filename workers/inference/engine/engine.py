@@ -18,7 +18,7 @@ import structlog
 from workers.inference.engine.choices import make_choices
 from workers.inference.engine.config import DEFAULT_MAX_NUM_SEQS
 from workers.inference.engine.counters import Counters
-from workers.inference.engine.errors import EngineError
+from workers.inference.engine.errors import EngineError, reason_of
 from workers.inference.engine.executor import Executor
 from workers.inference.engine.protocol import (
     EngineRequest,
@@ -66,6 +66,7 @@ class BatchEngine:
         self._enable_prefix_cache = enable_prefix_cache
         self._on_progress = on_progress
         self._served: dict[str, ServedModel] = {}
+        self._refused: dict[str, str] = {}
         self._phase = Phase.LOADING
         self._progress_counter = 0
         self._last_report = ("", 0.0)  # what it was about, and when it was passed on
@@ -89,6 +90,10 @@ class BatchEngine:
     def models(self) -> Mapping[str, ModelInfo]:
         infos = {name: model.executor.info for name, model in self._served.items()}
         return MappingProxyType(infos)
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        return MappingProxyType(self._refused)
 
     def start(self, sink: StepSink) -> None:
         if self._thread is not None:
@@ -184,6 +189,15 @@ class BatchEngine:
             yield
         finally:
             self._phase = before
+
+    @contextmanager
+    def _refusing(self, model: str) -> Iterator[None]:
+        """What is wrong with one model costs that model alone."""
+        try:
+            yield
+        except (EngineError, MemoryError) as error:
+            self._refused[model] = reason_of(error)
+            log.error("model_refused", model=model, reason=" ".join(str(error).split()))
 
     def _serve(self, sink: StepSink) -> None:
         while self._roster.wait():

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
+_MAX_REASON = 300  # characters
+# An absolute path of this machine: what is read by tenants names the file alone.
+_FOLDERS = re.compile(r"(?<![\w./:-])~?/(?:[^\s/'\":;,]+/)*")
+
 
 class EngineError(Exception):
     """A request the engine can't serve. `code` is stable; `retryable`: may another try work?"""
@@ -11,3 +17,10 @@ class EngineError(Exception):
         self.code = code
         self.message = message
         self.retryable = retryable
+
+
+def reason_of(error: Exception) -> str:
+    """Why a model can't be served, as one short line that anybody may read."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = _FOLDERS.sub("", text)
+    return text if len(text) <= _MAX_REASON else text[: _MAX_REASON - 1] + "…"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import structlog
 import torch
 
@@ -25,15 +27,22 @@ from workers.inference.engine.model_runner import ModelRunner
 from workers.inference.engine.native.build import BuildError, built_library
 from workers.inference.engine.native.forward import NativeForward, read_weights
 from workers.inference.engine.native.weights import NativeWeights, UnsupportedModelError
-from workers.inference.engine.protocol import EngineRequest, Phase, SamplingParams
-from workers.inference.engine.request import Request
-from workers.inference.engine.scheduler import Batch, Chunk
+from workers.inference.engine.proof import Proof
+from workers.inference.engine.protocol import Phase
 from workers.inference.engine.torch_forward import TorchForward
 
-_WARM_UP_TOKENS = 16
 _NATIVE_DTYPES = ("fp32", "bf16")
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ProvenModel:
+    """A model with what proves the way it is computed; `weights` for the compiled step."""
+
+    loaded: LoadedModel
+    proof: Proof
+    weights: NativeWeights | None = None
 
 
 class MillraceEngine(BatchEngine):
@@ -58,12 +67,15 @@ class MillraceEngine(BatchEngine):
             torch.set_num_threads(config.num_threads)
         if self._device.type == "cuda":  # kernels start on the thread's current device
             torch.cuda.set_device(self._device.index or 0)
-        loaded = [self._load_model(spec, self._reporter(i)) for i, spec in enumerate(config.models)]
-        share = int(free_bytes(self._device) * config.kv_memory_share) // len(loaded)
-        num_bytes = config.kv_cache_bytes or share
-        runners = [self._runner(model, weights, num_bytes) for model, weights in loaded]
-        for runner in runners:
-            _warm_up(runner)
+        loaded = []
+        for i, spec in enumerate(config.models):
+            with self._refusing(spec.name):
+                loaded.append(self._load_model(spec, self._reporter(i)))
+        share = int(free_bytes(self._device) * config.kv_memory_share) // max(1, len(loaded))
+        runners = []
+        for model in loaded:
+            with self._refusing(model.loaded.info.name):
+                runners.append(self._runner(model, config.kv_cache_bytes or share))
         report("ready", 1.0)
         return runners
 
@@ -72,30 +84,30 @@ class MillraceEngine(BatchEngine):
         models = self._config.models
         return lambda share: self._report(models[index].name, (index + share) / len(models))
 
-    def _load_model(
-        self, spec: ModelSpec, on_share: OnShare
-    ) -> tuple[LoadedModel, NativeWeights | None]:
+    def _load_model(self, spec: ModelSpec, on_share: OnShare) -> ProvenModel:
         """The model for the compiled step where that can compute it, else as it is."""
         on_share(0.0)
         loaded = self._load_weights(spec, on_share)
-        if self._device.type != "cpu" or loaded.info.dtype not in _NATIVE_DTYPES:
-            return loaded, None
-        if not self._config.use_native_step:
-            return loaded, None
-        try:
-            with self._declared(Phase.COMPILING):
-                built_library()
-            weights = read_weights(
-                loaded.model,
-                loaded.info.context_length,
-                loaded.kv_shape,
-                on_layer=lambda: on_share(1.0),
-            )
-        except (BuildError, UnsupportedModelError) as error:
-            log.warning("native_step_unavailable", model=spec.name, reason=str(error))
+        on_share(1.0)
+        proof = Proof(loaded, on_step=lambda: on_share(1.0))
+        if self._device.type != "cpu":
+            return ProvenModel(loaded, proof)
+        if self._config.use_native_step and loaded.info.dtype in _NATIVE_DTYPES:
+            try:
+                return ProvenModel(loaded, proof, self._compiled(loaded, proof, on_share))
+            except (BuildError, UnsupportedModelError) as error:
+                log.warning("native_step_unavailable", model=spec.name, reason=str(error))
             del loaded  # spoilt, and its memory is needed for the second time
-            return self._load_weights(spec, on_share), None
-        return loaded, weights
+            loaded = self._load_weights(spec, on_share)
+            proof.use(loaded)
+        cache = KVCache(loaded.kv_shape, num_pages=proof.num_pages, device=self._device)
+        proof.check(TorchForward(loaded.model, cache))
+        return ProvenModel(loaded, proof)
+
+    def _compiled(self, loaded: LoadedModel, proof: Proof, on_share: OnShare) -> NativeWeights:
+        with self._declared(Phase.COMPILING):
+            built_library()
+        return read_weights(loaded, proof, on_layer=lambda: on_share(1.0))
 
     def _load_weights(self, spec: ModelSpec, on_share: OnShare) -> LoadedModel:
         config = self._config
@@ -103,9 +115,8 @@ class MillraceEngine(BatchEngine):
             spec, self._device, is_hub_allowed=config.is_hub_allowed, on_share=on_share
         )
 
-    def _runner(
-        self, loaded: LoadedModel, weights: NativeWeights | None, num_bytes: int
-    ) -> ModelRunner:
+    def _runner(self, model: ProvenModel, num_bytes: int) -> ModelRunner:
+        loaded = model.loaded
         max_num_seqs = self._config.max_num_seqs or DEFAULT_MAX_NUM_SEQS
         num_pages = fit_num_pages(
             loaded.kv_shape,
@@ -113,25 +124,28 @@ class MillraceEngine(BatchEngine):
             context_length=loaded.info.context_length,
             num_bytes=num_bytes,
         )
-        forward = self._forward(loaded, weights, num_pages)
+        forward = self._forward(model, num_pages)
         return ModelRunner(loaded.info, loaded.text, forward, max_num_seqs=max_num_seqs)
 
-    def _forward(
-        self, loaded: LoadedModel, weights: NativeWeights | None, num_pages: int
-    ) -> Forward:
+    def _forward(self, model: ProvenModel, num_pages: int) -> Forward:
+        loaded = model.loaded
         if self._device.type == "cuda" and self._config.use_cuda_kernels:
             with self._declared(Phase.COMPILING):
-                return self._cuda_forward(loaded, num_pages)
+                return self._cuda_forward(loaded, model.proof, num_pages)
         cache = KVCache(loaded.kv_shape, num_pages=num_pages, device=self._device)
-        if weights is not None:
-            return NativeForward(weights, cache)
-        return TorchForward(loaded.model, cache)
+        if model.weights is not None:
+            return NativeForward(model.weights, cache)
+        forward = TorchForward(loaded.model, cache)
+        if self._device.type != "cpu":  # there it has been checked as soon as it was loaded
+            model.proof.check(forward)
+        return forward
 
-    def _cuda_forward(self, loaded: LoadedModel, num_pages: int) -> Forward:
+    def _cuda_forward(self, loaded: LoadedModel, proof: Proof, num_pages: int) -> Forward:
         config, name = self._config, loaded.info.name
         return choose_forward(
             loaded,
             KVCache(loaded.kv_shape, num_pages=num_pages + NUM_SPARE_PAGES, device=self._device),
+            proof=proof,
             recorder=CudaRecorder(self._device) if config.use_cuda_graphs else None,
             max_num_seqs=config.max_num_seqs or DEFAULT_MAX_NUM_SEQS,
             on_recorded=lambda: self._report(f"recording {name}", 1.0),
@@ -141,22 +155,3 @@ class MillraceEngine(BatchEngine):
 def _default_budget(device: torch.device) -> int:
     is_cuda = device.type == "cuda"
     return DEFAULT_MAX_NUM_BATCHED_TOKENS_CUDA if is_cuda else DEFAULT_MAX_NUM_BATCHED_TOKENS
-
-
-def _warm_up(runner: ModelRunner) -> None:
-    """One forward pass: an unsupported attention fails here, not with the first request."""
-    num_tokens = min(_WARM_UP_TOKENS, runner.info.context_length - 1)
-    sampling = SamplingParams(max_tokens=1)
-    request = Request(
-        EngineRequest(
-            request_id="warm-up",
-            model=runner.info.name,
-            prompt_token_ids=[0] * num_tokens,
-            sampling=sampling,
-        ),
-        decoder=runner.decoder(sampling),
-        eos_token_ids=runner.eos_token_ids,
-        context_length=runner.info.context_length,
-    )
-    request.pages = [0]
-    runner.run(Batch((Chunk(request, 0, num_tokens),)))

@@ -17,12 +17,14 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from workers.inference.engine.attention import ATTENTION_NAME, paged_attention
+from workers.inference.engine.checkpoint import check_checkpoint
 from workers.inference.engine.config import ModelSpec
 from workers.inference.engine.errors import EngineError
 from workers.inference.engine.kv_cache import KVShape
 from workers.inference.engine.load_progress import OnShare, ignore_share, watch_loading
+from workers.inference.engine.loading_report import check_loaded
 from workers.inference.engine.memory import free_bytes
-from workers.inference.engine.model_files import check_fits, model_file, read_config
+from workers.inference.engine.model_files import check_weights, model_file, reader
 from workers.inference.engine.protocol import ModelInfo
 
 _TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -87,11 +89,13 @@ def choose_dtype(wanted: str, device: torch.device) -> str:
 
 
 def _load(spec: ModelSpec, device: torch.device, *, is_local: bool) -> LoadedModel:
-    read_config(spec.path, is_local=is_local)
+    read = reader(spec.path, is_local=is_local)
+    wanted = check_checkpoint(read, spec.dtype)
     tokenizer = Tokenizer.from_file(str(model_file(spec.path, "tokenizer.json", is_local)))
-    dtype = choose_dtype(spec.dtype, device)
-    check_fits(spec.path, dtype, free_bytes(device))
-    model = _load_weights(spec.path, dtype, device, is_local=is_local)
+    dtype = choose_dtype(wanted, device)
+    is_quantised = dtype in _QUANTISED and check_checkpoint(read, "auto") == dtype
+    check_weights(spec.path, dtype, free_bytes(device), is_quantised=is_quantised)
+    model = _load_weights(spec.path, dtype, device, is_local=is_local, is_quantised=is_quantised)
     config = model.config.get_text_config()
     info = ModelInfo(
         name=spec.name,
@@ -105,29 +109,34 @@ def _load(spec: ModelSpec, device: torch.device, *, is_local: bool) -> LoadedMod
 
 
 def _load_weights(
-    path: str, dtype: str, device: torch.device, *, is_local: bool
+    path: str, dtype: str, device: torch.device, *, is_local: bool, is_quantised: bool
 ) -> PreTrainedModel:
+    """`is_quantised`: the weights are stored so, and the checkpoint's own settings count."""
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, paged_attention)
-    quantisation = _quantisation(dtype, device)
-    model = AutoModelForCausalLM.from_pretrained(
+    on_device: dict[str, Any] = {}
+    if dtype in _QUANTISED:
+        on_device["device_map"] = {"": device}
+        if not is_quantised:
+            on_device["quantization_config"] = _quantisation(dtype, device)
+    model, report = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=_compute_dtype(dtype, device),
-        quantization_config=quantisation,
-        device_map={"": device} if quantisation else None,
-        attn_implementation=ATTENTION_NAME,
+        attn_implementation="eager",  # some choose their classes by it; ours is set afterwards
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=is_local,
+        output_loading_info=True,
+        **on_device,
     )
     assert isinstance(model, PreTrainedModel)
-    if quantisation is None:
+    check_loaded(model, report)
+    if not on_device:
         torch.nn.Module.to(model, device)
+    model.set_attn_implementation(ATTENTION_NAME)
     return model
 
 
-def _quantisation(dtype: str, device: torch.device) -> BitsAndBytesConfig | None:
-    if dtype not in _QUANTISED:
-        return None
+def _quantisation(dtype: str, device: torch.device) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(
         load_in_8bit=dtype == "int8",
         load_in_4bit=dtype == "nf4",

@@ -165,8 +165,13 @@ class Engine(Protocol):
         """Loaded models by name."""
         ...
 
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Models that were to be loaded and can't be served, with the reason in one line."""
+        ...
+
     def start(self, sink: StepSink) -> None:
-        """Start the device thread. Models are loaded when this returns. Call once."""
+        """Start the device thread. Call once. On return each model is loaded or refused."""
         ...
 
     def submit(self, request: EngineRequest) -> None:

@@ -100,7 +100,8 @@ class StubEngine(BatchEngine):
         self._is_released.set()
 
     def _load_stubs(self, report: OnProgress) -> list[StubExecutor]:
-        names = self._config.model_names
+        self._refused = dict.fromkeys(self._config.refused, "the stub was told to refuse it")
+        names = [name for name in self._config.model_names if name not in self._refused]
         executors = [StubExecutor(name, self._config, self._is_released) for name in names]
         for i, name in enumerate(names, start=1):
             report(name, i / len(names))

@@ -19,13 +19,14 @@ from typing import Any
 import structlog
 import torch
 
-from workers.inference.engine.config import DEFAULT_MAX_NUM_SEQS, EngineConfig
+from workers.inference.engine.config import DEFAULT_MAX_NUM_SEQS, EngineConfig, ModelSpec
 from workers.inference.engine.counters import Counters
 from workers.inference.engine.detokenizer import TokenizerDecoder
 from workers.inference.engine.engine import OnProgress
-from workers.inference.engine.errors import EngineError
+from workers.inference.engine.errors import EngineError, reason_of
 from workers.inference.engine.executor import SampledToken
 from workers.inference.engine.model import LoadedModel, choose_device, load_model
+from workers.inference.engine.proof import Continuation, ProofError, own_continuation
 from workers.inference.engine.protocol import (
     EngineRequest,
     EngineStats,
@@ -33,6 +34,7 @@ from workers.inference.engine.protocol import (
     ModelInfo,
     Phase,
     Progress,
+    SamplingParams,
     StepSink,
     TokenOutput,
 )
@@ -42,6 +44,7 @@ from workers.inference.engine.transformers_manager import Manager
 from workers.inference.engine.validation import check_request
 
 _JOIN_TIMEOUT_S = 30.0
+_PROOF_TIMEOUT_S = 120.0  # of the request that shows at load what the library computes
 _POLL_S = 0.05  # how soon aborts and deadlines are seen while a step of the library goes on
 
 log = structlog.get_logger(__name__)
@@ -75,6 +78,7 @@ class TransformersEngine:
         self._attention = attention
         self._is_greedy_only = is_greedy_only
         self._manager: Manager | None = None
+        self._refused: dict[str, str] = {}
         self._phase = Phase.LOADING
         self._num_reports = 0
         self._counters = Counters()
@@ -98,6 +102,10 @@ class TransformersEngine:
         infos = [self._manager.loaded.info] if self._manager else []
         return MappingProxyType({info.name: info for info in infos})
 
+    @property
+    def refused(self) -> Mapping[str, str]:
+        return MappingProxyType(self._refused)
+
     def start(self, sink: StepSink) -> None:
         if self._thread is not None:
             raise RuntimeError("the engine was started before")
@@ -109,8 +117,10 @@ class TransformersEngine:
 
     def submit(self, request: EngineRequest) -> None:
         manager = self._manager
-        if self._phase is not Phase.SERVING or manager is None:
+        if self._phase is not Phase.SERVING:
             raise not_serving()
+        if manager is None:
+            raise EngineError("model_not_found", f"model {request.model} is not loaded here")
         loaded = manager.loaded
         if request.model != loaded.info.name:
             raise EngineError("model_not_found", f"model {request.model} is not loaded here")
@@ -171,18 +181,53 @@ class TransformersEngine:
         self._report(spec.name, 0.0)
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        device = choose_device(config.device)
-        self._manager = Manager(  # its thread is a daemon because this one is
-            load_model(
-                spec, device, is_hub_allowed=config.is_hub_allowed, on_share=self._note_share
-            ),
+        try:
+            self._manager = self._load_manager(config, spec)
+        except (EngineError, MemoryError) as error:
+            self._refused[spec.name] = reason_of(error)
+            log.error("model_refused", model=spec.name, reason=" ".join(str(error).split()))
+        self._report("ready", 1.0)
+        self._phase = Phase.SERVING
+
+    def _load_manager(self, config: EngineConfig, spec: ModelSpec) -> Manager:
+        """The library's manager over a model whose logits it has shown to keep."""
+        loaded = load_model(
+            spec,
+            choose_device(config.device),
+            is_hub_allowed=config.is_hub_allowed,
+            on_share=self._note_share,
+        )
+        expected = own_continuation(loaded)
+        manager = Manager(  # its thread is a daemon because this one is
+            loaded,
             config,
             attention=self._attention,
             is_greedy_only=self._is_greedy_only,
             deliver=self._arrived.put,
         )
-        self._report("ready", 1.0)
-        self._phase = Phase.SERVING
+        try:
+            self._prove(manager, expected)
+        except EngineError:
+            manager.stop()
+            raise
+        return manager
+
+    def _prove(self, manager: Manager, expected: Continuation) -> None:
+        """One greedy request before any other. Raises ProofError."""
+        greedy = SamplingParams(max_tokens=len(expected.token_ids), temperature=0.0)
+        manager.add(
+            next(self._library_ids), expected.prompt, max_tokens=greedy.max_tokens, sampling=greedy
+        )
+        output, deadline = None, time.monotonic() + _PROOF_TIMEOUT_S
+        while output is None or len(output.generated_tokens) < greedy.max_tokens:
+            try:
+                *_, output = self._arrived.get(timeout=deadline - time.monotonic())
+            except (queue.Empty, ValueError):  # a ValueError: the time is over already
+                raise ProofError("it gave no answer when it was tried") from None
+            if output.error is not None:
+                raise ProofError(f"it failed when it was tried: {output.error}")
+            self._num_reports += 1
+        expected.check(output.generated_tokens)
 
     def _note_share(self, share: float) -> None:
         """A weight was read: proof of life, nothing to tell."""
@@ -286,8 +331,8 @@ class TransformersEngine:
             for r in self._roster.remaining()
         ]
         self._emit(sink)
-        assert self._manager
-        self._manager.stop()
+        if self._manager is not None:
+            self._manager.stop()
 
 
 def _choice(request: EngineRequest, loaded: LoadedModel) -> Request:

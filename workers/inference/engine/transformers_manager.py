@@ -124,7 +124,8 @@ class Manager:
         if self._manager.background_thread_status.can_accept_new_requests() is None:
             return False
         self._manager.join(time.perf_counter(), timeout=_STOP_TIMEOUT_S)
-        self._num_steps_before += self._num_steps
+        num_steps, self._manager.current_batch = self._num_steps, 0  # never counted twice
+        self._num_steps_before += num_steps
         self._manager.start()
         return True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.inference.engine.probe import PagedTokens
+from workers.inference.engine.proof import PagedTokens
 from workers.inference.engine.scheduler import Chunk
 
 

@@ -36,7 +36,7 @@ def kernel_attention(
 
     Returns [1, T, heads, D]. Writes the new keys and values to the cache first.
     """
-    refuse_unknown(kwargs)
+    refuse_unknown(attention_mask, kwargs)
     layer = module.layer_idx
     assert isinstance(layer, int)
     pages = step_plan.cache.keys[layer], step_plan.cache.values[layer]

@@ -1,12 +1,12 @@
 """Proves on the device at hand, at every load, that it computes what it should.
 
 First the kernels alone, in the model's shapes, against plain arithmetic on long sequences; then the
-whole model against its own forward pass, in chunks and decodes, computed and replayed.
+whole model by the proof of every way (proof.py), and every size of recorded decodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from transformers import PreTrainedModel
@@ -15,7 +15,12 @@ from workers.inference.engine.cuda.forward import CudaForward
 from workers.inference.engine.cuda.launch import MAX_HEAD_DIM, Formula
 from workers.inference.engine.cuda.trial import Span, Trial
 from workers.inference.engine.kv_cache import KVShape, num_pages_for
-from workers.inference.engine.probe import PagedTokens, own_logits, probe_tokens, relative_error
+from workers.inference.engine.proof import (
+    PagedTokens,
+    own_logits,
+    probe_tokens,
+    relative_error,
+)
 from workers.inference.engine.scheduler import Batch
 
 # Around the ends of pages and blocks, and beyond many of them.
@@ -26,7 +31,6 @@ _SPLITS = (1, 4)
 _KERNEL_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.005}
 _LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}
 _PROBE_TOKENS = 40
-_PROBE_CHUNKS = (13, 20)  # tokens; what is left of the probe is decoded
 
 
 class CheckError(Exception):
@@ -59,14 +63,6 @@ def formulas_of(model: PreTrainedModel, head_dim: int) -> set[Formula]:
     return {Formula(head_dim**-0.5, window, softcap) for window in windows}
 
 
-def check_steps(forward: CudaForward, model: PreTrainedModel) -> None:
-    """A probe in chunks and single tokens, as requests are computed. Raises CheckError."""
-    token_ids = probe_tokens(model, _PROBE_TOKENS)
-    expected = own_logits(model, token_ids)
-    for batch, row in _probe_batches(token_ids):
-        _compare("a step", forward.run(batch)[0], expected[row], _LOGIT_TOLERANCE[model.dtype])
-
-
 def check_decodes(forward: CudaForward, model: PreTrainedModel, sizes: Iterable[int]) -> None:
     """Steps of one decode less than each size, so that one of two is filled up. Raises CheckError.
 
@@ -85,21 +81,9 @@ def check_decodes(forward: CudaForward, model: PreTrainedModel, sizes: Iterable[
             )
 
 
-def _probe(token_ids: list[int], num_tokens: int | None = None) -> PagedTokens:
-    """The first tokens of the probe, on pages in falling order."""
-    pages = list(reversed(range(num_pages_for(len(token_ids)))))
-    return PagedTokens(token_ids[:num_tokens], pages)
-
-
-def _probe_batches(token_ids: list[int]) -> Iterator[tuple[Batch, int]]:
-    """Steps over the probe, and the row of its logits that each ends with."""
-    start = 0
-    num_left = len(token_ids) - sum(_PROBE_CHUNKS)
-    for num_tokens in (*_PROBE_CHUNKS, *[1] * num_left):
-        end = start + num_tokens
-        chunk = _probe(token_ids, end).chunk(start, num_tokens)
-        yield Batch((chunk,), num_decodes=int(num_tokens == 1)), end - 1
-        start = end
+def _probe(token_ids: list[int]) -> PagedTokens:
+    """On pages in falling order."""
+    return PagedTokens(token_ids, list(reversed(range(num_pages_for(len(token_ids))))))
 
 
 def _one_layer(shape: KVShape) -> KVShape:

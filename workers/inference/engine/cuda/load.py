@@ -16,6 +16,7 @@ from workers.inference.engine.cuda.graphs import batch_sizes
 from workers.inference.engine.forward import Forward
 from workers.inference.engine.kv_cache import KVCache
 from workers.inference.engine.model import LoadedModel
+from workers.inference.engine.proof import Proof
 from workers.inference.engine.torch_forward import TorchForward
 
 if TYPE_CHECKING:
@@ -31,24 +32,30 @@ def choose_forward(
     loaded: LoadedModel,
     cache: KVCache,
     *,
+    proof: Proof,
     recorder: Recorder | None,
     max_num_seqs: int,
     on_recorded: Callable[[], None],
 ) -> Forward:
     """Our kernels if they prove themselves, else transformers' modules with torch's attention.
 
-    With a `recorder` steps of decodes are recorded too. Raises only where the device is done for:
+    With a `recorder` steps of decodes are recorded too. Raises ProofError or EngineError where not
+    even torch's attention gives the model's logits; and whatever a device raises that is done for:
     an illegal access, for one, leaves nothing to fall back on.
     """
     name = loaded.info.name
     try:
-        forward = _kernel_forward(loaded, cache, max_num_seqs)
+        forward = _kernel_forward(loaded, cache, proof, max_num_seqs)
     except Exception as error:  # Triton, its compiler, the driver: each fails in its own way
         log.warning("cuda_kernels_unavailable", model=name, reason=_reason(error))
         loaded.model.set_attn_implementation(ATTENTION_NAME)
-        return TorchForward(loaded.model, cache)
+        plain = TorchForward(loaded.model, cache)
+        proof.check(plain)
+        return plain
     if recorder is not None:
-        _record(forward, loaded, recorder, max_num_seqs, on_recorded)
+        _record(
+            forward, loaded, proof, recorder, max_num_seqs=max_num_seqs, on_recorded=on_recorded
+        )
     log.info("cuda_kernels_ready", model=name, recorded_sizes=forward.recorded_sizes)
     return forward
 
@@ -56,11 +63,13 @@ def choose_forward(
 def _record(
     forward: CudaForward,
     loaded: LoadedModel,
+    proof: Proof,
     recorder: Recorder,
+    *,
     max_num_seqs: int,
     on_recorded: Callable[[], None],
 ) -> None:
-    from workers.inference.engine.cuda.check import check_decodes, check_steps  # noqa: PLC0415
+    from workers.inference.engine.cuda.check import check_decodes  # noqa: PLC0415
 
     try:
         forward.record(recorder, max_num_seqs=max_num_seqs, on_recorded=on_recorded)
@@ -68,14 +77,15 @@ def _record(
     except Exception as error:  # a model that waits for the device in its forward pass, for one
         log.warning("cuda_graphs_unavailable", model=loaded.info.name, reason=_reason(error))
         forward.forget_recordings()
-        check_steps(forward, loaded.model)  # a recording that broke off may leave the device odd
+        proof.check(forward)  # a recording that broke off may leave the device odd
 
 
-def _kernel_forward(loaded: LoadedModel, cache: KVCache, max_num_seqs: int) -> CudaForward:
+def _kernel_forward(
+    loaded: LoadedModel, cache: KVCache, proof: Proof, max_num_seqs: int
+) -> CudaForward:
     from workers.inference.engine.cuda.check import (  # noqa: PLC0415
         check_decodes,
         check_kernels,
-        check_steps,
     )
     from workers.inference.engine.cuda.forward import CudaForward  # noqa: PLC0415
 
@@ -86,7 +96,7 @@ def _kernel_forward(loaded: LoadedModel, cache: KVCache, max_num_seqs: int) -> C
         context_length=loaded.info.context_length,
         num_cores=_num_cores(cache.keys.device),
     )
-    check_steps(forward, loaded.model)
+    proof.check(forward)
     check_decodes(forward, loaded.model, batch_sizes(max_num_seqs))
     return forward
 

@@ -10,7 +10,7 @@ import torch
 from workers.inference.engine.cuda.launch import Formula, attend, tokens_per_tile, write_pages
 from workers.inference.engine.cuda.plan import lay_out, put_on_device
 from workers.inference.engine.kv_cache import PAGE_SIZE, KVCache, KVShape, num_pages_for
-from workers.inference.engine.probe import PagedTokens
+from workers.inference.engine.proof import PagedTokens
 from workers.inference.engine.scheduler import Batch, Chunk
 
 

@@ -6,18 +6,13 @@ from array import array
 from collections.abc import Callable
 
 import torch
-from transformers import PreTrainedModel
 
-from workers.inference.engine.kv_cache import KVCache, KVShape, num_pages_for
+from workers.inference.engine.kv_cache import KVCache, num_pages_for
+from workers.inference.engine.model import LoadedModel
 from workers.inference.engine.native.library import Runner, StepInput
 from workers.inference.engine.native.weights import NativeWeights, UnsupportedModelError
-from workers.inference.engine.probe import own_logits, probe_tokens, relative_error
+from workers.inference.engine.proof import CUT, Proof, ProofError
 from workers.inference.engine.scheduler import Batch
-
-_PROBE_TOKENS = 24
-# Largest |ours - theirs| / |theirs| of the probe's logits. A wrong formula gives about 1; rounding
-# in bf16 gives some hundredths, since transformers rounds between operations where we don't.
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 
 
 class NativeForward:
@@ -79,23 +74,18 @@ class NativeForward:
 
 @torch.inference_mode()
 def read_weights(
-    model: PreTrainedModel,
-    context_length: int,
-    shape: KVShape,
-    *,
-    on_layer: Callable[[], None] = lambda: None,
+    loaded: LoadedModel, proof: Proof, *, on_layer: Callable[[], None] = lambda: None
 ) -> NativeWeights:
     """Pack a model's weights, taking them away from the model layer by layer to save memory.
 
-    The result has reproduced the model's own logits. Raises UnsupportedModelError for a model that
-    the compiled step can't compute, BuildError without a compiler; the model is then spoilt.
+    The result has passed the proof. Raises UnsupportedModelError for a model that the compiled step
+    can't compute, BuildError without a compiler; the model is then spoilt.
     """
-    token_ids = probe_tokens(model, min(_PROBE_TOKENS, context_length))
-    expected = own_logits(model, token_ids)
-    weights = NativeWeights(model, context_length, on_layer=on_layer)
-    num_pages = num_pages_for(len(token_ids))
-    cache = KVCache(shape, num_pages=num_pages, device=torch.device("cpu"))
-    error = relative_error(NativeForward(weights, cache).all_logits(token_ids), expected)
-    if not error <= _TOLERANCE[shape.dtype]:  # NaN is an error too
-        raise UnsupportedModelError(f"its logits differ from the model's own by {error:.3f}")
+    weights = NativeWeights(loaded.model, loaded.info.context_length, on_layer=on_layer)
+    cache = KVCache(loaded.kv_shape, num_pages=proof.num_pages, device=torch.device("cpu"))
+    try:
+        with weights.cut_windows(CUT, proof.is_cut):
+            proof.check(NativeForward(weights, cache))
+    except ProofError as error:
+        raise UnsupportedModelError(str(error)) from error
     return weights

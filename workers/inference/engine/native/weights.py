@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -61,6 +62,18 @@ class NativeWeights:
         self._cache = (keys, values)
         for layer, own_keys, own_values in zip(self.layers, keys, values, strict=True):
             layer.keys, layer.values = own_keys.data_ptr(), own_values.data_ptr()
+
+    @contextmanager
+    def cut_windows(self, length: int, is_cut: Callable[[int], bool]) -> Iterator[None]:
+        """Within it every window that `is_cut` names is `length` tokens long."""
+        before = [layer.window for layer in self.layers]
+        for layer in self.layers:
+            layer.window = length if is_cut(layer.window) else layer.window
+        try:
+            yield
+        finally:
+            for layer, window in zip(self.layers, before, strict=True):
+                layer.window = window
 
     def _read(self, model: PreTrainedModel, context_length: int) -> None:
         self._kept: list[torch.Tensor] = []

@@ -1,0 +1,265 @@
+"""Proves at every load that a way to compute steps gives the model's own logits. One for all ways.
+
+Two sequences share steps, as requests do: prefills in chunks, then single tokens, on scattered
+pages. Every window of the model is cut short meanwhile, in its own forward pass too, so that few
+tokens cross it. What passes computes the model's formula; what doesn't is not served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, cast
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from workers.inference.engine.errors import EngineError
+from workers.inference.engine.forward import Forward
+from workers.inference.engine.kv_cache import num_pages_for
+from workers.inference.engine.model import LoadedModel
+from workers.inference.engine.request import Request
+from workers.inference.engine.scheduler import Batch, Chunk
+
+_CHUNKS = ((21, 21), (13,))  # tokens of each sequence that are prefilled, step by step
+_NUM_DECODES = 6  # of each, afterwards
+CUT = 17  # tokens: longer windows are cut to it. Not a whole number of pages
+_CUT_NAMES = frozenset(
+    {
+        "sliding_window",
+        "sliding_window_size",
+        "attention_window_size",
+        "window_size",
+        "local_attention",
+        "attention_chunk_size",
+        "floor_scale",
+        "index_topk",
+    }
+)
+# Largest |found - right| / |right| of a row of logits. A wrong formula gives some tenths or more.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
+_QUANTISED_TOLERANCE = 0.15  # activations are rounded by what shares their batch
+_PADDED = -1e4  # a logit that the model itself rules out
+
+
+class ProofError(EngineError):
+    """What was computed is not what the model says."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("model_unsupported", message)
+
+
+@dataclass(frozen=True, slots=True)
+class PagedTokens:
+    """As much of a request as a step reads."""
+
+    token_ids: list[int]
+    pages: list[int]
+
+    def chunk(self, start: int, num_tokens: int) -> Chunk:
+        return Chunk(cast(Request, self), start, num_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    batch: Batch
+    expected: torch.Tensor  # [chunks, vocab]
+
+
+class Proof:
+    """What the model itself says of the probe. Prepared while its weights are all there."""
+
+    def __init__(self, loaded: LoadedModel, *, on_step: Callable[[], None] = lambda: None) -> None:
+        """`on_step` hears of every step that was computed: proof of life while a large one runs."""
+        self._model = loaded.model
+        self._on_step = on_step
+        self._context_length = loaded.info.context_length
+        is_quantised = loaded.info.dtype in ("int8", "nf4")
+        self._is_exact = not is_quantised and loaded.model.dtype == torch.float32
+        self._tolerance = _QUANTISED_TOLERANCE if is_quantised else _TOLERANCE[loaded.model.dtype]
+        self._tokens = _probes(loaded.model, self._context_length)
+        with self._cut_windows():
+            self._logits = [self._own_logits(tokens) for tokens in self._tokens]
+
+    @property
+    def num_pages(self) -> int:
+        """Of a cache that holds the probe."""
+        return sum(num_pages_for(len(tokens)) for tokens in self._tokens)
+
+    def use(self, loaded: LoadedModel) -> None:
+        """The same model, loaded once more: what it says stays true."""
+        self._model = loaded.model
+
+    def is_cut(self, window: int) -> bool:
+        """A window that no context reaches stays as it is: nothing depends on it."""
+        return CUT < window < self._context_length
+
+    def check(self, forward: Forward) -> None:
+        """Raises ProofError, or EngineError for what attention itself refuses.
+
+        What a device that is done for raises goes through.
+        """
+        with self._cut_windows():
+            errors = [error for step in self._steps(forward) for error in self._run(forward, step)]
+        # Rounding may send a token to another expert: where it is coarse, one row in three may be.
+        judged = sorted(errors)[-1 if self._is_exact else len(errors) * 2 // 3]
+        if not judged <= self._tolerance:  # NaN is an error too
+            raise ProofError(f"its logits differ from the model's own by {judged:.3g}")
+
+    def _own_logits(self, tokens: Sequence[int]) -> torch.Tensor:
+        logits = own_logits(self._model, tokens)
+        self._on_step()
+        return logits
+
+    def _run(self, forward: Forward, step: _Step) -> list[float]:
+        try:
+            found = forward.run(step.batch).float()
+        except (EngineError, torch.AcceleratorError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # whatever a module does with what it wasn't made for
+            what = f"{type(error).__name__}: {error}"
+            raise ProofError(f"it can't be computed through pages: {what}") from error
+        self._on_step()
+        pairs = zip(found, step.expected.to(found.device), strict=True)
+        return [relative_error(row, right) for row, right in pairs]
+
+    def _steps(self, forward: Forward) -> list[_Step]:
+        """Of both sequences, or of the first alone where the cache has no room for two."""
+        num = 2 if forward.num_pages >= self.num_pages else 1
+        return list(_steps(self._tokens[:num], self._logits[:num]))
+
+    @contextmanager
+    def _cut_windows(self) -> Iterator[None]:
+        """The model with short windows; some of its modules read the config when they compute."""
+        before = []
+        for owner in (*_configs(self._model), *self._model.modules()):
+            values = vars(owner)
+            for name in _CUT_NAMES & values.keys():
+                if type(values[name]) is int and self.is_cut(values[name]):
+                    before.append((owner, name, values[name]))
+                    setattr(owner, name, CUT)
+        try:
+            yield
+        finally:
+            for owner, name, value in before:
+                setattr(owner, name, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What the model itself says after a prompt, greedily: the proof of an engine that samples."""
+
+    prompt: list[int]
+    token_ids: list[int]
+    margins: list[float]  # how far each is ahead of the next best, in deviations of the logits
+    least_margin: float
+
+    def check(self, found: Sequence[int]) -> None:
+        """Raises ProofError, unless they differ first where rounding may decide."""
+        pairs = zip(found, self.token_ids, self.margins, strict=True)
+        for i, (token_id, right, margin) in enumerate(pairs):
+            if token_id != right:
+                if margin <= self.least_margin:
+                    return
+                raise ProofError(f"token {i + 1} after a probe is not the model's own")
+
+
+def own_continuation(loaded: LoadedModel) -> Continuation:
+    """A few tokens after a probe, each by a forward pass of its own. Windows stay as they are."""
+    length = min(sum(_CHUNKS[0]), loaded.info.context_length - 1)
+    prompt = probe_tokens(loaded.model, length)
+    tokens, margins = list(prompt), []
+    for _ in range(min(_NUM_DECODES, loaded.info.context_length - length)):
+        last = own_logits(loaded.model, tokens)[-1]
+        best, second = last.topk(2)[0].tolist()
+        margins.append((best - second) / (float(last.std()) + 1e-9))
+        tokens.append(int(last.argmax()))
+    is_exact = loaded.info.dtype == "fp32"
+    return Continuation(prompt, tokens[length:], margins, 0.01 if is_exact else 0.5)
+
+
+@torch.inference_mode()
+def own_logits(model: PreTrainedModel, token_ids: Sequence[int]) -> torch.Tensor:
+    """Logits [tokens, vocab], float32, of transformers' plainest attention."""
+    ours = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        tokens = torch.tensor([list(token_ids)], device=model.device)
+        output = model(input_ids=tokens, use_cache=False)
+    finally:
+        model.set_attn_implementation(ours)
+    logits: torch.Tensor = output.logits[0]
+    return logits.float()
+
+
+def relative_error(found: torch.Tensor, right: torch.Tensor) -> float:
+    """|found - right| / |right| of one row; NaN where either holds none.
+
+    Around their means: what all logits have in common says nothing, and would hide errors.
+    """
+    is_ruled_out = right <= _PADDED
+    if not torch.equal(found <= _PADDED, is_ruled_out):
+        return float("nan")
+    found, right = found[~is_ruled_out], right[~is_ruled_out]
+    found, right = found - found.mean(), right - right.mean()
+    return float((found - right).norm() / right.norm())
+
+
+def probe_tokens(model: PreTrainedModel, num_tokens: int, *, seed: int = 0) -> list[int]:
+    """The same random token ids every time."""
+    vocab_size = model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(seed)
+    tokens: list[int] = torch.randint(0, vocab_size, (num_tokens,), generator=generator).tolist()
+    return tokens
+
+
+def _probes(model: PreTrainedModel, context_length: int) -> list[list[int]]:
+    lengths = [min(sum(chunks) + _NUM_DECODES, context_length) for chunks in _CHUNKS]
+    return [probe_tokens(model, length, seed=seed) for seed, length in enumerate(lengths)]
+
+
+def _steps(tokens: list[list[int]], logits: list[torch.Tensor]) -> Iterator[_Step]:
+    numbers = range(sum(num_pages_for(len(ids)) for ids in tokens))
+    pages = _dealt(numbers, [num_pages_for(len(ids)) for ids in tokens])
+    spans = [_spans(len(ids), chunks) for ids, chunks in zip(tokens, _CHUNKS, strict=False)]
+    for together in zip_longest(*spans):
+        parts = [(i, *span) for i, span in enumerate(together) if span is not None]
+        parts.sort(key=lambda part: part[2] > 1)  # decodes first
+        batch = Batch(
+            tuple(
+                PagedTokens(tokens[i][: start + num], pages[i]).chunk(start, num)
+                for i, start, num in parts
+            ),
+            num_decodes=sum(num == 1 for _, _, num in parts),
+        )
+        yield _Step(batch, torch.stack([logits[i][start + num - 1] for i, start, num in parts]))
+
+
+def _dealt(numbers: range, counts: list[int]) -> list[list[int]]:
+    """Page numbers for each sequence, in no order, none next to its neighbour's."""
+    scattered = [*numbers[1::2], *numbers[::2]]
+    return [[scattered.pop() for _ in range(count)] for count in counts]
+
+
+def _spans(num_tokens: int, chunks: Sequence[int]) -> list[tuple[int, int]]:
+    """(start, tokens) of each step over a sequence that may be shorter than planned."""
+    spans, start = [], 0
+    for size in (*chunks, *[1] * _NUM_DECODES):
+        if num := min(size, num_tokens - start):
+            spans.append((start, num))
+            start += num
+    return spans
+
+
+def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
+    """Of the model and of its parts, each once."""
+    found: dict[int, Any] = {id(model.config): model.config}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if isinstance(config, PretrainedConfig):
+            found.setdefault(id(config), config)
+    text = model.config.get_text_config()
+    found.setdefault(id(text), text)
+    return list(found.values())
