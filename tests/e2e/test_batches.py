@@ -9,8 +9,12 @@ from typing import Any
 import openai
 import pytest
 
+from store.pools import connect
+from tests.support.canary import found_in_postgres, found_in_redis, found_on_disk
 from tests.support.cluster import Cluster
 from tests.support.member import Tenant
+from workers.maintenance.file_sweeper import FileSweeper
+from workers.maintenance.purger import Purger
 
 URL: Any = "/v1/chat/completions"
 
@@ -179,3 +183,41 @@ def test_foreign_files_and_batches_are_not_there(cluster: Cluster, client: opena
             )
         assert not foreign.batches.list().data
     assert batch.id in [one.id for one in client.batches.list()]
+
+
+def test_nothing_is_left_of_a_deleted_batch_and_its_file(
+    cluster: Cluster, client: openai.OpenAI, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MILLRACE_FILES_URL", str(cluster.folder / "files"))
+    canary = "kanarienvogel"
+    messages = [{"role": "user", "content": canary}]
+    lines = [
+        _line(0, messages=messages),
+        _line(1, messages=messages, store=False),
+        _line(2, messages=messages, temperature=9),
+    ]
+    batch = _ended(cluster, client, _start(client, lines).id)
+    answers = _content(client, batch.output_file_id)
+    errors = _content(client, batch.error_file_id)
+    assert (len(answers), len(errors)) == (2, 1)
+
+    client.files.delete(batch.input_file_id)
+    with cluster.http(tenant) as http:
+        assert http.delete(f"/v1/batches/{batch.id}").json()["deleted"] is True
+        job = http.get(f"/v1/jobs/{answers[0]['response']['request_id']}")
+        assert job.status_code in {200, 404}  # its jobs follow
+        assert http.get(f"/v1/batches/{batch.id}").status_code == 404
+    for file_id in (batch.output_file_id, batch.error_file_id):
+        with pytest.raises(openai.NotFoundError):
+            client.files.content(file_id)
+    with connect(cluster.platform.database.worker, application_name="test") as worker:
+        for _ in range(2):
+            Purger(cluster.services.redis_url, keep_s=0.0).step(worker)
+        FileSweeper().step(worker)
+
+    with cluster.connect() as owner:
+        assert found_in_postgres(owner, canary) == []
+    with cluster.redis() as redis:
+        assert found_in_redis(redis, canary) == []
+    assert found_on_disk(cluster.folder / "files", canary) == []
+    assert canary not in cluster.logs()

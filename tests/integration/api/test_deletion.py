@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from uuid import UUID
 import httpx
 import openai
 import pytest
-import redis
 
 from cli.stack.database import DatabaseUrls
 from store.pools import DictConnection, connect
 from tests.integration.api.conftest import Tenant
 from tests.integration.api.producer import Producer
 from tests.integration.api.responding import is_queued
+from tests.support.canary import found_in_postgres, found_in_redis, found_on_disk
 from tests.support.services import Services
 from workers.maintenance.file_sweeper import FileSweeper
 from workers.maintenance.purger import Purger
@@ -44,44 +43,6 @@ DIALECTS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     ),
     "response": ("/v1/responses", {"input": CANARY} | _WORDS, "resp_", "response"),
 }
-
-
-def found_in_postgres(owner: DictConnection, canary: str) -> list[str]:
-    """Tables and columns with the word, whatever their type; logs are unpacked."""
-    columns = owner.execute(
-        "SELECT c.table_name, c.column_name, c.data_type FROM information_schema.columns c"
-        " JOIN information_schema.tables t USING (table_schema, table_name)"
-        " WHERE c.table_schema = 'public' AND t.table_type = 'BASE TABLE'"
-    ).fetchall()
-    found = []
-    for column in columns:
-        name = f"{column['table_name']}.{column['column_name']}"
-        query = f'SELECT "{column["column_name"]}" AS value FROM "{column["table_name"]}"'
-        for row in owner.execute(query.encode()).fetchall():
-            if canary in _as_text(row["value"]):
-                found.append(name)
-    return found
-
-
-def _as_text(value: Any) -> str:
-    if not isinstance(value, bytes):
-        return str(value)
-    try:
-        return zlib.decompress(value).decode()
-    except zlib.error:
-        return value.decode(errors="replace")
-
-
-def found_in_redis(client: redis.Redis, canary: str) -> list[str]:
-    """Keys with the word in their serialised value."""
-    word = canary.encode()
-    keys = list(client.scan_iter(count=1_000))
-    return [str(key) for key in keys if word in key or word in (client.dump(key) or b"")]
-
-
-def found_on_disk(folder: Path, canary: str) -> list[str]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return [str(path) for path in files if canary.encode() in path.read_bytes()]
 
 
 async def _ended(
