@@ -14,9 +14,11 @@ from store.pools import DictConnection
 
 LEASE_S = 60.0  # an attempt takes 13 s at most
 AT_ONCE = 4  # deliveries to an endpoint
+ENDPOINTS_AT_ONCE = 4  # of a tenant
 DEAD_AFTER_H = 24  # of failures alone an endpoint is switched off
 
-# The endpoints in no order, so that many with a backlog can't keep one from its turn.
+# First one endpoint of each tenant, then a second one, up to a few. Which of them is left to
+# chance, so that many with a backlog can't keep one from its turn. Those in `busy` had a turn.
 _TAKE = f"""
 UPDATE webhook_deliveries d SET attempts = d.attempts + 1,
     next_attempt_at = now() + interval '{LEASE_S} seconds'
@@ -24,13 +26,18 @@ FROM (
     SELECT due.id, w.url, w.secret,
         CASE WHEN w.previous_until > now() THEN w.previous_secret END AS previous_secret
     FROM (
-        SELECT * FROM webhook_endpoints WHERE is_enabled AND id <> ALL(%(busy)s::uuid[])
-        ORDER BY random()
+        SELECT e.*, row_number() OVER (
+            PARTITION BY e.tenant_id ORDER BY e.id = ANY(%(busy)s::uuid[]) DESC, random()) AS turn
+        FROM webhook_endpoints e WHERE e.is_enabled AND (e.id = ANY(%(busy)s::uuid[]) OR EXISTS (
+            SELECT FROM webhook_deliveries WHERE endpoint_id = e.id AND next_attempt_at <= now()))
+        ORDER BY turn, random()
     ) w CROSS JOIN LATERAL (
         SELECT id FROM webhook_deliveries
         WHERE endpoint_id = w.id AND next_attempt_at <= now()
         ORDER BY next_attempt_at LIMIT {AT_ONCE} FOR UPDATE SKIP LOCKED
-    ) due LIMIT %(limit)s
+    ) due
+    WHERE w.turn <= {ENDPOINTS_AT_ONCE} AND w.id <> ALL(%(busy)s::uuid[])
+    LIMIT %(limit)s
 ) taken
 WHERE d.id = taken.id
 RETURNING d.*, taken.url, taken.secret, taken.previous_secret

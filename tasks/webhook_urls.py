@@ -7,10 +7,12 @@ sent there: a name may point elsewhere by then (OWASP API7:2023, server side req
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 MAX_URL = 2_048
+MAX_NAME = 253  # of a host, by RFC 1035; each of its labels has up to 63 characters
 PORTS = (443, 8443)
 
 # Global by what the library says, and yet ways to hosts of ours: IPv4 inside of IPv6, relays,
@@ -31,6 +33,9 @@ _REFUSED = tuple(
         "168.63.129.16/32",
     )
 )
+
+
+_NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")
 
 
 class RefusedAddress(ValueError):
@@ -62,6 +67,8 @@ class UrlPolicy:
             raise RefusedAddress(f"The port must be one of {', '.join(map(str, PORTS))}.")
         if _is_address(host):
             self.check_address(host)
+        elif not _NAME.fullmatch(host) or len(host) > MAX_NAME:
+            raise RefusedAddress("The URL's host is not a name that can exist.")
 
     def check_address(self, address: str) -> None:
         """Raise RefusedAddress unless anybody could reach it from anywhere."""

@@ -16,6 +16,7 @@ from tasks.webhook_events import WEBHOOK_EVENTS
 from tasks.webhook_urls import UrlPolicy
 from tests.support.rows import Rows
 from tests.support.webhook_receiver import Receiver, receiver
+from workers.maintenance.webhooks.names import Resolve, system_addresses
 from workers.maintenance.webhooks.sender import WebhookSender
 
 SECRET = bytes(range(32))
@@ -89,8 +90,10 @@ def server() -> Iterator[Receiver]:
 
 
 @contextmanager
-def running_sender(database: DatabaseUrls, policy: UrlPolicy) -> Iterator[WebhookSender]:
-    thread = WebhookSender(database.worker, policy)
+def running_sender(
+    database: DatabaseUrls, policy: UrlPolicy, *, resolve: Resolve = system_addresses
+) -> Iterator[WebhookSender]:
+    thread = WebhookSender(database.worker, policy, resolve=resolve)
     thread.start()
     try:
         yield thread

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from uuid import UUID
 
 import openai
@@ -18,7 +19,7 @@ from tests.support.roles import Connections
 from tests.support.waiting import wait_until
 from tests.support.webhook_receiver import Receiver, receiver
 from tests.unit.maintenance.test_webhook_messages import text_of
-from workers.maintenance.webhooks.sender import WebhookSender
+from workers.maintenance.webhooks.sender import MAX_IN_FLIGHT, WebhookSender
 
 
 def _is_delivered(hooks: Hooks, delivery: UUID) -> bool:
@@ -88,6 +89,93 @@ def test_a_slow_endpoint_keeps_no_other_waiting(
         assert len(slow.received) <= webhook_sending.AT_ONCE
         slow.may_answer.set()
         wait_until(lambda: all(_is_delivered(hooks, delivery) for delivery in stuck))
+
+
+def test_slow_names_and_many_slow_endpoints_of_a_tenant_keep_no_other_waiting(
+    hooks: Hooks, server: Receiver, database: DatabaseUrls
+) -> None:
+    """More of them than all threads for statements, and than all deliveries in flight."""
+    may_answer = threading.Event()
+
+    def resolve(host: str, port: int) -> list[str]:
+        if host == "slow.example":
+            may_answer.wait(30)
+        return ["127.0.0.1"]
+
+    for _ in range(MAX_IN_FLIGHT // webhook_sending.AT_ONCE + 1):
+        endpoint = hooks.endpoint("http://slow.example/")
+        for _ in range(webhook_sending.AT_ONCE):
+            hooks.delivery(endpoint)
+    neighbour = Hooks(hooks.rows, hooks.rows.tenant())
+    policy = UrlPolicy(allow_private=True)
+    with running_sender(database, policy, resolve=resolve):
+        wait_until(lambda: any(row["attempts"] for row in hooks.deliveries()))
+
+        delivery = neighbour.delivery(neighbour.endpoint(server.url))
+
+        try:
+            wait_until(lambda: _is_delivered(neighbour, delivery), timeout_s=8)
+            taken = sum(row["attempts"] for row in hooks.deliveries())
+            assert taken == webhook_sending.AT_ONCE * webhook_sending.ENDPOINTS_AT_ONCE + 1
+        finally:
+            may_answer.set()
+
+
+def test_each_tenant_has_a_turn_before_one_has_its_second(hooks: Hooks, roles: Connections) -> None:
+    others = [Hooks(hooks.rows, hooks.rows.tenant()) for _ in range(3)]
+    for owner, num_endpoints in ((hooks, 10), *((other, 1) for other in others)):
+        for _ in range(num_endpoints):
+            owner.delivery(owner.endpoint())
+
+    first = webhook_sending.take(roles.worker, busy=[], limit=4)
+    busy = [row["endpoint_id"] for row in first]
+    second = webhook_sending.take(roles.worker, busy=busy, limit=100)
+
+    assert {row["tenant_id"] for row in first} == {hooks.tenant_id, *(o.tenant_id for o in others)}
+    assert {row["tenant_id"] for row in second} == {hooks.tenant_id}
+    assert len(second) == webhook_sending.ENDPOINTS_AT_ONCE - 1
+    assert not {row["endpoint_id"] for row in second} & set(busy)
+
+
+def test_one_delivery_that_breaks_the_sender_holds_up_no_other(
+    hooks: Hooks, server: Receiver, database: DatabaseUrls
+) -> None:
+    """Its slot is free again, and it is tried like any that failed."""
+
+    def resolve(host: str, port: int) -> list[str]:
+        if host == "poison.example":
+            raise LookupError("a fault of ours")
+        return ["127.0.0.1"]
+
+    poison = hooks.endpoint("http://poison.example/")
+    first, bad, last = (
+        hooks.delivery(hooks.endpoint(server.url)),
+        hooks.delivery(poison),
+        hooks.delivery(hooks.endpoint(server.url)),
+    )
+    with running_sender(database, UrlPolicy(allow_private=True), resolve=resolve):
+        wait_until(lambda: _is_delivered(hooks, first) and _is_delivered(hooks, last))
+        _wait_for_attempt(hooks, bad, 1)
+        hooks.rows.connection.execute(
+            "UPDATE webhook_endpoints SET url = %s WHERE id = %s", (server.url, poison)
+        )
+        hooks.make_due()
+
+        wait_until(lambda: _is_delivered(hooks, bad))
+
+
+def test_a_name_with_too_long_a_label_costs_no_slot(
+    hooks: Hooks, server: Receiver, sender: WebhookSender
+) -> None:
+    """More such deliveries than one endpoint may have in flight, then a good one."""
+    endpoint = hooks.endpoint(f"http://{'a' * 70}.example/")
+    bad = [hooks.delivery(endpoint) for _ in range(webhook_sending.AT_ONCE + 1)]
+    for delivery in bad:
+        _wait_for_attempt(hooks, delivery, 1)
+    hooks.rows.connection.execute("UPDATE webhook_endpoints SET url = %s", (server.url,))
+    hooks.make_due()
+
+    wait_until(lambda: all(_is_delivered(hooks, delivery) for delivery in bad))
 
 
 def test_what_a_dead_sender_took_is_sent_by_the_next(

@@ -18,6 +18,7 @@ POLICY = UrlPolicy()
         "https://8.8.8.8/",
         "https://[2606:4700::1111]/",
         "https://xn--bcher-kva.example/",
+        f"https://{'a' * 63}.Example_1.example./",
     ],
 )
 def test_urls_of_the_open_internet_are_taken(url: str) -> None:
@@ -44,6 +45,10 @@ def test_urls_of_the_open_internet_are_taken(url: str) -> None:
         "https://bücher.example/",
         "https://example.com/\r\nHost: other",
         "https://example.com/" + "a" * 2_048,
+        f"https://{'a' * 64}.example/",
+        f"https://{'a.' * 127}example/",
+        "https://a..example/",
+        "https://exam%ple/",
         "https://127.0.0.1/",
         "https://[::1]/",
         "https://[::ffff:10.0.0.1]/",

@@ -10,18 +10,23 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from uuid import UUID
 
 import certifi
 import httpcore
 
 from tasks.webhook_urls import RefusedAddress, UrlPolicy
+from workers.maintenance.webhooks.names import Names
 
 CONNECT_TIMEOUT_S = 3.0
 TOTAL_TIMEOUT_S = 10.0  # from the name to the end of the answer, however it trickles in
 MAX_ANSWER_BYTES = 4_096
+
+LookUp = Callable[[str, int], Awaitable[list[str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,31 +44,40 @@ class DeliveryError(Exception):
 class WebhookHttp:
     """Sends. On one event loop."""
 
-    def __init__(self, policy: UrlPolicy) -> None:
+    def __init__(
+        self, policy: UrlPolicy, names: Names, *, timeout_s: float = TOTAL_TIMEOUT_S
+    ) -> None:
         self._policy = policy
+        self._names = names
+        self._timeout_s = timeout_s
         self._tls = ssl.create_default_context(cafile=certifi.where())
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Raises DeliveryError."""
+    async def post(
+        self, tenant_id: UUID, url: str, headers: Mapping[str, str], body: bytes
+    ) -> Answer:
+        """Raises DeliveryError. The tenant is whose endpoint it is."""
+        network = _CheckedNetwork(self._policy, partial(self._names.addresses, tenant_id))
         try:
             self._policy.check_url(url)
-            async with asyncio.timeout(TOTAL_TIMEOUT_S):
-                return await self._post(url, headers, body)
+            async with asyncio.timeout(self._timeout_s):
+                return await self._post(network, url, headers, body)
         except RefusedAddress as error:
             raise DeliveryError(str(error)) from None
         except TimeoutError:
-            raise DeliveryError(f"No answer within {TOTAL_TIMEOUT_S:g} s.") from None
+            raise DeliveryError(f"No answer within {self._timeout_s:g} s.") from None
+        except UnicodeError:  # of the codec for names
+            raise DeliveryError("The host's name can't be resolved.") from None
         except (httpcore.NetworkError, httpcore.TimeoutException, OSError) as error:
             raise DeliveryError(_why(error)) from None
         except httpcore.ProtocolError:
             raise DeliveryError("The answer is not HTTP.") from None
 
-    async def _post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        timeouts = {"connect": CONNECT_TIMEOUT_S, "read": TOTAL_TIMEOUT_S, "write": TOTAL_TIMEOUT_S}
+    async def _post(
+        self, network: _CheckedNetwork, url: str, headers: Mapping[str, str], body: bytes
+    ) -> Answer:
+        timeouts = {"connect": CONNECT_TIMEOUT_S, "read": self._timeout_s, "write": self._timeout_s}
         async with (
-            httpcore.AsyncConnectionPool(
-                ssl_context=self._tls, network_backend=_CheckedNetwork(self._policy)
-            ) as pool,
+            httpcore.AsyncConnectionPool(ssl_context=self._tls, network_backend=network) as pool,
             pool.stream(
                 "POST",
                 url,
@@ -83,8 +97,9 @@ class WebhookHttp:
 class _CheckedNetwork(httpcore.AsyncNetworkBackend):
     """Dials the first address of a name, if all of them are open to the world."""
 
-    def __init__(self, policy: UrlPolicy) -> None:
+    def __init__(self, policy: UrlPolicy, look_up: LookUp) -> None:
         self._policy = policy
+        self._look_up = look_up
         self._network = httpcore.AnyIOBackend()
 
     async def connect_tcp(
@@ -95,10 +110,8 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Raises RefusedAddress, OSError and httpcore's errors."""
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses = [str(sockaddr[0]) for *_, sockaddr in found]
+        """Raises RefusedAddress, OSError, UnicodeError and httpcore's errors."""
+        addresses = await self._look_up(host, port)
         for address in addresses:
             self._policy.check_address(address)
         return await self._network.connect_tcp(

@@ -1,5 +1,6 @@
-"""The sender: takes deliveries that are due and posts them, many endpoints at a time, few requests
-to each. Any number of maintenance workers may send; an endpoint that is slow keeps none waiting.
+"""The sender: takes deliveries that are due and posts them, many endpoints at a time, few of them
+one tenant's, and few requests to each. Any number of maintenance workers may send; an endpoint that
+is slow, or a tenant with many such, keeps nobody else waiting.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from workers.maintenance import metrics
 from workers.maintenance.webhooks.backoff import delay_s
 from workers.maintenance.webhooks.http import Answer, DeliveryError, WebhookHttp
 from workers.maintenance.webhooks.message import event_body, signed_headers
+from workers.maintenance.webhooks.names import Names, Resolve, system_addresses
 
 INTERVAL_S = 1.0
-MAX_IN_FLIGHT = 64
+MAX_IN_FLIGHT = 256  # sixteen tenants with nothing but slow endpoints
 GONE = 410
 
 log = structlog.get_logger(__name__)
@@ -32,12 +34,15 @@ log = structlog.get_logger(__name__)
 class WebhookSender(threading.Thread):
     """A thread with an event loop of its own; statements run on threads of that loop."""
 
-    def __init__(self, database_url: str, policy: UrlPolicy) -> None:
+    def __init__(
+        self, database_url: str, policy: UrlPolicy, *, resolve: Resolve = system_addresses
+    ) -> None:
         super().__init__(name="webhooks", daemon=True)
         self._pool: SyncPool = sync_pool(
             database_url, application_name="millrace-webhooks", max_size=2, min_size=0
         )
         self._policy = policy
+        self._resolve = resolve
         self._stopped = threading.Event()
         self._busy: dict[UUID, int] = {}  # deliveries in flight, by endpoint
 
@@ -59,7 +64,7 @@ class WebhookSender(threading.Thread):
                     self._stopped.wait(INTERVAL_S)
 
     async def _send_all(self) -> None:
-        http = WebhookHttp(self._policy)
+        http = WebhookHttp(self._policy, Names(self._resolve))
         in_flight: set[asyncio.Task[None]] = set()
         while not self._stopped.is_set():
             for delivery in await self._take(MAX_IN_FLIGHT - len(in_flight)):
@@ -87,16 +92,10 @@ class WebhookSender(threading.Thread):
 
     async def _deliver(self, http: WebhookHttp, delivery: dict[str, Any]) -> None:
         """One attempt, and its outcome. An outcome that can't be noted is an attempt more."""
-        body = event_body(delivery)
         try:
-            headers = signed_headers(delivery, body, now_s=int(time.time()))
-            answer = await http.post(delivery["url"], headers, body)
-            error = None if 200 <= answer.status_code < 300 else _refusal(answer)
-        except DeliveryError as failure:
-            answer, error = None, str(failure)
-        try:
+            answer, error = await _attempt(http, delivery)
             await self._note(delivery, answer, error)
-        except (DatabaseError, PoolTimeout) as failure:
+        except Exception as failure:  # one delivery's boundary: its lease brings it back
             log.warning("webhook_outcome_lost", error=type(failure).__name__)
         finally:
             self._release(delivery["endpoint_id"])
@@ -131,6 +130,20 @@ class WebhookSender(threading.Thread):
                 return function(connection, *arguments, **named)
 
         return await asyncio.to_thread(call)
+
+
+async def _attempt(http: WebhookHttp, delivery: dict[str, Any]) -> tuple[Answer | None, str | None]:
+    """The answer, if any, and what is wrong, if anything."""
+    try:
+        body = event_body(delivery)
+        headers = signed_headers(delivery, body, now_s=int(time.time()))
+        answer = await http.post(delivery["tenant_id"], delivery["url"], headers, body)
+    except DeliveryError as failure:
+        return None, str(failure)
+    except Exception:  # one delivery's boundary: a failure like others, tried again for a day
+        log.exception("webhook_attempt_failed", delivery_id=str(delivery["id"]))
+        return None, "The request could not be sent."
+    return answer, None if 200 <= answer.status_code < 300 else _refusal(answer)
 
 
 def _refusal(answer: Answer) -> str:
