@@ -192,6 +192,17 @@ class Rows:
         assert len(rows) == 1, rows
         return rows[0]
 
+    def refuse_updates(self, table: str, condition: str) -> None:
+        """As if these rows broke a rule of their table: statements that change one of them fail."""
+        self.connection.execute(
+            "CREATE FUNCTION refuse_update() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE check_violation; END $$"
+        )
+        self.connection.execute(
+            f"CREATE TRIGGER refuse_update BEFORE UPDATE ON {table}"
+            f" FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION refuse_update()".encode()
+        )
+
     def of_job(self, job_id: UUID) -> dict[str, Any]:
         return self.one("SELECT * FROM jobs WHERE id = %s", job_id)
 

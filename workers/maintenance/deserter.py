@@ -13,6 +13,7 @@ from uuid import UUID
 import redis
 import structlog
 
+from store.apart import UNITS_FAULT
 from store.attempts import ask_cancel
 from store.pools import DictConnection
 from store.reaping import jobs_that_need_clients
@@ -50,10 +51,18 @@ class Deserter:
             self._silent_since.clear()
             return False
         for job_id in self._deserted(jobs, waiting):
-            ask_cancel(connection, job_id, by="user")
-            metrics.DESERTED.inc()
-            log.info("deserted_job_cancelled", job_id=job_id.hex)
+            self._cancel(connection, job_id)
         return False
+
+    def _cancel(self, connection: DictConnection, job_id: UUID) -> None:
+        try:
+            ask_cancel(connection, job_id, by="user")
+        except UNITS_FAULT:  # one job's boundary: it runs to its end
+            metrics.UNITS_FAILED.labels("deserted").inc()
+            log.exception("deserted_job_not_cancelled", job_id=job_id.hex)
+            return
+        metrics.DESERTED.inc()
+        log.info("deserted_job_cancelled", job_id=job_id.hex)
 
     def _with_listeners(self, jobs: list[UUID]) -> set[UUID]:
         if not jobs:

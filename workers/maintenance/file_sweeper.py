@@ -63,7 +63,8 @@ class FileSweeper:
         for tenant_id, file_id in found:
             try:
                 self._contents.remove(tenant_id, file_id)
-            except OSError as error:
+            except Exception as error:  # one file's boundary: a store raises what it likes
+                metrics.UNITS_FAILED.labels(what).inc()
                 log.warning("contents_not_removed", what=what, error=type(error).__name__)
                 continue
             note(connection, file_id)

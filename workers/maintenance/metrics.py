@@ -20,3 +20,8 @@ EXPIRED = Counter("millrace_expired_rows", "Rows that retention emptied or delet
 EXPIRY_FAILURES = Counter(
     "millrace_expiry_failures", "Kinds that a run of retention failed on", ["what"]
 )
+UNITS_FAILED = Counter(
+    "millrace_maintenance_failures",
+    "Units of maintenance that failed and held up no other",
+    ["what"],
+)

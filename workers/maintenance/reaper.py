@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from store import reaping
+from store.apart import UNITS_FAULT
 from store.leases import LEASE_S
 from store.pools import DictConnection
 from workers.maintenance import metrics
@@ -31,16 +32,12 @@ class Reaper:
 
     def step(self, connection: DictConnection) -> bool:
         """Reap once. True if there may be more."""
+        found = [_alone(connection, "queued", reaping.reap_waiting)]
         if not self._is_in_grace():
-            lost = reaping.reap_lost(connection)
-            _report("in_progress", lost)
+            found.append(_alone(connection, "in_progress", reaping.reap_lost))
             reaping.delete_dead_leases(connection)
-        else:
-            lost = []
-        waiting = reaping.reap_waiting(connection)
-        _report("queued", waiting)
         self._last_step = self._clock()
-        return reaping.MAX_JOBS in (len(lost), len(waiting))
+        return reaping.MAX_JOBS in map(len, found)
 
     def _is_in_grace(self) -> bool:
         now = self._clock()
@@ -49,6 +46,20 @@ class Reaper:
             metrics.GRACES.inc()
             log.warning("reaper_grace", outage_s=round(now - self._last_step, 1), grace_s=GRACE_S)
         return now < self._grace_until
+
+
+def _alone(
+    connection: DictConnection, found: str, reap: Callable[[DictConnection], list[reaping.Reaped]]
+) -> list[reaping.Reaped]:
+    """What fails here must not keep jobs of the other kind from being reaped."""
+    try:
+        reaped = reap(connection)
+    except UNITS_FAULT:
+        metrics.UNITS_FAILED.labels(f"reap_{found}").inc()
+        log.exception("reaping_failed", found=found)
+        return []
+    _report(found, reaped)
+    return reaped
 
 
 def _report(found: str, reaped: Sequence[reaping.Reaped]) -> None:

@@ -42,7 +42,10 @@ class RedisWatch(threading.Thread):
     def run(self) -> None:
         """Look once a second."""
         while not self._stopped.wait(INTERVAL_S):
-            self.look()
+            try:
+                self.look()
+            except Exception:  # the thread's boundary: the next look may be better
+                log.exception("hint_redis_not_understood")
 
     def stop(self) -> None:
         """End after the look at hand."""

@@ -132,3 +132,20 @@ def test_while_redis_is_away_nobody_is_taken_for_gone(
         clock.now += GRACE_S
 
     assert not _is_cancelled(rows, job)
+
+
+def test_a_job_that_can_not_be_cancelled_holds_up_no_other(
+    deserter: Deserter, clock: Clock, client: redis.Redis, roles: Connections, rows: Rows
+) -> None:
+    jobs = [_running(rows) for _ in range(3)]
+    listeners = [Listener(client, job) for job in jobs]
+    deserter.step(roles.worker)
+    for listener in listeners:
+        listener.die()
+    deserter.step(roles.worker)
+    rows.refuse_updates("jobs", f"NEW.id = '{jobs[1]}'")
+
+    clock.now += GRACE_S
+    deserter.step(roles.worker)
+
+    assert [_is_cancelled(rows, job) for job in jobs] == [True, False, True]

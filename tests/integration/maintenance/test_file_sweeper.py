@@ -105,7 +105,7 @@ def test_a_file_that_can_not_be_removed_holds_up_no_other_and_comes_again(
 
     def remove_or_fail(self: FileContents, tenant_id: UUID, file_id: UUID) -> None:
         if file_id == stuck:
-            raise PermissionError
+            raise RuntimeError("of a kind of the store's own")
         remove(self, tenant_id, file_id)
 
     sweeper = FileSweeper()

@@ -357,3 +357,16 @@ def test_nobody_pays_for_what_was_not_produced(roles: Connections, rows: Rows, w
     outcome = rows.one("SELECT payer FROM job_outcomes WHERE job_id = %s", job)
     assert outcome["payer"] == ("nobody" if who == "user" else "platform")
     assert rows.of_job(job)["cost_micros"] == 0
+
+
+def test_a_running_job_that_can_not_be_reaped_holds_up_none_in_the_queue(
+    roles: Connections, rows: Rows
+) -> None:
+    bad = rows.running_job(rows.tenant(), rows.worker(expires_s=-1))
+    late = rows.job(rows.tenant(), deadline_s=-1)
+    rows.refuse_updates("jobs", f"NEW.id = '{bad}'")
+
+    Reaper().step(roles.worker)
+
+    assert rows.of_job(late)["status"] == "failed"
+    assert rows.of_job(bad)["status"] == "in_progress"
