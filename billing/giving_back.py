@@ -14,6 +14,7 @@ from uuid import UUID
 
 import redis
 import structlog
+from psycopg import Error as DatabaseError
 
 from billing import metrics
 from store.pools import DictConnection
@@ -65,7 +66,7 @@ class TokenReturns:
                     keys=[rate_limits(unused.tenant_id)],
                     args=take_arguments(unused.limits, Amounts(0, -unused.num_tokens)),
                 )
-            except redis.RedisError as error:
+            except Exception as error:  # one tenant's boundary: others wait behind it
                 metrics.TOKENS_NOT_GIVEN_BACK.inc(unused.num_tokens)
                 log.warning("tokens_not_given_back", error=type(error).__name__)
             else:
@@ -76,7 +77,15 @@ _returns = TokenReturns()
 
 
 def give_back(connection: DictConnection, job_ids: Sequence[UUID]) -> None:
-    """Give back what these jobs left over. They were settled just now, and committed."""
-    if job_ids:
-        for unused in unused_tokens(connection, job_ids):
-            _returns.put(unused)
+    """Give back what these jobs left over. They were settled just now, and committed: whatever
+    goes wrong here, they stay so.
+    """
+    if not job_ids:
+        return
+    try:
+        unused = unused_tokens(connection, job_ids)
+    except DatabaseError as error:
+        log.warning("tokens_not_given_back", error=type(error).__name__)
+        return
+    for tokens in unused:
+        _returns.put(tokens)

@@ -15,10 +15,12 @@ from uuid import UUID
 import structlog
 from celery import bootsteps
 from celery.signals import worker_init
+from psycopg import Error as DatabaseError
 
 from billing import metrics
 from billing.giving_back import give_back
 from store import outcomes
+from store.apart import UNITS_FAULT, apart, reason
 from store.loops import PostgresLoop
 from store.pools import DictConnection, connect
 from store.reservations import release_orphans
@@ -48,8 +50,23 @@ def settle_jobs(
 ) -> int:
     """Settle these jobs, or any that wait, in one transaction. Returns how many.
 
-    Safe to call twice and from many processes: a job has one usage row and one ledger entry.
+    Safe to call twice and from many processes: a job has one usage row and one ledger entry. One
+    that can't be settled holds up no other: it is tried a few times, then set aside.
     """
+    try:
+        return _settle_at_once(connection, job_ids, limit)
+    except UNITS_FAULT:
+        waiting = outcomes.due(connection, limit=limit) if job_ids is None else list(job_ids)
+    return sum(
+        apart(
+            waiting,
+            lambda some: _settle_at_once(connection, some, limit),
+            lambda job_id, error: _set_aside(connection, job_id, error),
+        )
+    )
+
+
+def _settle_at_once(connection: DictConnection, job_ids: Sequence[UUID] | None, limit: int) -> int:
     began = time.perf_counter()
     settled = outcomes.settle(connection, job_ids=job_ids, limit=limit)
     metrics.SETTLE_SECONDS.observe(time.perf_counter() - began)
@@ -57,6 +74,13 @@ def settle_jobs(
     _report_anomalies(settled)
     give_back(connection, settled.rate_limited)
     return settled.num_settled
+
+
+def _set_aside(connection: DictConnection, job_id: UUID, error: DatabaseError) -> None:
+    why = reason(error)
+    is_set_aside = outcomes.note_not_settled(connection, job_id, why)
+    metrics.NOT_SETTLED.inc()
+    log.error("outcome_not_settled", job_id=str(job_id), error=why, is_set_aside=is_set_aside)
 
 
 def settle_waiting(connection: DictConnection) -> bool:

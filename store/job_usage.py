@@ -1,4 +1,8 @@
-"""What each settled job used, page by page, in the order in which the jobs ended."""
+"""What each settled job used, page by page: in the order in which the jobs ended, or were settled.
+
+A job may be settled long after its end, before others in the first list that were read already.
+Only the second list can be followed without missing any.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +15,24 @@ from uuid import UUID
 from store.pools import AsyncPool, as_tenant
 
 # The first bound on the time is what the index needs; the pair tells jobs that ended at once apart.
-_LIST = """
+_COLUMNS = """
     SELECT job_id, created_at, model, service_tier, status, payer, input_tokens, cached_tokens,
-        output_tokens, amount_micros, currency, end_user, api_key_id
+        output_tokens, amount_micros, currency, end_user, api_key_id, settled_seq
     FROM usage
+"""
+_LIST = f"""{_COLUMNS}
     WHERE tenant_id = %(tenant_id)s AND created_at >= %(at)s AND created_at < %(end)s
         AND (created_at, job_id) > (%(at)s, %(job_id)s)
     ORDER BY created_at, job_id LIMIT %(limit)s
 """
 
-_FIND = "SELECT created_at, job_id FROM usage WHERE tenant_id = %s AND job_id = %s"
+# Numbers rise in the order of commits (store/outcomes.py): none below one that is seen comes later.
+_LIST_SETTLED = f"""{_COLUMNS}
+    WHERE tenant_id = %(tenant_id)s AND settled_seq > %(after)s
+    ORDER BY settled_seq LIMIT %(limit)s
+"""
 
+_FIND = "SELECT created_at, job_id, settled_seq FROM usage WHERE tenant_id = %s AND job_id = %s"
 
 _BEFORE_ANY = UUID(int=0)
 
@@ -55,9 +66,20 @@ async def list_job_usage(
         return await cursor.fetchall()
 
 
-async def find_job_usage(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> Mark | None:
-    """The place behind a settled job; None if the tenant has none of this id."""
+async def list_settled(
+    pool: AsyncPool, tenant_id: UUID, *, after: int, limit: int
+) -> list[dict[str, Any]]:
+    """The next jobs of a tenant behind a number, as they were settled."""
+    parameters = {"tenant_id": tenant_id, "after": after, "limit": limit}
+    async with as_tenant(pool, tenant_id) as connection:
+        cursor = await connection.execute(_LIST_SETTLED, parameters)
+        return await cursor.fetchall()
+
+
+async def find_job_usage(
+    pool: AsyncPool, tenant_id: UUID, job_id: UUID
+) -> Mapping[str, Any] | None:
+    """When a job ended, and its number; None if the tenant has no settled one of this id."""
     async with as_tenant(pool, tenant_id) as connection:
         cursor = await connection.execute(_FIND, (tenant_id, job_id))
-        row = await cursor.fetchone()
-    return Mark.behind(row) if row else None
+        return await cursor.fetchone()

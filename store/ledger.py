@@ -159,6 +159,9 @@ CHECKS: dict[str, str] = {
     "unsettled_job_has_no_usage": """
         SELECT o.job_id FROM job_outcomes o JOIN usage u ON u.job_id = o.job_id
         WHERE o.settled_at IS NULL""",
+    "no_outcome_is_set_aside": """
+        SELECT job_id, settle_fails, settle_error FROM job_outcomes
+        WHERE settled_at IS NULL AND settle_error IS NOT NULL""",
     "finished_job_has_an_outcome": """
         SELECT j.id AS job_id, j.status FROM jobs j LEFT JOIN job_outcomes o ON o.job_id = j.id
         WHERE j.finished_at IS NOT NULL AND o.job_id IS NULL""",

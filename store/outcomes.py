@@ -16,12 +16,17 @@ from store.pools import DictConnection
 # - A charge never exceeds its reservation; without one it is 0. Both are counted as anomalies.
 # - Two CTEs are never joined where their rows are many: without statistics Postgres takes them for
 #   small and compares each with each. `IN (SELECT ..)` is hashed.
+# - Settlers take turns, by a lock held until they commit. So `usage.settled_seq` rises in the order
+#   of commits, and who has read up to a number misses nothing below it.
 # - Accounts are locked in the order of their ids, so settlers can't wait for each other in a ring.
 _SETTLE = """
-WITH due AS MATERIALIZED (
-    SELECT * FROM job_outcomes
-    WHERE settled_at IS NULL AND (%(job_ids)s::uuid[] IS NULL OR job_id = ANY(%(job_ids)s))
-    ORDER BY job_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+WITH turn AS MATERIALIZED (
+    SELECT pg_advisory_xact_lock(%(turns)s)
+), due AS MATERIALIZED (
+    SELECT o.* FROM job_outcomes o CROSS JOIN turn
+    WHERE settled_at IS NULL AND settle_fails < %(max_fails)s
+        AND (%(job_ids)s::uuid[] IS NULL OR job_id = ANY(%(job_ids)s))
+    ORDER BY job_id LIMIT %(limit)s FOR UPDATE OF o SKIP LOCKED
 ), priced AS MATERIALIZED (
     SELECT d.*, r.amount_micros AS reserved, CASE WHEN d.payer = 'tenant'
         THEN cost_micros(d.input_tokens, d.cached_tokens, d.output_tokens, d.input_price,
@@ -72,11 +77,27 @@ SELECT count(*) AS num_settled, (SELECT count(*) FROM entered) AS num_entered,
 FROM charged
 """
 
+_TURNS = 0x6D696C6C_73657474  # the key of the settlers' lock: "millsett"
+
 _OLDEST_UNSETTLED = """
 SELECT job_id FROM job_outcomes
-WHERE settled_at IS NULL AND created_at < now() - make_interval(secs => %s)
+WHERE settled_at IS NULL AND settle_fails < %s AND created_at < now() - make_interval(secs => %s)
 ORDER BY job_id LIMIT 1
 """
+
+_DUE = """
+SELECT job_id FROM job_outcomes
+WHERE settled_at IS NULL AND settle_fails < %s ORDER BY job_id LIMIT %s
+"""
+
+_NOTE_FAILED = """
+UPDATE job_outcomes SET settle_fails = settle_fails + 1, settle_error = %s
+WHERE job_id = %s AND settled_at IS NULL RETURNING settle_fails
+"""
+
+# Settled alone, an outcome that fails so often is set aside until an operator mends it: its
+# reservation stays held, and `ledger verify` names it.
+MAX_SETTLE_FAILS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +115,12 @@ def settle(
     connection: DictConnection, *, job_ids: Sequence[UUID] | None = None, limit: int
 ) -> Settled:
     """Settle these outcomes, or any, oldest first. Those already settled are left alone."""
-    parameters = {"job_ids": None if job_ids is None else list(job_ids), "limit": limit}
+    parameters = {
+        "job_ids": None if job_ids is None else list(job_ids),
+        "limit": limit,
+        "max_fails": MAX_SETTLE_FAILS,
+        "turns": _TURNS,
+    }
     row = connection.execute(_SETTLE, parameters).fetchone()
     assert row is not None
     return Settled(
@@ -106,7 +132,19 @@ def settle(
     )
 
 
+def due(connection: DictConnection, *, limit: int) -> list[UUID]:
+    """Jobs whose outcomes wait, the oldest first."""
+    rows = connection.execute(_DUE, (MAX_SETTLE_FAILS, limit)).fetchall()
+    return [row["job_id"] for row in rows]
+
+
+def note_not_settled(connection: DictConnection, job_id: UUID, error: str) -> bool:
+    """An outcome could not be settled, though it was alone. True: it is set aside now."""
+    row = connection.execute(_NOTE_FAILED, (error, job_id)).fetchone()
+    return row is not None and row["settle_fails"] >= MAX_SETTLE_FAILS
+
+
 def oldest_unsettled(connection: DictConnection, *, older_than_s: float) -> UUID | None:
     """A job whose outcome has waited longer than this."""
-    row = connection.execute(_OLDEST_UNSETTLED, (older_than_s,)).fetchone()
+    row = connection.execute(_OLDEST_UNSETTLED, (MAX_SETTLE_FAILS, older_than_s)).fetchone()
     return row["job_id"] if row else None

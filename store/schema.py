@@ -305,6 +305,8 @@ job_outcomes = Table(
     _time("created_at", default=True),
     _time("settled_at", nullable=True),
     _text("end_user", nullable=True),
+    Column("settle_fails", SmallInteger, nullable=False, server_default=text("0")),
+    _text("settle_error", nullable=True),
     Index("job_outcomes_unsettled", "job_id", postgresql_where=text("settled_at IS NULL")),
     postgresql_partition_by="RANGE (job_id)",
 )
@@ -370,7 +372,11 @@ usage = Table(
     _text("currency"),
     _time("created_at"),
     _text("end_user", nullable=True),
+    Column("settled_seq", BigInteger, server_default=text("nextval('usage_settled_seq')")),
     Index("usage_of_tenant", "tenant_id", "created_at"),
+    Index(
+        "usage_seq", "tenant_id", "settled_seq", postgresql_where=text("settled_seq IS NOT NULL")
+    ),
 )
 
 ledger_entries = Table(
@@ -389,10 +395,7 @@ ledger_entries = Table(
     _time("created_at", default=True),
     UniqueConstraint("idem_key"),
     Index(
-        "ledger_one_usage_per_job",
-        "job_id",
-        unique=True,
-        postgresql_where=text("kind = 'usage'"),
+        "ledger_one_usage_per_job", "job_id", unique=True, postgresql_where=text("kind = 'usage'")
     ),
     Index("ledger_of_tenant", "tenant_id", "id"),
 )

@@ -7,8 +7,7 @@ held in between.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -19,8 +18,6 @@ from starlette.types import Message, Receive, Scope, Send
 from api.files.slots import TransferSlots
 from api.reports.csv_lines import csv_headers, csv_lines
 from api.settings import SEND_TIMEOUT_S
-from store.job_usage import Mark, list_job_usage
-from store.pools import AsyncPool
 from tasks.ids import format_job_id, uuid7_unix_ms
 
 PAGE = 1_000  # rows: some 200 KB, made in some 5 ms
@@ -30,6 +27,10 @@ JOB_COLUMNS = (
     *("input_tokens", "cached_tokens", "output_tokens", "amount_micros", "currency"),
     *("end_user", "api_key_id"),
 )
+
+Row = Mapping[str, Any]
+# Reads so many rows behind a row of the list, or from its beginning.
+ReadPage = Callable[[Row | None, int], Awaitable[Sequence[Row]]]
 
 log = structlog.get_logger(__name__)
 
@@ -67,19 +68,13 @@ class JobsExport(StreamingResponse):
             log.warning("export_stalled")
 
 
-async def export_jobs(
-    pool: AsyncPool, slots: TransferSlots, tenant_id: UUID, *, after: Mark, end: datetime
-) -> JobsExport:
+async def export_jobs(slots: TransferSlots, tenant_id: UUID, read: ReadPage) -> JobsExport:
     """The first rows are read before the answer begins, so that a fault then has a status."""
-    first = await list_job_usage(pool, tenant_id, after=after, end=end, limit=PAGE)
-    return JobsExport(slots, tenant_id, _chunks(pool, tenant_id, first, end))
+    return JobsExport(slots, tenant_id, _chunks(await read(None, PAGE), read))
 
 
-async def _chunks(
-    pool: AsyncPool, tenant_id: UUID, rows: Sequence[Mapping[str, Any]], end: datetime
-) -> AsyncIterator[bytes]:
+async def _chunks(rows: Sequence[Row], read: ReadPage) -> AsyncIterator[bytes]:
     yield csv_lines(JOB_COLUMNS, map(job_usage, rows))
     while len(rows) == PAGE:
-        after = Mark.behind(rows[-1])
-        rows = await list_job_usage(pool, tenant_id, after=after, end=end, limit=PAGE)
+        rows = await read(rows[-1], PAGE)
         yield csv_lines(JOB_COLUMNS, map(job_usage, rows), has_head=False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -13,12 +15,12 @@ from api.deps import ServicesDep, UsageReader
 from api.json_response import JsonResponse, page_of
 from api.openapi import gives
 from api.reports.csv_lines import CSV, WantsCsv
-from api.reports.jobs_export import export_jobs, job_usage
+from api.reports.jobs_export import ReadPage, Row, export_jobs, job_usage
 from api.reports.pages import MAX_TIME
 from api.schemas.objects import Page, UsageShown
 from api.schemas.usage import JobUsageShown
 from api.services import Services
-from store.job_usage import Mark, find_job_usage, list_job_usage
+from store.job_usage import Mark, find_job_usage, list_job_usage, list_settled
 from store.tenants import ApiKey
 from store.usage_reports import UsageReport, usage_report
 from tasks.errors import InvalidRequest
@@ -28,6 +30,14 @@ router = APIRouter(prefix="/v1/usage")
 
 DEFAULT_PERIOD = timedelta(days=30)
 _SUMMED = ("num_jobs", "input_tokens", "cached_tokens", "output_tokens", "amount_micros")
+
+
+class JobOrder(StrEnum):
+    """In which order settled jobs are listed."""
+
+    ENDED = "ended"
+    SETTLED = "settled"  # can be followed: what is settled later comes later
+
 
 UnixTime = Annotated[int, Query(ge=0, le=MAX_TIME)]
 
@@ -71,32 +81,57 @@ async def get(services: ServicesDep, caller: UsageReader, period: PeriodDep) -> 
 async def jobs(
     services: ServicesDep,
     caller: UsageReader,
-    period: PeriodDep,
-    wants_csv: WantsCsv,
+    start_time: UnixTime | None = None,
+    end_time: UnixTime | None = None,
     *,
+    wants_csv: WantsCsv,
+    order: JobOrder = JobOrder.ENDED,
     after: Annotated[str | None, Query(max_length=64)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Response:
-    """Settled jobs, those first that ended first. As CSV all of them at once, whatever `limit`."""
-    mark = Mark(period.start)
-    if after is not None:
-        mark = max(mark, await _mark(services, caller, after))
+    """Settled jobs, those first that ended first, or with `order=settled` those first that were
+    settled first. As CSV all of them at once, whatever `limit`.
+    """
+    behind = None if after is None else await _find(services, caller, after)
+    if order is JobOrder.SETTLED:
+        if start_time is not None or end_time is not None:
+            raise InvalidRequest("'order=settled' takes no period.", param="order")
+        read = _as_settled(services, caller, behind)
+    else:
+        read = _as_ended(services, caller, await _period(start_time, end_time), behind)
     if wants_csv:
-        return await export_jobs(
-            services.pool, services.downloads.slots, caller.tenant_id, after=mark, end=period.end
-        )
-    rows = await list_job_usage(
-        services.pool, caller.tenant_id, after=mark, end=period.end, limit=limit + 1
-    )
+        return await export_jobs(services.downloads.slots, caller.tenant_id, read)
+    rows = await read(None, limit + 1)
     return page_of([job_usage(row) for row in rows], limit=limit)
 
 
-async def _mark(services: Services, caller: ApiKey, after: str) -> Mark:
+def _as_ended(services: Services, caller: ApiKey, period: Period, behind: Row | None) -> ReadPage:
+    first = max(Mark(period.start), Mark.behind(behind)) if behind else Mark(period.start)
+
+    async def read(last: Row | None, limit: int) -> Sequence[Row]:
+        after = first if last is None else Mark.behind(last)
+        return await list_job_usage(
+            services.pool, caller.tenant_id, after=after, end=period.end, limit=limit
+        )
+
+    return read
+
+
+def _as_settled(services: Services, caller: ApiKey, behind: Row | None) -> ReadPage:
+    async def read(last: Row | None, limit: int) -> Sequence[Row]:
+        row = last or behind
+        after = (row["settled_seq"] or 0) if row else 0
+        return await list_settled(services.pool, caller.tenant_id, after=after, limit=limit)
+
+    return read
+
+
+async def _find(services: Services, caller: ApiKey, after: str) -> Row:
     job_id = parse_job_id(after)
-    mark = await find_job_usage(services.pool, caller.tenant_id, job_id) if job_id else None
-    if mark is None:
+    row = await find_job_usage(services.pool, caller.tenant_id, job_id) if job_id else None
+    if row is None:
         raise InvalidRequest("'after' must be the id of a settled job.", param="after")
-    return mark
+    return row
 
 
 def _report(report: UsageReport) -> dict[str, Any]:

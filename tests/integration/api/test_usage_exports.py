@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -15,6 +16,7 @@ from api.reports import jobs_export
 from api.schemas.objects import Page
 from api.schemas.usage import JobUsageShown
 from store.pools import DictConnection
+from tasks.ids import format_job_id
 from tests.integration.api.conftest import Tenant
 from tests.integration.api.settled import add_usage
 
@@ -201,3 +203,61 @@ def _assert_all_once_in_order(jobs: Sequence[dict[str, Any]], number: int) -> No
     assert sorted(int(job["output_tokens"]) for job in jobs) == list(range(number))
     places = [(int(job["finished_at"]), job["id"]) for job in jobs]
     assert places == sorted(places)
+
+
+def _settled(number: int, at: int, owner: DictConnection, tenant: Tenant) -> str:
+    job_id = UUID(int=number << 80 | 7 << 76 | 2 << 62)
+    add_usage(owner, tenant.id, at=at, job_id=job_id)
+    return format_job_id(job_id)
+
+
+async def _followed(http: httpx.AsyncClient, **params: Any) -> list[str]:
+    answer = await http.get(JOBS, params={"order": "settled", **params})
+    assert answer.status_code == 200, answer.text
+    return [job["id"] for job in answer.json()["data"]]
+
+
+async def test_who_follows_settled_jobs_misses_none_that_ended_earlier(
+    http: httpx.AsyncClient, owner: DictConnection, tenant: Tenant, other_tenant: Tenant
+) -> None:
+    first = _settled(2, START + 10, owner, tenant)
+    assert await _followed(http) == [first]
+
+    late = _settled(1, START, owner, tenant)  # it ended before, and is settled only now
+    last = _settled(3, START + 20, owner, tenant)
+    _settled(4, START, owner, other_tenant)
+
+    assert await _followed(http, after=first) == [late, last]
+    assert await _followed(http, after=first, limit=1) == [late]
+    assert await _followed(http, after=last) == []
+    lines = _lines(await http.get(JOBS, params={"order": "settled", "format": "csv"}))
+    assert [line["id"] for line in lines] == [first, late, last]
+    by_end = await http.get(JOBS, params=PERIOD)
+    assert [job["id"] for job in by_end.json()["data"]] == [late, first, last]
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [({"order": "newest"}, "order"), ({"order": "settled", "start_time": START}, "order")],
+)
+async def test_an_order_that_there_is_not_is_refused(
+    http: httpx.AsyncClient, query: dict[str, Any], param: str
+) -> None:
+    answer = await http.get(JOBS, params=query)
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+
+
+async def test_the_settled_are_exported_over_many_pages(
+    http: httpx.AsyncClient,
+    owner: DictConnection,
+    tenant: Tenant,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jobs_export, "PAGE", 10)
+    _add_many(owner, tenant, 35)
+
+    lines = _lines(await http.get(JOBS, params={"order": "settled", "format": "csv"}))
+
+    assert [int(line["output_tokens"]) for line in lines] == list(range(35))

@@ -13,7 +13,7 @@ import redis
 from billing import giving_back, metrics
 from billing.giving_back import TokenReturns
 from billing.usage import settle_jobs
-from store.rate_limits import unused_tokens
+from store.rate_limits import UnusedTokens, unused_tokens
 from store.tenants import set_limits
 from tasks.keys import rate_limits
 from tasks.limits import TAKE_SCRIPT, Amounts, Limits, Standing, parse_answer, take_arguments
@@ -112,3 +112,13 @@ def test_settling_does_not_wait_for_redis(
     assert settle_jobs(roles.billing) == 1
 
     wait_until(lambda: metrics.TOKENS_NOT_GIVEN_BACK._value.get() == before + 40)
+
+
+def test_what_can_not_be_given_back_holds_up_no_other(client: redis.Redis, tenant: UUID) -> None:
+    take(client, tenant, Amounts(1, 60))
+    returns, before = TokenReturns(), metrics.TOKENS_GIVEN_BACK._value.get()
+
+    returns.put(UnusedTokens(tenant, None, 5))  # type: ignore[arg-type]  # breaks the thread's step
+    returns.put(UnusedTokens(tenant, LIMITS, 30))
+
+    wait_until(lambda: metrics.TOKENS_GIVEN_BACK._value.get() == before + 30)

@@ -6,6 +6,7 @@ import random
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -16,6 +17,7 @@ from billing import ledger
 from billing.pricing import cost_micros
 from billing.usage import settle_jobs
 from cli.stack.database import DatabaseUrls
+from store import outcomes
 from store.outcomes import settle
 from store.pools import DictConnection, connect
 from tests.support.roles import Connections, connections
@@ -121,6 +123,62 @@ def test_a_job_without_a_reservation_is_not_charged_and_reported(
     _assert_sound(roles.owner)
 
 
+def _spoil(rows: Rows, job: UUID) -> None:
+    """Its cost doesn't fit the column."""
+    rows.connection.execute(
+        "UPDATE job_outcomes SET input_price = 9e18::bigint, input_tokens = 2000000000"
+        " WHERE job_id = %s",
+        (job,),
+    )
+
+
+def test_an_outcome_that_can_not_be_settled_holds_up_no_other(
+    roles: Connections, rows: Rows
+) -> None:
+    tenant = rows.tenant(credit_micros=CREDIT)
+    first, bad, last = (rows.ended_job(tenant) for _ in range(3))
+    _spoil(rows, bad)
+
+    num_settled = settle_jobs(roles.billing)
+
+    assert num_settled == 2
+    assert ledger.entry_for_job(roles.billing, first) is not None
+    assert ledger.entry_for_job(roles.billing, last) is not None
+    assert rows.account(tenant) == (CREDIT - 240, 200)
+    spoiled = rows.one("SELECT * FROM job_outcomes WHERE job_id = %s", bad)
+    assert (spoiled["settled_at"], spoiled["settle_fails"]) == (None, 1)
+    assert "out of range" in spoiled["settle_error"]
+
+
+def test_it_is_tried_a_few_times_then_set_aside_and_named(roles: Connections, rows: Rows) -> None:
+    job = rows.ended_job(rows.tenant())
+    rows.connection.execute("UPDATE job_outcomes SET created_at = now() - interval '1 hour'")
+    _spoil(rows, job)
+
+    for _ in range(outcomes.MAX_SETTLE_FAILS + 3):
+        assert settle_jobs(roles.billing) == 0
+
+    row = rows.one("SELECT settle_fails FROM job_outcomes")
+    assert row["settle_fails"] == outcomes.MAX_SETTLE_FAILS
+    assert outcomes.oldest_unsettled(roles.worker, older_than_s=1) is None
+    found = [check for check in ledger.verify(roles.owner).checks if check.num_violations]
+    assert [check.name for check in found] == ["no_outcome_is_set_aside"]
+
+
+def test_a_database_that_does_not_serve_sets_nothing_aside(roles: Connections, rows: Rows) -> None:
+    """A privilege or a column that isn't there yet is no outcome's fault."""
+    rows.ended_job(rows.tenant())
+    rows.connection.execute("REVOKE INSERT ON usage FROM millrace_billing")
+
+    for _ in range(outcomes.MAX_SETTLE_FAILS + 1):
+        with pytest.raises(psycopg.ProgrammingError):
+            settle_jobs(roles.billing)
+    rows.connection.execute("GRANT INSERT ON usage TO millrace_billing")
+
+    assert rows.one("SELECT settle_fails FROM job_outcomes")["settle_fails"] == 0
+    assert settle_jobs(roles.billing) == 1
+
+
 def test_only_the_named_jobs_are_settled(roles: Connections, rows: Rows) -> None:
     tenant = rows.tenant()
     first, second = rows.ended_job(tenant), rows.ended_job(tenant)
@@ -152,6 +210,28 @@ def test_settlers_that_race_charge_each_job_once(
     assert [rows.account(tenant) for tenant in tenants] == [(CREDIT - 40 * 120, 0)] * 5
     assert rows.one("SELECT count(*) AS n FROM ledger_entries WHERE kind = 'usage'")["n"] == 200
     _assert_sound(roles.owner)
+
+
+def test_numbers_of_settled_jobs_rise_in_the_order_of_commits(
+    database: DatabaseUrls, roles: Connections, rows: Rows
+) -> None:
+    """So that nothing appears below what a reader has seen: the second waits for the first."""
+    tenant = rows.tenant()
+    first, second = rows.ended_job(tenant), rows.ended_job(rows.tenant())
+    with (
+        connect(database.billing, application_name="slow") as slow,
+        connect(database.billing, application_name="quick") as quick,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        with slow.transaction():
+            settle_jobs(slow, [first])
+            settling = threads.submit(settle_jobs, quick, [second])
+            wait_until(lambda: _is_waiting(database, quick.info.backend_pid), what="the second")
+            assert rows.connection.execute("SELECT FROM usage").fetchall() == []
+        assert settling.result(timeout=10) == 1
+
+    numbers = rows.connection.execute("SELECT job_id FROM usage ORDER BY settled_seq").fetchall()
+    assert [row["job_id"] for row in numbers] == [first, second]
 
 
 def test_a_settler_killed_halfway_leaves_nothing_half(

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import pytest
 import redis
 
 from billing import ledger
+from billing.usage import Settler, settle, settle_waiting
 from cli.stack.database import DatabaseUrls
+from store.loops import PostgresLoop
+from store.pools import DictConnection
 from tests.support.celery_workers import celery_worker
 from tests.support.roles import Connections
 from tests.support.rows import Rows
@@ -54,20 +59,44 @@ def test_settling_needs_no_redis_and_survives_a_lost_connection(
         )
 
 
-def test_a_hint_is_answered_by_a_waiting_worker(
-    services: Services, database: DatabaseUrls, roles: Connections, rows: Rows, tmp_path: Path
+def test_a_worker_takes_hints_from_its_queue(
+    services: Services, database: DatabaseUrls, tmp_path: Path
 ) -> None:
+    _send_hint(services.redis_url)
     with (
         redis.Redis.from_url(services.redis_url) as client,
         celery_worker(
             *ARGS, urls=database, role="billing", redis_url=services.redis_url, folder=tmp_path
         ),
     ):
-        client.delete("cel:billing")
-        log = tmp_path / "billing.log"
-        wait_until(lambda: "ready." in log.read_text(), timeout_s=30, what="the worker")
+        wait_until(lambda: not client.exists("cel:billing"), timeout_s=30, what="the first hint")
         _send_hint(services.redis_url)
-        wait_until(lambda: "billing.settle" in log.read_text().partition("ready.")[2])
+
+        wait_until(lambda: not client.exists("cel:billing"), what="the second hint")
+
+
+def test_a_hint_wakes_a_settler_that_would_wait_for_long(
+    database: DatabaseUrls, roles: Connections, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = threading.Event()
+
+    def step(connection: DictConnection) -> bool:
+        has_more = settle_waiting(connection)
+        looked.set()
+        return has_more
+
+    settler = PostgresLoop("settler", database.billing, step, interval_s=3_600)
+    monkeypatch.setattr(Settler, "thread", settler)
+    settler.start()
+    try:
+        assert looked.wait(10)
+        job = rows.ended_job(rows.tenant())
+
+        settle.apply(args=[str(job)])
+
+        wait_until(lambda: ledger.entry_for_job(roles.owner, job), what="the settling")
+    finally:
+        settler.stop()
 
 
 def test_a_hint_costs_its_sender_nothing_when_redis_is_away() -> None:
