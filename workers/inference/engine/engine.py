@@ -18,7 +18,7 @@ import structlog
 from workers.inference.engine.choices import make_choices
 from workers.inference.engine.config import DEFAULT_MAX_NUM_SEQS
 from workers.inference.engine.counters import Counters
-from workers.inference.engine.errors import EngineError, reason_of
+from workers.inference.engine.errors import EngineError, is_device_lost, reason_of
 from workers.inference.engine.executor import Executor
 from workers.inference.engine.protocol import (
     EngineRequest,
@@ -195,7 +195,9 @@ class BatchEngine:
         """What is wrong with one model costs that model alone."""
         try:
             yield
-        except (EngineError, MemoryError) as error:
+        except Exception as error:  # of files and libraries, each in its own way
+            if is_device_lost(error):
+                raise
             self._refused[model] = reason_of(error)
             log.error("model_refused", model=model, reason=" ".join(str(error).split()))
 

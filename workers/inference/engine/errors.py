@@ -19,6 +19,11 @@ class EngineError(Exception):
         self.retryable = retryable
 
 
+def is_device_lost(error: Exception) -> bool:
+    """An illegal access, for one: nothing can be computed in this process any more."""
+    return any(kind.__name__ == "AcceleratorError" for kind in type(error).__mro__)
+
+
 def reason_of(error: Exception) -> str:
     """Why a model can't be served, as one short line that anybody may read."""
     text = " ".join(str(error).split()) or type(error).__name__

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from workers.inference.engine.errors import EngineError
+from workers.inference.engine.errors import EngineError, is_device_lost
 from workers.inference.engine.forward import Forward
 from workers.inference.engine.kv_cache import num_pages_for
 from workers.inference.engine.model import LoadedModel
@@ -109,18 +109,14 @@ class Proof:
             raise ProofError(f"its logits differ from the model's own by {judged:.3g}")
 
     def _own_logits(self, tokens: Sequence[int]) -> torch.Tensor:
-        logits = own_logits(self._model, tokens)
+        with _told_as("its own forward pass fails"):
+            logits = own_logits(self._model, tokens)
         self._on_step()
         return logits
 
     def _run(self, forward: Forward, step: _Step) -> list[float]:
-        try:
+        with _told_as("it can't be computed through pages"):
             found = forward.run(step.batch).float()
-        except (EngineError, torch.AcceleratorError, torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception as error:  # whatever a module does with what it wasn't made for
-            what = f"{type(error).__name__}: {error}"
-            raise ProofError(f"it can't be computed through pages: {what}") from error
         self._on_step()
         pairs = zip(found, step.expected.to(found.device), strict=True)
         return [relative_error(row, right) for row, right in pairs]
@@ -251,6 +247,19 @@ def _spans(num_tokens: int, chunks: Sequence[int]) -> list[tuple[int, int]]:
             spans.append((start, num))
             start += num
     return spans
+
+
+@contextmanager
+def _told_as(what: str) -> Iterator[None]:
+    """Modules fail in many ways when they compute what they weren't made for."""
+    try:
+        yield
+    except (EngineError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        if is_device_lost(error):
+            raise
+        raise ProofError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:

@@ -23,7 +23,7 @@ from workers.inference.engine.config import DEFAULT_MAX_NUM_SEQS, EngineConfig, 
 from workers.inference.engine.counters import Counters
 from workers.inference.engine.detokenizer import TokenizerDecoder
 from workers.inference.engine.engine import OnProgress
-from workers.inference.engine.errors import EngineError, reason_of
+from workers.inference.engine.errors import EngineError, is_device_lost, reason_of
 from workers.inference.engine.executor import SampledToken
 from workers.inference.engine.model import LoadedModel, choose_device, load_model
 from workers.inference.engine.proof import Continuation, ProofError, own_continuation
@@ -183,7 +183,9 @@ class TransformersEngine:
             torch.set_num_threads(config.num_threads)
         try:
             self._manager = self._load_manager(config, spec)
-        except (EngineError, MemoryError) as error:
+        except Exception as error:  # of files and libraries, each in its own way
+            if is_device_lost(error):
+                raise
             self._refused[spec.name] = reason_of(error)
             log.error("model_refused", model=spec.name, reason=" ".join(str(error).split()))
         self._report("ready", 1.0)

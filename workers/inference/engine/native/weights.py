@@ -54,7 +54,7 @@ class NativeWeights:
         self._on_layer = on_layer
         try:
             self._read(model, context_length)
-        except (AttributeError, TypeError) as error:
+        except (AttributeError, TypeError, LookupError, ValueError, RuntimeError) as error:
             raise UnsupportedModelError(f"not built like Llama: {error}") from error
 
     def use_cache(self, keys: torch.Tensor, values: torch.Tensor) -> None:
