@@ -1,7 +1,6 @@
-"""The tables as SQLAlchemy sees them: `alembic check` compares them with the database.
+"""The tables of the migrations, as `alembic check` compares them with the database.
 
-Columns, keys and indexes stand here and in the migrations; check constraints, partitions, policies
-and triggers in the migrations alone.
+Columns, keys and indexes stand here too; checks, partitions, policies and triggers there alone.
 """
 
 from __future__ import annotations
