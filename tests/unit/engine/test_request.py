@@ -57,6 +57,14 @@ def test_stop_string_before_min_tokens_is_ordinary_text() -> None:
     assert outputs[1].finish_reason is FinishReason.STOP
 
 
+def test_end_token_before_min_tokens_ends_nothing() -> None:
+    request = running_request(min_tokens=2)
+
+    reasons = [append(request, token_id).finish_reason for token_id in (0, 0)]
+
+    assert reasons == [None, FinishReason.STOP]
+
+
 def test_text_held_for_a_stop_string_comes_out_with_length() -> None:
     request = running_request(stop=("w5 w6",), max_tokens=1)
 

@@ -351,6 +351,30 @@ def test_others_pass_a_request_that_is_held_back() -> None:
     assert list(bench.scheduler.waiting) == held
 
 
+def test_step_looks_past_a_bounded_number_of_requests_that_are_held_back() -> None:
+    bench = Bench(budget=30)
+    common = [next(UNIQUE) for _ in range(12)]
+    first, *held = (bench.add(prompt_token_ids=[*common, i]) for i in range(65))
+    other = bench.add(5)
+
+    batch = bench.step()
+
+    assert batch.requests == [first]
+    assert list(bench.scheduler.waiting) == [*held, other]
+
+
+def test_request_that_left_while_it_was_computed_counts_no_tokens() -> None:
+    bench = Bench()
+    request = bench.add(8)
+    batch = bench.scheduler.schedule()
+
+    bench.scheduler.remove(request)
+    bench.scheduler.commit(batch)
+
+    assert request.num_computed == 0
+    assert bench.pool.num_available == 100
+
+
 def test_request_is_no_longer_held_back_when_the_one_it_waits_for_leaves() -> None:
     bench = Bench(budget=8)
     common = [next(UNIQUE) for _ in range(12)]
