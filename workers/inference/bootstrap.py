@@ -48,6 +48,9 @@ STREAM_TIMEOUT_S = 1.0  # one call to Redis; a stall longer than this counts as 
 # The engine's thread computes in Python between two steps; a thread with a fresh ticket, or a token
 # to publish, must not wait the default 5 ms for its turn.
 SWITCH_INTERVAL_S = 0.0005
+# Whose lanes a worker without models consumes: no catalog can name it, so nobody sends there. Of no
+# lane at all Celery would make every queue there is.
+NO_POOL = "-"
 APPLICATION_NAME = "millrace-inference"
 
 
@@ -146,7 +149,7 @@ def _start(worker: Any, idle_look: type[Any]) -> None:
     for service in (Heartbeat(_runtime), CancelListener(_runtime)):
         service.start()
         _services.append(service)
-    _consume_pool(worker, settings.pool if engine.models else None)
+    _consume_pool(worker, settings.pool if engine.models else NO_POOL)
     worker.concurrency = _runtime.max_running
     task_pool.set_terminator(_terminate_thread)
     engine_metrics.export(REGISTRY, engine.stats)
@@ -156,10 +159,10 @@ def _start(worker: Any, idle_look: type[Any]) -> None:
     log.info("worker_started", models=sorted(engine.models), slots=engine.max_num_seqs)
 
 
-def _consume_pool(worker: Any, pool: str | None) -> None:
-    """All lanes of this pool and nothing else; of no pool, nothing: tickets are for others then."""
+def _consume_pool(worker: Any, pool: str) -> None:
+    """All lanes of this pool, and nothing else."""
     queues = worker.app.amqp.queues
-    lanes = queues_of_pool(pool) if pool is not None else []
+    lanes = queues_of_pool(pool)
     for lane in lanes:
         queues.add(lane)
     queues.select([lane.name for lane in lanes])
