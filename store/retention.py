@@ -6,6 +6,7 @@ repeated, and by any number of callers at once.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,7 +21,9 @@ from store.settings import RetentionSettings
 IDEMPOTENCY_TTL_H = 24  # and not while the job is open: its key must find it
 DAY_S = 86_400.0
 HOUR_S = 3_600.0
-MONTH_TRIES = 20  # of 200 ms at most, each of which may hold up other queries
+# A try to drop a month holds up the queries behind it for 200 ms at most; then they get a turn.
+MONTH_TRIES = 5
+MONTH_PAUSE_S = 0.4
 
 Expiry = Callable[..., int]
 
@@ -185,6 +188,7 @@ def drop_months(connection: DictConnection, *, batch: int, parent: str, keep_s: 
             ).fetchone()
         except LockNotAvailable:
             tries += 1
+            time.sleep(MONTH_PAUSE_S)
             continue
         if row is None or row["name"] is None:
             break
