@@ -57,6 +57,13 @@ def test_stop_string_before_min_tokens_is_ordinary_text() -> None:
     assert outputs[1].finish_reason is FinishReason.STOP
 
 
+def test_continuation_ends_where_its_own_tokens_end_it() -> None:
+    request = running_request(generated_token_ids=[[5, 0, 6]])
+
+    assert request.finish_reason is FinishReason.STOP
+    assert request.token_ids[request.num_prompt :] == [5, 0]
+
+
 def test_end_token_before_min_tokens_ends_nothing() -> None:
     request = running_request(min_tokens=2)
 
