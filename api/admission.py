@@ -97,10 +97,10 @@ class Admission:
         metrics.admission_seconds.observe(time.monotonic() - began)
         return accepted
 
-    async def count_tokens(self, generation: Generation) -> int:
+    async def count_tokens(self, key: ApiKey, generation: Generation) -> int:
         """How many tokens a prompt has. Raises ServiceError as `submit` would."""
         model = await self.registry.get(generation.model)
-        return len(await self._prompt_ids(generation, model))
+        return len(await self._prompt_ids(key, generation, model))
 
     async def _accept(self, job: NewJob, submission: Submission) -> Accepted:
         """The new job, or the one that an earlier try of the request made, which costs nothing."""
@@ -149,7 +149,7 @@ class Admission:
         check_is_served(model.entry)
         check_token_ids(generation.sampling, model.codec.vocab_size)
         tool_format = _tool_format(generation, model)
-        ids = await self._prompt_ids(generation, model)
+        ids = await self._prompt_ids(key, generation, model)
         max_output_tokens = output_limit(generation, model.entry, len(ids))
         grammar = await self._grammar(key, generation, model)
         prices = _frozen_prices(model.entry, tier)
@@ -189,33 +189,36 @@ class Admission:
             is_stored=generation.is_stored,
         )
 
-    async def _prompt_ids(self, generation: Generation, model: ServedModel) -> list[int]:
+    async def _prompt_ids(
+        self, key: ApiKey, generation: Generation, model: ServedModel
+    ) -> list[int]:
         prompt = generation.prompt
         if generation.truncates_prompt and isinstance(prompt, ChatPrompt):
-            prompt = await self._shortened(prompt, generation, model)
-        ids = await self._encode(prompt, generation, model)
+            prompt = await self._shortened(prompt, key, generation, model)
+        ids = await self._encode(prompt, key, generation, model)
         if not ids:  # a tokenizer may drop all that a text holds
             raise InvalidPrompt("The prompt holds no tokens.", param=generation.prompt_param)
         return ids
 
     async def _encode(
-        self, prompt: Prompt, generation: Generation, model: ServedModel
+        self, prompt: Prompt, key: ApiKey, generation: Generation, model: ServedModel
     ) -> list[int]:
         return await self.encoder.encode(
             model.codec,
             prompt,
+            tenant_id=key.tenant_id,
             context_length=model.entry.context_length,
             param=generation.prompt_param,
         )
 
     async def _shortened(
-        self, chat: ChatPrompt, generation: Generation, model: ServedModel
+        self, chat: ChatPrompt, key: ApiKey, generation: Generation, model: ServedModel
     ) -> ChatPrompt:
         wanted = generation.token_limit.value or 1
 
         async def fits(shorter: ChatPrompt) -> bool:
             try:
-                ids = await self._encode(shorter, generation, model)
+                ids = await self._encode(shorter, key, generation, model)
             except ContextLengthExceeded:
                 return False
             return len(ids) + wanted <= model.entry.context_length

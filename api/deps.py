@@ -8,6 +8,7 @@ from uuid import UUID
 from fastapi import Depends, Header, Path, Query, Request
 
 from api.auth import require
+from api.limits.turns import Turn
 from api.services import Services
 from api.settings import MAX_WAIT_S
 from store.api_keys import Scope
@@ -35,7 +36,16 @@ async def _caller(
 ) -> ApiKey:
     key = await services.authenticator.authenticate(authorization)
     request.state.held.enter_context(services.open_requests.take(key))
+    turn = request.state.turn = Turn(services.turns, key.tenant_id)
+    request.state.held.callback(turn.give_back)
+    if request.method != "DELETE" and not _has_body(request):  # a deletion waits for its job's end
+        await turn.take()
     return key
+
+
+def _has_body(request: Request) -> bool:
+    length = request.headers.get("content-length", "0")
+    return length != "0" or "transfer-encoding" in request.headers
 
 
 # A valid key, whatever it may do.

@@ -18,7 +18,10 @@ _NUL_ESCAPE = b"\\u0000"
 
 
 async def read_json_object(request: Request) -> dict[str, Any]:
-    """The body as a JSON object. Raises InvalidRequest; the middleware bounds its size."""
+    """The body as a JSON object, in the request's turn. The middleware bounds its size.
+
+    Raises InvalidRequest, and RateLimitExceeded if the turn doesn't come in time.
+    """
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
         raise InvalidRequest("Compressed request bodies are not supported.")
@@ -26,6 +29,7 @@ async def read_json_object(request: Request) -> dict[str, Any]:
         body = await request.body()
     except ClientDisconnect:
         raise InvalidRequest("The client left before it had sent the body.") from None
+    await request.state.turn.take()
     return parse_json_object(body)
 
 

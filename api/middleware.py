@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import metrics
 from api.errors import error_response, unexpected_response
+from api.limits.turns import give_back_turn
 from api.settings import BODY_LIMITS, MAX_BODY_BYTES
 from tasks.errors import RequestTooLarge
 
@@ -68,6 +69,7 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            give_back_turn(self._scope["state"])
             self.status = message["status"]
             elapsed_s = time.monotonic() - self._began
             headers = MutableHeaders(scope=message)

@@ -29,6 +29,7 @@ from api.limits.counters import Counters
 from api.limits.limiter import RateLimiter, TenantLimits
 from api.limits.places import Places
 from api.limits.refusals import Refusals
+from api.limits.turns import TURN_WAIT_S
 from api.prompts.encoder import PromptEncoder
 from api.prompts.registry import ModelRegistry
 from api.settings import (
@@ -47,6 +48,7 @@ from store.batches import BatchQuota
 from store.file_contents import FileContents
 from store.pools import AsyncPool, async_pool
 from store.settings import DatabaseSettings, FileSettings, WebhookSettings
+from store.tenant_gate import TenantGate
 from tasks.errors import ServiceUnavailable
 from tasks.settings import RedisSettings
 from tasks.webhook_urls import UrlPolicy
@@ -65,6 +67,7 @@ class Services:
     core_pool: AsyncPool  # admission, keys, catalog, health, ends of streams
     open_requests: Places
     waiting_requests: Places  # those of them that wait for a job
+    turns: TenantGate  # of those of them that don't
     redis: Redis
     authenticator: Authenticator
     registry: ModelRegistry
@@ -117,6 +120,7 @@ async def open_services(
             core_pool=core_pool,
             open_requests=_places(settings, max_connections, spare=SPARE_REQUESTS),
             waiting_requests=_places(settings, max_connections),
+            turns=TenantGate(settings.max_tenant_turns, TURN_WAIT_S),
             redis=redis,
             authenticator=Authenticator(core_pool, _peppers(settings)),
             registry=registry,

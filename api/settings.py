@@ -69,6 +69,8 @@ class ApiSettings(BaseSettings):
     # Streams, long polls and completions that wait, at once in this process.
     max_tenant_waiting: int = Field(default=2_000, ge=1)
     max_key_waiting: int = Field(default=1_000, ge=1)
+    # Requests of a tenant that this process works on at once; more wait behind its own.
+    max_tenant_turns: int = Field(default=8, ge=1)
     tokenizer_threads: int = Field(default=2, ge=1, le=64)
     tokenizer_queue: int = Field(default=256, ge=1)  # long prompts waiting for a thread
     file_threads: int = Field(default=8, ge=1, le=64)  # reading and writing contents of files

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from api.deps import find_job
 from api.errors import ClientLeft
 from api.job_view import is_terminal
+from api.limits.turns import give_back_turn
 from api.services import Services
 from api.settings import STREAM_GRACE_S
 from store.jobs import JobRow
@@ -42,6 +43,7 @@ async def wait_with_client(
     row = await find_job(services, caller, job_id)
     if is_terminal(row):
         return row
+    give_back_turn(request.scope["state"])
     remaining_s = row["deadline_at"].timestamp() - time.time()
     end = asyncio.create_task(
         wait_for_end(services, caller, job_id, max(0.0, remaining_s) + STREAM_GRACE_S)

@@ -30,18 +30,32 @@ class TenantGate:
     @asynccontextmanager
     async def turn(self, tenant_id: UUID) -> AsyncIterator[None]:
         """Have a turn. Raises RateLimitExceeded when none comes in time."""
+        await self.enter(tenant_id)
+        try:
+            yield
+        finally:
+            self.leave(tenant_id)
+
+    async def enter(self, tenant_id: UUID) -> None:
+        """Take a turn, to be given back by `leave`. Raises RateLimitExceeded as `turn` does."""
         lane = self._lanes.setdefault(tenant_id, _Lane(asyncio.Semaphore(self._max_turns)))
         lane.num_users += 1
         try:
             await self._wait(lane)
-            try:
-                yield
-            finally:
-                lane.turns.release()
-        finally:
-            lane.num_users -= 1
-            if not lane.num_users:
-                del self._lanes[tenant_id]
+        except BaseException:
+            self._forget(tenant_id, lane)
+            raise
+
+    def leave(self, tenant_id: UUID) -> None:
+        """Give a turn back."""
+        lane = self._lanes[tenant_id]
+        lane.turns.release()
+        self._forget(tenant_id, lane)
+
+    def _forget(self, tenant_id: UUID, lane: _Lane) -> None:
+        lane.num_users -= 1
+        if not lane.num_users:
+            del self._lanes[tenant_id]
 
     async def _wait(self, lane: _Lane) -> None:
         try:

@@ -6,14 +6,17 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
 
 from api import metrics
 from api.prompts.codec import PromptCodec
 from api.prompts.prompt import ChatPrompt, Prompt, TextPrompt, TokenPrompt, num_chars
+from store.tenant_gate import TenantGate
 from tasks.errors import ContextLengthExceeded, InvalidPrompt, ServiceUnavailable
 
 # Up to here it takes less than a change of threads.
 INLINE_CHARS = 2_000
+MAX_WAIT_S = 10.0  # of a prompt behind others of its tenant
 # A token of byte-level vocabularies stands for at most its own length in text. Others fold runs of
 # unknown characters into one; a text beyond this many characters a token is no prompt.
 MIN_CHARS_PER_TOKEN_LIMIT = 16
@@ -25,6 +28,8 @@ class PromptEncoder:
     def __init__(self, *, num_threads: int, max_waiting: int) -> None:
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
         self._num_threads = num_threads
+        # One that sends many leaves threads to the others; with one thread they take turns.
+        self._gate = TenantGate(max(1, num_threads // 2), MAX_WAIT_S)
         self._max_waiting = max_waiting
         self._num_pending = 0
 
@@ -33,27 +38,36 @@ class PromptEncoder:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def encode(
-        self, codec: PromptCodec, prompt: Prompt, *, context_length: int, param: str
+        self,
+        codec: PromptCodec,
+        prompt: Prompt,
+        *,
+        tenant_id: UUID,
+        context_length: int,
+        param: str,
     ) -> list[int]:
         """Token ids of a prompt, which the client calls `param`.
 
-        Raises InvalidPrompt, ContextLengthExceeded, and ServiceUnavailable when too many wait.
+        Raises InvalidPrompt, ContextLengthExceeded, ServiceUnavailable when too many wait, and
+        RateLimitExceeded when too many of the tenant's do.
         """
         length = num_chars(prompt)
         _refuse_hopeless(codec, length, context_length, param)
         began = time.monotonic()
-        ids = await self._run(lambda: _encode(codec, prompt), is_short=length <= INLINE_CHARS)
+        if length <= INLINE_CHARS:
+            ids = _encode(codec, prompt)
+        else:
+            ids = await self._run(lambda: _encode(codec, prompt), tenant_id)
         metrics.prompt_seconds.observe(time.monotonic() - began)
         return ids
 
-    async def _run(self, encode: Callable[[], list[int]], *, is_short: bool) -> list[int]:
-        if is_short:
-            return encode()
+    async def _run(self, encode: Callable[[], list[int]], tenant_id: UUID) -> list[int]:
         if self._num_pending >= self._num_threads + self._max_waiting:
             raise ServiceUnavailable("Too many long prompts are being read at the moment.")
         self._num_pending += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, encode)
+            async with self._gate.turn(tenant_id):
+                return await asyncio.get_running_loop().run_in_executor(self._executor, encode)
         finally:
             self._num_pending -= 1
 

@@ -21,6 +21,7 @@ from api.deps import (
 from api.job_view import job_object
 from api.json_body import read_json_object
 from api.json_response import JsonResponse, page_of
+from api.limits.turns import give_back_turn
 from api.openapi import gives, takes
 from api.schemas.jobs import CreateJob
 from api.schemas.objects import JobShown, Page
@@ -59,6 +60,8 @@ async def create(
     if admitted.row is not None and not wait_s:
         view: dict[str, object] = job_object(admitted.row)
     else:
+        if wait_s:
+            give_back_turn(request.scope["state"])
         view = await _view(
             services, caller, await wait_for_end(services, caller, admitted.job_id, wait_s)
         )
@@ -95,6 +98,7 @@ async def get(
     """One job; with `wait_s` when it is over, or after so many seconds."""
     if wait_s:
         may_wait(request, services, caller)
+        give_back_turn(request.scope["state"])
     row = await wait_for_end(services, caller, job_id, wait_s)
     check_is_shown(row)
     return JsonResponse(await _view(services, caller, row))

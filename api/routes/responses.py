@@ -81,7 +81,7 @@ async def input_tokens(request: Request, services: ServicesDep, caller: Submitte
         parsed = parsed.model_copy(
             update={"model": await _previous_model(services, caller, parsed)}
         )
-    num_tokens = await services.admission.count_tokens(parsed.generation(earlier))
+    num_tokens = await services.admission.count_tokens(caller, parsed.generation(earlier))
     return JsonResponse({"object": "response.input_tokens", "input_tokens": num_tokens})
 
 

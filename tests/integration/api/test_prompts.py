@@ -6,6 +6,7 @@ import asyncio
 import time
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import given, settings
@@ -130,6 +131,41 @@ def test_model_without_a_template_takes_no_messages(tiny: Path) -> None:
         codec.encode_chat(ChatPrompt(CHATS[0]))
 
 
+async def _encode(
+    encoder: PromptEncoder,
+    codec: PromptCodec,
+    prompt: TextPrompt,
+    *,
+    tenant_id: UUID | None = None,
+    context_length: int = 1 << 20,
+) -> list[int]:
+    return await encoder.encode(
+        codec,
+        prompt,
+        tenant_id=tenant_id or uuid4(),
+        context_length=context_length,
+        param="prompt",
+    )
+
+
+async def test_long_prompts_of_one_tenant_leave_a_thread_to_another(codec: PromptCodec) -> None:
+    encoder = PromptEncoder(num_threads=2, max_waiting=32)
+    one, long = uuid4(), TextPrompt("What is a service tier? " * 20_000)
+    order: list[str] = []
+
+    async def encode(name: str, tenant_id: UUID, prompt: TextPrompt) -> None:
+        await _encode(encoder, codec, prompt, tenant_id=tenant_id)
+        order.append(name)
+
+    await asyncio.gather(
+        *(encode("long", one, long) for _ in range(4)),
+        encode("another's", uuid4(), TextPrompt("What is a service tier? " * 100)),
+    )
+    encoder.close()
+
+    assert order.index("another's") <= 1
+
+
 async def test_long_prompts_do_not_hold_up_the_event_loop(codec: PromptCodec) -> None:
     encoder = PromptEncoder(num_threads=2, max_waiting=8)
     prompt = TextPrompt("What is a service tier? " * 20_000)
@@ -144,9 +180,7 @@ async def test_long_prompts_do_not_hold_up_the_event_loop(codec: PromptCodec) ->
 
     watcher = asyncio.create_task(watch())
     began = time.monotonic()
-    await asyncio.gather(
-        *(encoder.encode(codec, prompt, context_length=1 << 20, param="prompt") for _ in range(4))
-    )
+    await asyncio.gather(*(_encode(encoder, codec, prompt) for _ in range(4)))
     elapsed = time.monotonic() - began
     watcher.cancel()
     encoder.close()
@@ -159,7 +193,7 @@ async def test_too_many_long_prompts_are_refused(codec: PromptCodec) -> None:
     prompt = TextPrompt("What is a service tier? " * 2_000)
 
     answers = await asyncio.gather(
-        *(encoder.encode(codec, prompt, context_length=1 << 20, param="prompt") for _ in range(5)),
+        *(_encode(encoder, codec, prompt) for _ in range(5)),
         return_exceptions=True,
     )
     encoder.close()
@@ -173,5 +207,5 @@ async def test_hopeless_prompt_is_refused_without_tokenizing(codec: PromptCodec)
     encoder = PromptEncoder(num_threads=1, max_waiting=1)
 
     with pytest.raises(ContextLengthExceeded):
-        await encoder.encode(codec, TextPrompt("x" * 1_000_000), context_length=16, param="prompt")
+        await _encode(encoder, codec, TextPrompt("x" * 1_000_000), context_length=16)
     encoder.close()

@@ -179,6 +179,56 @@ async def test_more_waiting_requests_of_a_key_than_allowed_are_refused_before_ad
     await until(lambda: not running.services.open_requests._of_keys)
 
 
+async def test_one_tenants_requests_wait_behind_its_own_and_another_tenant_does_not(
+    running: RunningApp, client: httpx.AsyncClient, tenant: Tenant, other_tenant: Tenant
+) -> None:
+    url, turns = await _create(client), running.services.turns
+    turns._max_turns = 1
+    await turns.enter(tenant.id)
+
+    waiting = [
+        asyncio.create_task(client.get("/v1/jobs")),
+        asyncio.create_task(client.get(url.removesuffix("/events"))),
+        asyncio.create_task(client.post("/v1/jobs", json=BODY)),
+    ]
+    await until(lambda: turns._lanes[tenant.id].num_users == 4)
+    answered = [
+        await client.get("/v1/jobs", headers=other_tenant.headers),
+        await client.post("/v1/jobs", json=BODY, headers=other_tenant.headers),
+    ]
+    assert not any(task.done() for task in waiting)
+    turns.leave(tenant.id)
+
+    assert [answer.status_code for answer in answered] == [200, 202]
+    assert [(await task).status_code for task in waiting] == [200, 200, 202]
+    assert not turns._lanes
+
+
+async def test_what_waits_for_a_job_keeps_no_turn(
+    running: RunningApp, client: httpx.AsyncClient
+) -> None:
+    url, turns = await _create(client), running.services.turns
+    turns._max_turns = 1
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
+    job = url.removesuffix("/events")
+
+    async with client.stream("GET", url) as answer:
+        chunks = answer.aiter_raw()  # its end would close the connection
+        await anext(chunks)
+        waiting = [
+            asyncio.create_task(client.get(job, params={"wait_s": 60})),
+            asyncio.create_task(client.post("/v1/jobs", json=BODY, params={"wait_s": 60})),
+            asyncio.create_task(client.post("/v1/chat/completions", json=chat)),
+        ]
+        await until(lambda: len(running.services.hub._channels) == 3 and not turns._lanes)
+        polled = await client.get(job)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert polled.status_code == 200
+
+
 async def test_an_idle_stream_is_one_task_and_little_memory(
     running: RunningApp, client: httpx.AsyncClient, tenant: Tenant
 ) -> None:

@@ -58,6 +58,7 @@ def test_own_message_and_parameter_are_kept() -> None:
 def test_only_errors_that_may_pass_are_retryable() -> None:
     assert {error.__name__ for error in ALL if error.retryable} == {
         "RateLimitExceeded",
+        "RequestTimeout",
         "TokenLimitExceeded",
         "EngineFailed",
         "WorkerLost",

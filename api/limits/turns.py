@@ -1,0 +1,43 @@
+"""How many requests of one tenant are worked on at once, so that none fills the event loop.
+
+A request has its turn from when all of it has come until its answer begins, or until it waits for a
+job. So neither slow clients nor streams and long polls keep the others of their tenant waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from store.tenant_gate import TenantGate
+
+TURN_WAIT_S = 10.0
+
+
+class Turn:
+    """Of one request. Used on the event loop alone."""
+
+    def __init__(self, gate: TenantGate, tenant_id: UUID) -> None:
+        self._gate = gate
+        self._tenant_id = tenant_id
+        self._is_taken = False
+
+    async def take(self) -> None:
+        """Wait behind the tenant's other requests. Raises RateLimitExceeded when it takes long."""
+        if not self._is_taken:
+            await self._gate.enter(self._tenant_id)
+            self._is_taken = True
+
+    def give_back(self) -> None:
+        """Let the tenant's next request go on. Safe to call twice, and without a turn."""
+        if self._is_taken:
+            self._is_taken = False
+            self._gate.leave(self._tenant_id)
+
+
+def give_back_turn(state: Mapping[str, Any]) -> None:
+    """Give back the turn of a request, known by its state, if it has one."""
+    turn = state.get("turn")
+    if turn is not None:
+        turn.give_back()
