@@ -88,3 +88,21 @@ def test_closed_roster_accepts_nothing_and_keeps_what_is_there() -> None:
     assert (refused.value.code, refused.value.retryable) == ("engine_unavailable", True)
     assert not roster.wait()
     assert roster.remaining() == added
+
+
+def test_abort_of_an_unknown_request_is_ignored() -> None:
+    roster = Roster()
+
+    roster.abort("unknown")
+
+    assert roster.changes(0.0) == ([], [])
+
+
+def test_what_remains_after_a_fault_does_not_join_again() -> None:
+    roster, request = Roster(), running_request()
+    roster.add([request])
+
+    remaining = roster.remaining()
+
+    assert remaining == [request]
+    assert roster.changes(0.0) == ([], [])
