@@ -67,7 +67,19 @@ class StreamHub:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def join(self, job_id: UUID, listener: Listener) -> Channel:
-        """Listen to a job. When Redis has acknowledged, the listener is woken to read the log."""
+        """Listen to a job. When Redis has acknowledged, the listener is woken to read the log.
+
+        A command that is cancelled halfway would break the connection of all: it goes on for a
+        caller that is gone, who then listens no more.
+        """
+        joining = asyncio.create_task(self._join(job_id, listener))
+        try:
+            return await asyncio.shield(joining)
+        except asyncio.CancelledError:
+            joining.add_done_callback(lambda _: self.leave(job_id, listener))
+            raise
+
+    async def _join(self, job_id: UUID, listener: Listener) -> Channel:
         async with self._lock:
             channel = self._channels.get(job_id)
             if channel is None:
