@@ -11,9 +11,13 @@ if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
+from hypothesis import settings
 
 from cli.stack.database import DatabaseUrls
 from tests.support.services import Services
+
+settings.register_profile("millrace", deadline=None)  # a busy machine is no fault
+settings.load_profile("millrace")
 
 
 @pytest.fixture(scope="session")
