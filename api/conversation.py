@@ -37,7 +37,9 @@ async def earlier_messages(
     _check_begin(chain[0])
     if chain[-1]["status"] not in TERMINAL or chain[-1]["status"] == JobStatus.FAILED:
         raise InvalidRequest("The previous response has no answer to go on from.", param=_PARAM)
-    return [message for turn in chain for message in _messages(turn)]
+    return await services.long_work.run(
+        lambda: [message for turn in chain for message in _messages(turn)]
+    )
 
 
 def _check_begin(oldest: Mapping[str, Any]) -> None:

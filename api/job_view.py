@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from api.json_pieces import LaterList
 from api.tools.calls import split_answer
 from store.jobs import JobRow
 from tasks.ids import format_job_id
@@ -69,8 +70,18 @@ def unix_time(at: datetime | None) -> int | None:
     return int(at.timestamp()) if at else None
 
 
+def num_chars(row: JobRow) -> int:
+    """Of all the job's answers."""
+    return sum(len(choice["text"]) for choice in row["output"] or ())
+
+
 def _choice(row: JobRow, choice: dict[str, Any]) -> dict[str, Any]:
     """One answer; what it calls is taken out of its text."""
+    if choice.get("logprobs") is True:
+        index = choice["index"]
+        ids = LaterList(index, lambda token_ids, values: token_ids)
+        logprobs = {"token_ids": ids, "values": LaterList(index, lambda ids, values: values)}
+        choice = choice | {"logprobs": logprobs}
     if row["tool_format"] is None:
         return choice
     text, calls = split_answer(

@@ -6,6 +6,7 @@ order mark by itself. Of repeated keys the last counts.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
@@ -15,6 +16,9 @@ from api.settings import MAX_JSON_DEPTH, MAX_JSON_VALUES
 from tasks.errors import InvalidRequest
 
 _NUL_ESCAPE = b"\\u0000"
+# Strings, which are skipped, and what stands before a value; an empty list or object has none.
+_STRUCTURE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[,:]|[\[{](?!\s*+[\]}])', re.DOTALL)
+_SEPARATORS = frozenset({b",", b":", b"[", b"{"})
 
 
 async def read_json_object(request: Request) -> dict[str, Any]:
@@ -35,6 +39,8 @@ async def read_json_object(request: Request) -> dict[str, Any]:
 
 def parse_json_object(body: bytes) -> dict[str, Any]:
     """A JSON object that is safe to handle. Raises InvalidRequest."""
+    if _has_too_many_values(body):  # making them would take seconds
+        raise InvalidRequest(f"The body holds more than {MAX_JSON_VALUES} values.")
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -44,6 +50,20 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
         raise InvalidRequest("The body must be a JSON object.")
     _check_shape(body, document)
     return document
+
+
+def _has_too_many_values(body: bytes) -> bool:
+    """Whether what stands outside of strings separates or begins more values than may be. An
+    invalid body may have any answer.
+    """
+    if sum(map(body.count, (b",", b":", b"[", b"{"))) <= MAX_JSON_VALUES:
+        return False  # even if all of it stood in strings
+    num_values = 0
+    for found in _STRUCTURE.finditer(body):
+        num_values += found[0] in _SEPARATORS
+        if num_values > MAX_JSON_VALUES:
+            return True
+    return False
 
 
 def _check_shape(body: bytes, document: dict[str, Any]) -> None:

@@ -18,9 +18,9 @@ class JsonResponse(Response):
         return orjson.dumps(content)
 
 
-def page_of(items: Sequence[dict[str, Any]], *, limit: int) -> JsonResponse:
+def page_of(items: Sequence[dict[str, Any]], *, limit: int, has_more: bool = False) -> JsonResponse:
     """OpenAI's list of objects that have an id. Ask for one more than `limit` to know whether there
-    are more.
+    are more, or say so.
     """
     page = items[:limit]
     return JsonResponse(
@@ -29,6 +29,6 @@ def page_of(items: Sequence[dict[str, Any]], *, limit: int) -> JsonResponse:
             "data": page,
             "first_id": page[0]["id"] if page else None,
             "last_id": page[-1]["id"] if page else None,
-            "has_more": len(items) > limit,
+            "has_more": has_more or len(items) > limit,
         }
     )

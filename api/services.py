@@ -30,6 +30,7 @@ from api.limits.limiter import RateLimiter, TenantLimits
 from api.limits.places import Places
 from api.limits.refusals import Refusals
 from api.limits.turns import TURN_WAIT_S
+from api.long_work import LongWork
 from api.prompts.encoder import PromptEncoder
 from api.prompts.registry import ModelRegistry
 from api.settings import (
@@ -79,11 +80,12 @@ class Services:
     downloads: Downloads
     webhook_urls: UrlPolicy
     batch_quota: BatchQuota
+    long_work: LongWork
 
     @property
     def sources(self) -> Sources:
         """Where stream readers get their events."""
-        return Sources(self.pool, self.redis)
+        return Sources(self.pool, self.redis, self.long_work)
 
 
 @asynccontextmanager
@@ -115,6 +117,8 @@ async def open_services(
         streams = OpenStreams(settings.max_streams)
         stack.enter_context(_before_shutdown(streams.end_all))
         store = _open_files(stack, settings)
+        long_work = LongWork()
+        stack.callback(long_work.close)
         yield Services(
             pool=pool,
             core_pool=core_pool,
@@ -146,6 +150,7 @@ async def open_services(
             ),
             webhook_urls=UrlPolicy(WebhookSettings().allow_private),
             batch_quota=BatchQuota(settings.max_batches, settings.max_batch_bytes),
+            long_work=long_work,
         )
 
 

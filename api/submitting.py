@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -12,12 +11,12 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
 from api.admission import Accepted, Submission
+from api.answering import answer
 from api.deps import IdempotencyKey, find_job, may_wait
 from api.dialects.fold import Fold, ShownJob
 from api.errors import invalid_request
 from api.generation import Generation
 from api.json_body import read_json_object
-from api.json_response import JsonResponse
 from api.limits.answers import rate_headers
 from api.prompts.vocabulary import Vocabulary
 from api.schemas.chat import CreateChatCompletion
@@ -140,7 +139,7 @@ async def answer_when_over(
     """The finished job as one object; waits as long as the client does."""
     row = await wait_with_client(services, caller, job.id, request)
     try:
-        return JsonResponse(show(job.with_row(row)), headers=dict(headers))
+        return await answer(services, row, lambda: show(job.with_row(row)), headers=headers)
     except ServiceError as error:
         error.headers = dict(headers)
         raise
@@ -198,13 +197,12 @@ def event_stream(
     except ServiceUnavailable as error:
         error.headers = dict(headers or {})
         raise
-    remaining_s = row["deadline_at"].timestamp() - time.time()
     return EventStreamResponse(
         hub=services.hub,
         streams=services.streams,
         reader=Reader(services.sources, row, cursor),
         encoder=encoder,
-        max_age_s=max(0.0, remaining_s) + STREAM_GRACE_S,
+        max_age_s=max(0.0, row["remaining_s"]) + STREAM_GRACE_S,
         headers=headers,
         on_left=lambda: services.canceller.client_left(row),
     )

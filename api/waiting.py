@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import suppress
 from uuid import UUID
 
@@ -24,12 +23,16 @@ async def wait_for_end(services: Services, caller: ApiKey, job_id: UUID, wait_s:
     row = await find_job(services, caller, job_id)
     if not wait_s or is_terminal(row):
         return row
-    with suppress(TimeoutError):
-        async with asyncio.timeout(wait_s), services.hub.watch(job_id) as channel:
-            row = await find_job(services, caller, job_id)  # it may have ended before the watch
-            if is_terminal(row):
-                return row
-            await channel.over.wait()
+    ends_at = asyncio.get_running_loop().time() + wait_s
+    async with services.hub.watch(job_id) as channel:
+        row = await find_job(services, caller, job_id)  # it may have ended before the watch
+        if is_terminal(row):
+            return row
+        # The time limit cuts off this wait alone: a query that is cancelled halfway makes the
+        # caller wait for its connection to be put in order.
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(ends_at):
+                await channel.over.wait()
     return await find_job(services, caller, job_id)
 
 
@@ -44,10 +47,8 @@ async def wait_with_client(
     if is_terminal(row):
         return row
     give_back_turn(request.scope["state"])
-    remaining_s = row["deadline_at"].timestamp() - time.time()
-    end = asyncio.create_task(
-        wait_for_end(services, caller, job_id, max(0.0, remaining_s) + STREAM_GRACE_S)
-    )
+    wait_s = max(0.0, row["remaining_s"]) + STREAM_GRACE_S
+    end = asyncio.create_task(wait_for_end(services, caller, job_id, wait_s))
     left = asyncio.create_task(_leaving(request))
     try:
         await asyncio.wait((end, left), return_when=asyncio.FIRST_COMPLETED)

@@ -10,6 +10,7 @@ from uuid import UUID
 from psycopg import Error
 from psycopg.types.json import Jsonb
 
+from store.jobs import CLOCKS
 from store.pools import AsyncPool, as_tenant
 from tasks.errors import IdempotencyKeyReused, InsufficientQuota
 from tasks.ids import uuid7_floor
@@ -133,7 +134,8 @@ WITH key AS (
     INSERT INTO reservations (job_id, tenant_id, amount_micros)
     SELECT %(id)s, %(tenant_id)s, %(reserve)s FROM account
 )
-SELECT job.*, NULL AS output, NULL AS last_seq, EXISTS (SELECT FROM fresh) AS is_fresh, CASE
+SELECT job.*, {CLOCKS.format(job="job")}, NULL AS output, NULL AS last_seq,
+    EXISTS (SELECT FROM fresh) AS is_fresh, CASE
     WHEN EXISTS (SELECT FROM fresh) AND NOT EXISTS (SELECT FROM job) THEN refuse_admission()
 END AS refused
 FROM (VALUES (1)) AS one LEFT JOIN job ON true

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from store.pools import AsyncPool, as_tenant
 from store.settings import keep
+from tasks.errors import JobNotFound
 from tasks.jobs import JobStatus
 
 JobRow = dict[str, Any]
@@ -16,8 +18,30 @@ JobRow = dict[str, Any]
 DAY_S = 86_400.0
 LONGEST_S = 8 * DAY_S  # from submission to end: a batch's seven days, and a grace
 
-_JOB = """
-SELECT j.*, r.output, r.last_seq FROM jobs j LEFT JOIN job_results r ON r.job_id = j.id
+# Each query reads the whole output from its storage again: few, but of a few MB of memory at most.
+LOGPROBS_A_QUERY = 8_192  # tokens
+LOGPROBS_A_ROW = 256
+
+# Log-probabilities can be tens of MB: they are left out, and read bit by bit where they are shown.
+# Where a choice has some, it says `true`.
+_OUTPUT = """
+(CASE WHEN r.output IS NOT NULL THEN coalesce((
+    SELECT jsonb_agg(CASE jsonb_typeof(c->'logprobs')
+        WHEN 'object' THEN jsonb_set(c, '{logprobs}', 'true') ELSE c END ORDER BY n)
+    FROM jsonb_array_elements(r.output) WITH ORDINALITY AS choices (c, n)
+), '[]') END) AS output
+"""
+
+# How old a job is, and how long it may still take, when it is read: the clocks of other machines
+# are not compared with the times that Postgres wrote.
+CLOCKS = """
+extract(epoch FROM now() - {job}.created_at)::float AS age_s,
+extract(epoch FROM {job}.deadline_at - now())::float AS remaining_s
+"""
+_CLOCKS = CLOCKS.format(job="j")
+
+_JOB = f"""
+SELECT j.*, {_CLOCKS}, {_OUTPUT}, r.last_seq FROM jobs j LEFT JOIN job_results r ON r.job_id = j.id
 """
 
 # What is over is shown for as long as its result is kept, whenever maintenance removes it.
@@ -26,18 +50,57 @@ _KEPT = "(j.finished_at IS NULL OR j.finished_at > now() - make_interval(secs =>
 _GET = f"{_JOB} WHERE j.id = %(job_id)s AND j.tenant_id = %(tenant_id)s AND {_KEPT}"
 
 _GET_WITH_REQUEST = f"""
-SELECT j.*, r.output, r.last_seq, p.request FROM jobs j
+SELECT j.*, {_CLOCKS}, {_OUTPUT}, r.last_seq, p.request FROM jobs j
 LEFT JOIN job_results r ON r.job_id = j.id LEFT JOIN job_payloads p ON p.job_id = j.id
 WHERE j.id = %(job_id)s AND j.tenant_id = %(tenant_id)s AND {_KEPT}
 """
 
-_LIST = f"""{_JOB}
-WHERE j.tenant_id = %(tenant_id)s AND j.deleted_at IS NULL
-    AND (%(after)s::uuid IS NULL OR j.id < %(after)s)
-    AND {_KEPT} AND j.id > uuid7_floor(now() - make_interval(secs => %(keep_s)s + %(longest_s)s))
-    AND (j.is_stored OR j.finished_at IS NULL)
-    AND (%(status)s::text IS NULL OR j.status = %(status)s)
-ORDER BY j.id DESC LIMIT %(limit)s
+# A page ends early, after its first job, where all it says would be too much at once. Tokens stand
+# for bytes: they are known without reading the outputs.
+MAX_PAGE_TOKENS = 50_000
+_LIST = f"""
+WITH page AS (
+    SELECT *, count(*) OVER () AS num_found,
+        sum(coalesce(output_tokens, 0)) OVER (ORDER BY id DESC) - coalesce(output_tokens, 0)
+            AS tokens_before
+    FROM (
+        SELECT * FROM jobs
+        WHERE tenant_id = %(tenant_id)s AND deleted_at IS NULL
+            AND (%(after)s::uuid IS NULL OR id < %(after)s)
+            AND {_KEPT.replace("j.", "jobs.")}
+            AND id > uuid7_floor(now() - make_interval(secs => %(keep_s)s + %(longest_s)s))
+            AND (is_stored OR finished_at IS NULL)
+            AND (%(status)s::text IS NULL OR status = %(status)s)
+        ORDER BY id DESC LIMIT %(limit)s + 1
+    ) newest
+)
+SELECT j.*, (
+    SELECT jsonb_agg(c - 'logprobs' ORDER BY n)
+    FROM jsonb_array_elements(r.output) WITH ORDINALITY AS choices (c, n)
+) AS output
+FROM page j LEFT JOIN job_results r ON r.job_id = j.id
+WHERE tokens_before < {MAX_PAGE_TOKENS} ORDER BY j.id DESC LIMIT %(limit)s
+"""
+
+_LOG_PART = """
+SELECT substring(event_log FROM %(offset)s + 1 FOR %(num_bytes)s) AS part FROM job_results
+WHERE job_id = %(job_id)s AND tenant_id = %(tenant_id)s
+"""
+
+# As text: what is read at a time is parsed elsewhere, and not by the driver at once.
+_LOGPROBS = """
+SELECT jsonb_agg(token_id ORDER BY n)::text AS token_ids,
+    jsonb_agg(logprob ORDER BY n)::text AS values
+FROM job_results r, jsonb_array_elements(r.output) AS choices (c), ROWS FROM (
+    jsonb_array_elements(c->'logprobs'->'token_ids'), jsonb_array_elements(c->'logprobs'->'values')
+) WITH ORDINALITY AS tokens (token_id, logprob, n)
+WHERE r.job_id = %(job_id)s AND r.tenant_id = %(tenant_id)s AND c->'index' = %(choice)s::text::jsonb
+    AND n > %(begin)s AND n <= %(begin)s + %(num_tokens)s
+GROUP BY (n - 1) / %(tokens_a_row)s ORDER BY (n - 1) / %(tokens_a_row)s
+"""
+
+_IS_KEPT = """
+SELECT FROM job_results WHERE job_id = %(job_id)s AND tenant_id = %(tenant_id)s
 """
 
 # Jobs ahead in the same pool and tier, across tenants: the count alone leaves the tenant's view.
@@ -82,6 +145,14 @@ class CancelResult:
     worker_id: UUID | None
 
 
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """Some of a tenant's jobs, and whether there are more behind them."""
+
+    rows: list[JobRow]
+    has_more: bool
+
+
 async def get_job(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> JobRow | None:
     """A tenant's job with its output, None if it has no such job. `deleted_at` is for the caller to
     judge: a stream goes on to its end.
@@ -105,8 +176,8 @@ async def list_jobs(
     status: JobStatus | None = None,
     after: UUID | None = None,
     limit: int = 20,
-) -> list[JobRow]:
-    """A tenant's jobs, newest first, those older than `after`."""
+) -> JobPage:
+    """A tenant's jobs, newest first, those older than `after`, without log-probabilities."""
     parameters: dict[str, Any] = {
         "tenant_id": tenant_id,
         "status": status,
@@ -117,7 +188,8 @@ async def list_jobs(
     }
     async with as_tenant(pool, tenant_id) as connection:
         cursor = await connection.execute(_LIST, parameters)
-        return await cursor.fetchall()
+        rows = await cursor.fetchall()
+    return JobPage(rows, has_more=bool(rows) and rows[0]["num_found"] > len(rows))
 
 
 async def queue_position(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> int | None:
@@ -154,15 +226,46 @@ async def finished_jobs(pool: AsyncPool, job_ids: Sequence[UUID]) -> set[UUID]:
         return {row["id"] for row in await cursor.fetchall()}
 
 
-async def get_event_log(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> bytes | None:
-    """The stored native events of a finished job; None before its end and after 24 h."""
+async def has_event_log(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> bool:
+    """Whether the native events of a finished job are stored: until 24 h after its end."""
+    return await read_event_log(pool, tenant_id, job_id, 0, 0) is not None
+
+
+async def read_event_log(
+    pool: AsyncPool, tenant_id: UUID, job_id: UUID, offset: int, num_bytes: int
+) -> bytes | None:
+    """A part of the stored log, compressed as it is; empty behind its end, None if there is none.
+
+    Postgres keeps it in pieces as it came, so that a part costs no more than its own bytes.
+    """
+    parameters: dict[str, Any] = {"job_id": job_id, "tenant_id": tenant_id}
+    parameters |= {"offset": offset, "num_bytes": num_bytes}
     async with as_tenant(pool, tenant_id) as connection:
-        cursor = await connection.execute(
-            "SELECT event_log FROM job_results WHERE job_id = %s AND tenant_id = %s",
-            (job_id, tenant_id),
-        )
+        cursor = await connection.execute(_LOG_PART, parameters)
         row = await cursor.fetchone()
-    return row["event_log"] if row else None
+    return row["part"] if row else None
+
+
+async def read_logprobs(
+    pool: AsyncPool, tenant_id: UUID, job_id: UUID, choice: int
+) -> AsyncGenerator[tuple[str, str]]:
+    """Token ids and log-probabilities of a finished choice in the order of its tokens: a few
+    hundred at a time, each as the JSON of a list. No connection is held in between. Raises
+    JobNotFound if the job is deleted meanwhile.
+    """
+    parameters: dict[str, Any] = {"job_id": job_id, "tenant_id": tenant_id, "choice": choice}
+    parameters |= {"num_tokens": LOGPROBS_A_QUERY, "tokens_a_row": LOGPROBS_A_ROW}
+    for begin in itertools.count(0, LOGPROBS_A_QUERY):
+        async with as_tenant(pool, tenant_id) as connection:
+            cursor = await connection.execute(_LOGPROBS, parameters | {"begin": begin})
+            kept = await connection.execute(_IS_KEPT, parameters)
+            rows, is_kept = await cursor.fetchall(), await kept.fetchone() is not None
+        if not is_kept:
+            raise JobNotFound
+        for row in rows:
+            yield row["token_ids"], row["values"]
+        if len(rows) * LOGPROBS_A_ROW < LOGPROBS_A_QUERY:
+            return
 
 
 def kept_s() -> float:

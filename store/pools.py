@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -124,6 +125,16 @@ async def as_tenant(pool: AsyncPool, tenant_id: UUID) -> AsyncIterator[AsyncDict
     ):
         await connection.execute(SET_TENANT, (str(tenant_id),))
         yield connection
+
+
+async def postgres_now(pool: AsyncPool, tenant_id: UUID) -> datetime:
+    """By the clock that all stored times are of. Costs a statement of the tenant's."""
+    async with as_tenant(pool, tenant_id) as connection:
+        cursor = await connection.execute("SELECT now() AS now")
+        row = await cursor.fetchone()
+    assert row is not None
+    now: datetime = row["now"]
+    return now
 
 
 async def _refuse_unstorable(connection: AsyncDictConnection) -> None:

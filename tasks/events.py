@@ -81,16 +81,61 @@ def decompress_event_log(blob: bytes) -> list[Event]:
     return [parse_message(line) for line in text.split(b"\n")] if text else []
 
 
+class EventLogReader:
+    """Takes a stored log apart bit by bit, however it is cut. Feed it, `take` until nothing comes;
+    behind the last bit `end`.
+    """
+
+    def __init__(self) -> None:
+        self._zlib = zlib.decompressobj()
+        self._compressed = b""
+        self._begun = b""  # an event that goes on
+
+    def feed(self, data: bytes) -> None:
+        """More of the log."""
+        self._compressed += data
+
+    def take(self, max_bytes: int) -> list[Event] | None:
+        """Events of the next so many bytes of text; None if more is to be fed first."""
+        if not self._compressed:
+            return None
+        text = self._zlib.decompress(self._compressed, max_bytes)
+        self._compressed = self._zlib.unconsumed_tail
+        *lines, self._begun = (self._begun + text).split(b"\n")
+        return [parse_message(line) for line in lines]
+
+    def end(self) -> list[Event]:
+        """What is left, the last event. May be asked again."""
+        self._begun += self._zlib.flush()
+        return [parse_message(line) for line in self._begun.split(b"\n")] if self._begun else []
+
+
+class TextsSoFar:
+    """The text that events add up to, for each choice. A gap restates all text before it."""
+
+    def __init__(self, num_choices: int = 1) -> None:
+        self._parts: list[list[str]] = [[] for _ in range(num_choices)]
+
+    def add(self, events: Iterable[Event]) -> None:
+        """What follows."""
+        for event in events:
+            if event.type == EventType.TOKEN:
+                fields = event.fields()
+                self._parts[fields["index"]].append(fields["text"])
+            elif event.type == EventType.GAP:
+                self._parts = _restated(event.fields(), len(self._parts))
+
+    @property
+    def texts(self) -> list[str]:
+        """One a choice."""
+        return ["".join(parts) for parts in self._parts]
+
+
 def texts_of(events: Iterable[Event], num_choices: int = 1) -> list[str]:
-    """The text the events add up to, for each choice. A gap restates all text before it."""
-    parts: list[list[str]] = [[] for _ in range(num_choices)]
-    for event in events:
-        if event.type == EventType.TOKEN:
-            fields = event.fields()
-            parts[fields["index"]].append(fields["text"])
-        elif event.type == EventType.GAP:
-            parts = _restated(event.fields(), num_choices)
-    return ["".join(of_choice) for of_choice in parts]
+    """The text the events add up to, for each choice."""
+    so_far = TextsSoFar(num_choices)
+    so_far.add(events)
+    return so_far.texts
 
 
 def token_ids_of(events: Iterable[Event], num_choices: int = 1) -> list[list[int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from api.dialects.answers import completion_usage, extension, failure_of, finish_reason
-from api.dialects.chat_logprobs import token_logprobs
+from api.dialects.chat_logprobs import choice_logprobs, token_logprobs
 from api.dialects.chunks import ChunkFold
 from api.dialects.fold import ShownJob
 from api.job_view import unix_time
@@ -121,10 +121,9 @@ def _whole_choice(job: ShownJob, choice: dict[str, Any]) -> dict[str, Any]:
     }
     if calls:
         message["tool_calls"] = [call.as_object() for call in calls]
-    logprobs = choice.get("logprobs")
-    if logprobs:
-        content = token_logprobs(job.vocabulary, logprobs["token_ids"], logprobs["values"])
-        logprobs = {"content": content, "refusal": None}
+    logprobs = None
+    if choice.get("logprobs"):
+        logprobs = {"content": choice_logprobs(job.vocabulary, choice), "refusal": None}
     return {
         "index": choice["index"],
         "message": message,

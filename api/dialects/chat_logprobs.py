@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from api.json_pieces import LaterList
 from api.prompts.vocabulary import Vocabulary
 
 # [log probability, [[token id, log probability], ...]]: how native events and results hold them.
 TokenLogprob = Sequence[Any]
+
+
+def choice_logprobs(
+    vocabulary: Vocabulary | None, choice: Mapping[str, Any]
+) -> LaterList | list[dict[str, Any]]:
+    """Those of a finished choice; none if it has none. What isn't read yet is read while it is
+    sent.
+    """
+    stored = choice.get("logprobs")
+    if stored is True:
+        return LaterList(choice["index"], partial(token_logprobs, vocabulary))
+    return token_logprobs(vocabulary, stored["token_ids"], stored["values"]) if stored else []
 
 
 def token_logprobs(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import accumulate
 from typing import Any
 
 from api.dialects.answers import completion_usage, extension, failure_of, finish_reason
@@ -10,9 +12,12 @@ from api.dialects.chat_logprobs import TokenLogprob
 from api.dialects.chunks import ChunkFold
 from api.dialects.fold import ShownJob
 from api.job_view import unix_time
+from api.json_pieces import LaterList
 from api.prompts.vocabulary import Vocabulary
 from store.jobs import JobRow
 from tasks.ids import COMPLETION_PREFIX, format_job_id
+
+_LISTS = ("tokens", "token_logprobs", "top_logprobs")  # of log-probabilities, one entry a token
 
 
 def text_completion(job: ShownJob) -> dict[str, Any]:
@@ -50,7 +55,7 @@ class CompletionFold(ChunkFold):
     def _logprobs(self, fields: dict[str, Any]) -> dict[str, Any] | None:
         if "logprobs" not in fields:
             return None
-        offset = len(echoed_prompt(self._job)) + len(self._texts[fields["index"]])
+        offset = len(echoed_prompt(self._job)) + self._texts.num_chars(fields["index"])
         return _logprobs(
             self._job.vocabulary, fields["token_ids"], fields["logprobs"], offset=offset
         )
@@ -78,13 +83,36 @@ def _envelope(row: JobRow) -> dict[str, Any]:
 def _whole_choice(job: ShownJob, choice: dict[str, Any]) -> dict[str, Any]:
     echo = echoed_prompt(job)
     logprobs = choice.get("logprobs")
-    if logprobs:
+    if logprobs is True:
+        logprobs = _later_logprobs(job.vocabulary, choice["index"], offset=len(echo))
+    elif logprobs:
         logprobs = _logprobs(
             job.vocabulary, logprobs["token_ids"], logprobs["values"], offset=len(echo)
         )
     return _text_choice(
         choice["index"], echo + choice["text"], logprobs=logprobs, reason=finish_reason(choice)
     )
+
+
+def _later_logprobs(
+    vocabulary: Vocabulary | None, choice: int, *, offset: int
+) -> dict[str, LaterList]:
+    """The same lists, read while they are sent."""
+    behind = offset
+
+    def part(name: str, token_ids: Sequence[int], values: Sequence[TokenLogprob]) -> Sequence[Any]:
+        part: Sequence[Any] = _logprobs(vocabulary, token_ids, values, offset=0)[name]
+        return part
+
+    def offsets(token_ids: Sequence[int], values: Sequence[TokenLogprob]) -> Sequence[int]:
+        nonlocal behind
+        lengths = [len(_text(vocabulary, token_id)) for token_id in token_ids]
+        begins = list(accumulate(lengths, initial=behind))
+        behind = begins.pop()
+        return begins
+
+    lists = {name: LaterList(choice, partial(part, name)) for name in _LISTS}
+    return lists | {"text_offset": LaterList(choice, offsets)}
 
 
 def _text_choice(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
+from api.json_pieces import Piece
 from api.prompts.vocabulary import Vocabulary
 from store.jobs import JobRow
 from tasks.errors import ServiceError, StreamExpired
@@ -46,7 +47,7 @@ class Frame(NamedTuple):
     """
 
     seq: int
-    data: bytes  # JSON
+    data: bytes | Sequence[Piece]  # JSON
     event: str | None = None
     has_id: bool = True
 
@@ -83,14 +84,18 @@ class Texts:
     """The text of each choice so far, and what a gap adds to it."""
 
     def __init__(self, num_choices: int) -> None:
-        self._texts = [""] * num_choices
+        # In UTF-8, which grows in place: a text may have as many pieces as an answer has tokens.
+        self._texts = [bytearray() for _ in range(num_choices)]
+        self._num_chars = [0] * num_choices
 
-    def __getitem__(self, index: int) -> str:
-        return self._texts[index]
+    def num_chars(self, index: int) -> int:
+        """The length of a choice's text."""
+        return self._num_chars[index]
 
     def add(self, index: int, text: str) -> None:
         """More text of a choice."""
-        self._texts[index] += text
+        self._texts[index] += text.encode()
+        self._num_chars[index] += len(text)
 
     def after_gap(self, fields: Mapping[str, Any]) -> list[tuple[int, str]]:
         """What to send for a gap: (choice, text). Raises StreamExpired if what was sent is not the
@@ -99,10 +104,9 @@ class Texts:
         whole: Sequence[str] = fields.get("texts") or [fields["text"]]
         news = []
         for index, text in enumerate(whole):
-            sent = self._texts[index]
-            if not text.startswith(sent):
+            if not text.encode().startswith(self._texts[index]):
                 raise StreamExpired("The events that this stream continues are lost.")
-            if len(text) > len(sent):
-                news.append((index, text[len(sent) :]))
-            self._texts[index] = text
+            if new := text[self._num_chars[index] :]:
+                news.append((index, new))
+                self.add(index, new)
         return news

@@ -12,10 +12,12 @@ from typing import Any
 import orjson
 
 from api.dialects.answers import extension
-from api.dialects.chat_logprobs import token_logprobs
+from api.dialects.chat_logprobs import choice_logprobs, token_logprobs
 from api.dialects.fold import Frame, ShownJob, Texts
 from api.dialects.response_items import Draft, ItemBuilder
 from api.job_view import job_error, unix_time
+from api.json_pieces import LaterList, pieces_of
+from api.json_pieces import Piece as JsonPiece
 from api.tools.formats import format_named
 from api.tools.parser import Piece, TextPiece, ToolCallParser
 from store.jobs import JobRow
@@ -49,12 +51,9 @@ def response_object(job: ShownJob) -> dict[str, Any]:
         return _object(job, row["status"], [])
     items = ItemBuilder(job.id)
     for choice in row["output"] or ():
-        pieces = _pieces_of(job, choice["text"])
-        logprobs = _stored_logprobs(job, choice)
-        for piece in pieces:
-            list(items.add(piece, logprobs))
-            logprobs = []
-    list(items.close(_item_status(row)))
+        for piece in _pieces_of(job, choice["text"]):
+            list(items.add(piece))
+    list(items.close(_item_status(row), _whole_logprobs(job, row)))
     return _finished(job, row, items.items)
 
 
@@ -127,7 +126,8 @@ class ResponseFold:
         drafts = self._of(self._parser.end()) if self._parser else []
         if self._logprobs and self._items.items:  # of tokens that no text came of
             drafts += self._items.add(TextPiece(""), self._logprobs)
-        return [*drafts, *self._items.close(_item_status(row))]
+        whole = _whole_logprobs(self._job, row)
+        return [*drafts, *self._items.close(_item_status(row), whole)]
 
     def _of(self, pieces: Sequence[Piece]) -> list[Draft]:
         drafts: list[Draft] = []
@@ -149,7 +149,7 @@ class ResponseFold:
     def _numbered(self, drafts: Iterable[Draft]) -> Iterator[Frame]:
         for kind, fields in drafts:
             data = {"type": kind, "sequence_number": self._next_seq, **fields}
-            yield Frame(self._next_seq, orjson.dumps(data), kind)
+            yield Frame(self._next_seq, _json(data), kind)
             self._next_seq += 1
 
 
@@ -172,11 +172,17 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
     return joined
 
 
-def _stored_logprobs(job: ShownJob, choice: dict[str, Any]) -> list[dict[str, Any]]:
-    stored = choice.get("logprobs")
-    if not stored or job.row["tool_format"] is not None:
+def _whole_logprobs(job: ShownJob, row: JobRow) -> LaterList | list[dict[str, Any]]:
+    """Of the one text of an answer that calls nothing: all that its tokens had."""
+    if not row["output"] or row["tool_format"] is not None:
         return []
-    return token_logprobs(job.vocabulary, stored["token_ids"], stored["values"])
+    return choice_logprobs(job.vocabulary, row["output"][0])
+
+
+def _json(data: Any) -> bytes | Sequence[JsonPiece]:
+    pieces = pieces_of(data)
+    [first, *others] = pieces
+    return pieces if others or not isinstance(first, bytes) else first
 
 
 def _item_status(row: JobRow) -> str:

@@ -6,9 +6,11 @@ One builder makes both the stream's events and the finished object, so that they
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from io import StringIO
 from typing import Any
 from uuid import UUID
 
+from api.json_pieces import LaterList
 from api.tools.calls import call_id
 from api.tools.parser import CallArguments, CallBegin, Piece, TextPiece
 
@@ -23,6 +25,7 @@ class ItemBuilder:
         self.items: list[dict[str, Any]] = []
         self._job_id = job_id
         self._is_open = False
+        self._written = StringIO()  # the text or arguments of the open item
 
     def add(self, piece: Piece, logprobs: Sequence[dict[str, Any]] = ()) -> Iterator[Draft]:
         """Events of one more piece."""
@@ -36,11 +39,15 @@ class ItemBuilder:
                 yield from self.close("completed")
                 yield self._open_call(index, name)
             case CallArguments(_, text):
-                self._last["arguments"] += text
+                self._written.write(text)
                 yield "response.function_call_arguments.delta", {**self._place, "delta": text}
 
-    def close(self, status: str) -> Iterator[Draft]:
-        """Events that end the open item, if one is open. `status`: completed or incomplete."""
+    def close(
+        self, status: str, logprobs: LaterList | Sequence[dict[str, Any]] = ()
+    ) -> Iterator[Draft]:
+        """Events that end the open item, if one is open. `status`: completed or incomplete;
+        `logprobs` are those of all its text.
+        """
         if not self._is_open:
             return
         self._is_open = False
@@ -48,11 +55,13 @@ class ItemBuilder:
         item["status"] = status
         if item["type"] == "message":
             [part] = item["content"]
+            part |= {"text": self._written.getvalue(), "logprobs": logprobs or []}
             place = {**self._place, "content_index": 0}
             text = {"text": part["text"], "logprobs": part["logprobs"]}
             yield "response.output_text.done", place | text
             yield "response.content_part.done", place | {"part": dict(part)}
         else:
+            item["arguments"] = self._written.getvalue()
             fields = {"arguments": item["arguments"], "name": item["name"]}
             yield "response.function_call_arguments.done", {**self._place, **fields}
         yield "response.output_item.done", {"output_index": self._index, "item": dict(item)}
@@ -78,9 +87,7 @@ class ItemBuilder:
         item["content"] = [part]
 
     def _text_delta(self, text: str, logprobs: Sequence[dict[str, Any]]) -> Draft:
-        [part] = self._last["content"]
-        part["text"] += text
-        part["logprobs"] = [*part["logprobs"], *logprobs]
+        self._written.write(text)
         place = {**self._place, "content_index": 0}
         return "response.output_text.delta", place | {"delta": text, "logprobs": list(logprobs)}
 
@@ -98,4 +105,5 @@ class ItemBuilder:
         id_ = f"{prefix}{self._job_id.hex}{len(self.items):02x}"
         self.items.append({"id": id_, "status": "in_progress", **fields})
         self._is_open = True
+        self._written = StringIO()
         return self._last

@@ -9,7 +9,6 @@ import base64
 import hashlib
 import re
 import struct
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +39,7 @@ class Period:
 
     start_time: int
     end_time: int | None
+    now: int  # the default end, of Postgres' clock
     limit: int | None
     page: str | None
 
@@ -81,7 +81,7 @@ def bucket_page(period: Period, width: Width, question: Mapping[str, Any]) -> Bu
     limit = period.limit or width.default_limit
     if limit > width.max_limit:
         raise InvalidRequest(f"'limit' is at most {width.max_limit} here.", param="limit")
-    end = int(time.time()) + 1 if period.end_time is None else period.end_time
+    end = period.now + 1 if period.end_time is None else period.end_time
     if period.start_time >= end:
         raise InvalidRequest("'start_time' is not before 'end_time'.", param="start_time")
     page = BucketPage(

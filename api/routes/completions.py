@@ -8,9 +8,9 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
 from api import deleting
+from api.answering import answer
 from api.deps import WAITS, JobsReader, ServicesDep, Submitter
 from api.dialects.completion import CompletionFold, text_completion
-from api.json_response import JsonResponse
 from api.openapi import EVENT_STREAM, gives, takes
 from api.resuming import MAX_SEQ, cursor_of, find_shown_job, not_found
 from api.schemas.completions import CreateCompletion
@@ -53,7 +53,7 @@ async def get(
     if not job.is_stored:
         raise not_found(Dialect.COMPLETION)
     row = await wait_with_client(services, caller, job.id, request)
-    return JsonResponse(text_completion(job.with_row(row)))
+    return await answer(services, row, lambda: text_completion(job.with_row(row)))
 
 
 @router.delete("/{completion_id}", responses=gives(CompletionDeleted))

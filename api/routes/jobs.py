@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from api import deleting
+from api.answering import OK, answer
 from api.deps import (
     JobId,
     JobsReader,
@@ -57,16 +59,14 @@ async def create(
     generation = parse_body(CreateJob, body).generation()
     # This schema refuses what it doesn't know.
     admitted = await submit(services, caller, generation, body, known=body, retry=retry)
-    if admitted.row is not None and not wait_s:
-        view: dict[str, object] = job_object(admitted.row)
-    else:
-        if wait_s:
-            give_back_turn(request.scope["state"])
-        view = await _view(
-            services, caller, await wait_for_end(services, caller, admitted.job_id, wait_s)
-        )
     location = {"Location": f"/v1/jobs/{format_job_id(admitted.job_id)}"}
-    return JsonResponse(view, 202, location | job_headers(admitted))
+    headers = location | job_headers(admitted)
+    if admitted.row is not None and not wait_s:
+        return JsonResponse(job_object(admitted.row), 202, headers)
+    if wait_s:
+        give_back_turn(request.scope["state"])
+    row = await wait_for_end(services, caller, admitted.job_id, wait_s)
+    return await _view(services, caller, row, status=202, headers=headers)
 
 
 @router.get("", responses=gives(Page[JobShown]))
@@ -77,14 +77,17 @@ async def list_(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20,
     status: JobStatus | None = None,
 ) -> Response:
-    """Newest first. `after` is the last id of the page before."""
+    """Newest first, without log-probabilities. `after` is the last id of the page before; a page of
+    long answers ends before `limit`.
+    """
     after_id = parse_job_id(after) if after is not None else None
     if after is not None and after_id is None:
         raise InvalidRequest("'after' must be the id of a job.", param="after")
-    rows = await list_jobs(
-        services.pool, caller.tenant_id, status=status, after=after_id, limit=limit + 1
+    page = await list_jobs(
+        services.pool, caller.tenant_id, status=status, after=after_id, limit=limit
     )
-    return page_of([job_object(row) for row in rows], limit=limit)
+    jobs = await services.long_work.run(lambda: [job_object(row) for row in page.rows])
+    return page_of(jobs, limit=limit, has_more=page.has_more)
 
 
 @router.get("/{job_id}", responses=gives(JobShown))
@@ -101,7 +104,7 @@ async def get(
         give_back_turn(request.scope["state"])
     row = await wait_for_end(services, caller, job_id, wait_s)
     check_is_shown(row)
-    return JsonResponse(await _view(services, caller, row))
+    return await _view(services, caller, row)
 
 
 @router.post("/{job_id}/cancel", responses=gives(JobShown))
@@ -109,7 +112,7 @@ async def cancel(services: ServicesDep, caller: Submitter, job_id: JobId) -> Res
     """Ask for the end of a job. Answers with the job as it is then; a job that is over stays so."""
     row = await services.canceller.cancel(caller.tenant_id, job_id)
     check_is_shown(row)
-    return JsonResponse(await _view(services, caller, row))
+    return await _view(services, caller, row)
 
 
 @router.delete("/{job_id}", responses=gives(JobDeleted))
@@ -119,8 +122,17 @@ async def delete(services: ServicesDep, caller: Submitter, job_id: JobId) -> Res
     return deleting.deleted(format_job_id(job_id), "job")
 
 
-async def _view(services: Services, caller: ApiKey, row: JobRow) -> dict[str, object]:
+async def _view(
+    services: Services,
+    caller: ApiKey,
+    row: JobRow,
+    *,
+    status: int = OK,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
     position = None
     if row["status"] == JobStatus.QUEUED:
         position = await queue_position(services.pool, caller.tenant_id, row["id"])
-    return job_object(row, position=position)
+    return await answer(
+        services, row, lambda: job_object(row, position=position), status=status, headers=headers
+    )

@@ -27,6 +27,7 @@ from api.reports.results import (
     usage_result,
 )
 from api.schemas.usage import BucketPageShown, CostResultShown, UsageResultShown
+from store.pools import postgres_now
 from store.tenants import ApiKey
 from store.usage_buckets import BucketQuery, cost_buckets, usage_buckets
 from tasks.ids import format_project_id
@@ -44,13 +45,21 @@ UsageGroup = Literal["project_id", "user_id", "api_key_id", "model", "batch", "s
 CostGroup = Literal["project_id", "user_id", "line_item", "api_key_id"]
 
 
+async def _now(services: ServicesDep, caller: UsageReader, end_time: UnixTime | None = None) -> int:
+    """Where a report ends that names no end."""
+    if end_time is not None:
+        return end_time
+    return int((await postgres_now(services.pool, caller.tenant_id)).timestamp())
+
+
 async def _period(
+    now: Annotated[int, Depends(_now)],
     start_time: UnixTime,
     end_time: UnixTime | None = None,
     limit: Annotated[int | None, Query(ge=1)] = None,
     page: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Period:
-    return Period(start_time=start_time, end_time=end_time, limit=limit, page=page)
+    return Period(start_time=start_time, end_time=end_time, now=now, limit=limit, page=page)
 
 
 PeriodDep = Annotated[Period, Depends(_period)]
@@ -81,9 +90,13 @@ async def usage(
         query = _query(page, groups, filters, is_batch=batch)
         rows = await usage_buckets(services.pool, caller.tenant_id, query)
     project = _project(caller, groups)
-    if wants_csv:
-        return _csv("usage", page, USAGE_COLUMNS, csv_rows(page, project, rows))
-    return _json(page, buckets(page, rows, partial(usage_result, project)))
+
+    def show() -> Response:
+        if wants_csv:
+            return _csv("usage", page, USAGE_COLUMNS, csv_rows(page, project, rows))
+        return _json(page, buckets(page, rows, partial(usage_result, project)))
+
+    return await services.long_work.run(show)
 
 
 @router.get("/costs", responses=gives(BucketPageShown[CostResultShown], CSV))
@@ -109,9 +122,13 @@ async def costs(
         query = _query(page, groups, filters, line_items=line_items)
         rows = await cost_buckets(services.pool, caller.tenant_id, query)
     project = _project(caller, groups)
-    if wants_csv:
-        return _csv("costs", page, COST_COLUMNS, csv_rows(page, project, rows))
-    return _json(page, buckets(page, rows, partial(cost_result, project)))
+
+    def show() -> Response:
+        if wants_csv:
+            return _csv("costs", page, COST_COLUMNS, csv_rows(page, project, rows))
+        return _json(page, buckets(page, rows, partial(cost_result, project)))
+
+    return await services.long_work.run(show)
 
 
 def _given(**filters: list[str] | None) -> dict[str, list[str]]:

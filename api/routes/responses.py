@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
 from api import deleting
+from api.answering import answer
 from api.conversation import earlier_messages
 from api.deps import JobsReader, ServicesDep, Submitter, may_wait
 from api.dialects.fold import ShownJob
@@ -32,7 +32,7 @@ from api.submitting import (
     stream_of,
     submit,
 )
-from store.jobs import get_event_log
+from store.jobs import has_event_log
 from store.tenants import ApiKey
 from tasks.errors import InvalidRequest, StreamExpired
 from tasks.ids import RESPONSE_PREFIX, format_job_id
@@ -66,7 +66,9 @@ async def create(
         fold = ResponseFold(job)
         return stream_of(services, job, fold, cursor=NOTHING_SEEN, headers=headers)
     if parsed.background:
-        return JsonResponse(response_object(job), headers=headers | _poll_headers(job))
+        return await answer(
+            services, job.row, lambda: response_object(job), headers=headers | _poll_headers(job)
+        )
     return await answer_when_over(
         services, caller, job, request=request, show=response_object, headers=headers
     )
@@ -101,7 +103,9 @@ async def get(
         may_wait(request, services, caller)
     job = await _find(services, caller, response_id)
     if not stream:
-        return JsonResponse(response_object(job), headers=_poll_headers(job))
+        return await answer(
+            services, job.row, lambda: response_object(job), headers=_poll_headers(job)
+        )
     cursor = cursor_of(last_event_id, starting_after, start=NOTHING_SEEN)
     if cursor != NOTHING_SEEN:
         await _check_history(services, caller, job)
@@ -115,7 +119,7 @@ async def cancel(services: ServicesDep, caller: Submitter, response_id: str) -> 
     if not job.row["is_background"]:
         raise InvalidRequest("Only responses made with 'background' can be cancelled.")
     row = await services.canceller.cancel(caller.tenant_id, job.id)
-    return JsonResponse(response_object(job.with_row(row)))
+    return await answer(services, row, lambda: response_object(job.with_row(row)))
 
 
 @router.delete("/{response_id}", responses=gives(ResponseDeleted))
@@ -140,15 +144,15 @@ async def input_items(
     job = await _find(services, caller, response_id)
     if "input" not in job.request:  # what was asked may be kept for a shorter time
         raise not_found(Dialect.RESPONSE)
-    items = [_item(job, n, item) for n, item in enumerate(items_of(job.request["input"]))]
-    if order == "desc":
-        items.reverse()
+    items = await services.long_work.run(items_of, job.request["input"])
+    ids = [_item_id(job, n, item) for n, item in enumerate(items)]
+    places = list(range(len(items))) if order == "asc" else list(reversed(range(len(items))))
     if after is not None:
-        places = [n for n, item in enumerate(items) if item["id"] == after]
-        if not places:
+        if after not in ids:
             raise InvalidRequest("'after' is not the id of an item.", param="after")
-        items = items[places[0] + 1 :]
-    return page_of(items, limit=limit)
+        places = places[places.index(ids.index(after)) + 1 :]
+    page = [_item(items[n]) | {"id": ids[n]} for n in places[: limit + 1]]
+    return page_of(page, limit=limit)
 
 
 async def _find(services: Services, caller: ApiKey, response_id: str) -> ShownJob:
@@ -163,7 +167,7 @@ async def _check_history(services: Services, caller: ApiKey, job: ShownJob) -> N
     """Raise StreamExpired where a resumed stream could only be made up."""
     if not is_terminal(job.row) or not job.row["last_seq"]:
         return
-    is_kept = await get_event_log(services.pool, caller.tenant_id, job.id) is not None
+    is_kept = await has_event_log(services.pool, caller.tenant_id, job.id)
     if not is_kept and not await read_log(services.redis, job.id, 0, 1):
         raise StreamExpired
 
@@ -172,7 +176,7 @@ def _poll_headers(job: ShownJob) -> dict[str, str]:
     """When a stock client that polls is to look again."""
     if is_terminal(job.row):
         return {}
-    age_ms = (time.time() - job.row["created_at"].timestamp()) * 1000
+    age_ms = job.row["age_s"] * 1000
     return {"openai-poll-after-ms": str(round(min(max(age_ms / 10, MIN_POLL_MS), MAX_POLL_MS)))}
 
 
@@ -182,10 +186,13 @@ async def _previous_model(services: Services, caller: ApiKey, parsed: CountInput
     return str((await _find(services, caller, parsed.previous_response_id)).row["model"])
 
 
-def _item(job: ShownJob, number: int, item: InputItem) -> dict[str, Any]:
-    fields = item.model_dump(exclude_none=True)
+def _item_id(job: ShownJob, number: int, item: InputItem) -> str:
     prefix = {"message": "msg_in_", "function_call": "fc_in_"}.get(item.type, "fco_in_")
-    fields["id"] = item.id or format_job_id(job.id, prefix) + f"{number:04x}"
+    return item.id or format_job_id(job.id, prefix) + f"{number:04x}"
+
+
+def _item(item: InputItem) -> dict[str, Any]:
+    fields = item.model_dump(exclude_none=True)
     fields["status"] = "completed"
     if item.type == "function_call_output":
         fields["output"] = "\n".join(part.text for part in item.output or ())

@@ -21,6 +21,7 @@ from api.schemas.objects import Page, UsageShown
 from api.schemas.usage import JobUsageShown
 from api.services import Services
 from store.job_usage import Mark, find_job_usage, list_job_usage, list_settled
+from store.pools import postgres_now
 from store.tenants import ApiKey
 from store.usage_reports import UsageReport, usage_report
 from tasks.errors import InvalidRequest
@@ -50,9 +51,17 @@ class Period:
     end: datetime
 
 
-async def _period(start_time: UnixTime | None = None, end_time: UnixTime | None = None) -> Period:
+async def _period(
+    services: ServicesDep,
+    caller: UsageReader,
+    start_time: UnixTime | None = None,
+    end_time: UnixTime | None = None,
+) -> Period:
     """By default the last 30 days."""
-    end = _time(end_time) if end_time is not None else datetime.now(UTC)
+    if end_time is not None:
+        end = _time(end_time)
+    else:
+        end = await postgres_now(services.pool, caller.tenant_id)
     start = _time(start_time) if start_time is not None else max(end - DEFAULT_PERIOD, _time(0))
     if start > end:
         raise InvalidRequest("'start_time' is after 'end_time'.", param="start_time")
@@ -98,7 +107,8 @@ async def jobs(
             raise InvalidRequest("'order=settled' takes no period.", param="order")
         read = _as_settled(services, caller, behind)
     else:
-        read = _as_ended(services, caller, await _period(start_time, end_time), behind)
+        period = await _period(services, caller, start_time, end_time)
+        read = _as_ended(services, caller, period, behind)
     if wants_csv:
         return await export_jobs(services.downloads.slots, caller.tenant_id, read)
     rows = await read(None, limit + 1)

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from api.dialects.fold import Fold, Frame
+from api.job_view import job_object
+from api.json_pieces import Piece, pieces_of
 from api.streams.reader import UNNUMBERED
 from store.jobs import JobRow
 from tasks.errors import StreamExpired
@@ -30,7 +32,7 @@ class Encoder(Protocol):
         """What is sent before any event."""
         ...
 
-    def encode(self, events: Sequence[Event], finished: JobRow | None) -> bytes:
+    def encode(self, events: Sequence[Event], finished: JobRow | None) -> list[Piece]:
         """Events as blocks. `finished` is the row of the job once `done` is among them."""
         ...
 
@@ -47,13 +49,13 @@ class NativeEncoder:
         """Nothing."""
         return b""
 
-    def encode(self, events: Sequence[Event], finished: JobRow | None) -> bytes:
+    def encode(self, events: Sequence[Event], finished: JobRow | None) -> list[Piece]:
         """Events outside the numbering have no `id:`, so that a client's last id stays."""
-        blocks = b"".join(
-            _block(event.data, name=event.type, seq=None if event.seq == UNNUMBERED else event.seq)
-            for event in events
-        )
-        return self._retry.on_first(blocks)
+        pieces: list[Piece] = []
+        for event in events:
+            seq = None if event.seq == UNNUMBERED else event.seq
+            pieces += _block(_data(event, finished), name=event.type, seq=seq)
+        return self._retry.on_first(pieces)
 
 
 class DialectEncoder:
@@ -71,24 +73,25 @@ class DialectEncoder:
 
     def begin(self) -> bytes:
         """What the dialect says before the job starts."""
-        return self._blocks(self._fold.begin())
+        return join_bytes(self._pieces(self._fold.begin()))
 
-    def encode(self, events: Sequence[Event], finished: JobRow | None) -> bytes:
+    def encode(self, events: Sequence[Event], finished: JobRow | None) -> list[Piece]:
         """Frames of events; at the end of the job, or where history is lost, the trailer too."""
-        blocks = b""
+        pieces: list[Piece] = []
         for event in events:
             if event.seq == UNNUMBERED:
                 continue
             if self._is_lost(event):
-                return blocks + self._break(event)
+                return pieces + self._break(event)
             if event.type == EventType.DONE:
                 assert finished is not None
-                return blocks + self._blocks(self._fold.finish(event.seq, finished)) + self._trail()
+                last = self._pieces(self._fold.finish(event.seq, finished))
+                return [*pieces, *last, self._fold.trailer]
             try:
-                blocks += self._blocks(self._fold.feed(event))
+                pieces += self._pieces(self._fold.feed(event))
             except StreamExpired:
-                return blocks + self._break(event)
-        return blocks
+                return pieces + self._break(event)
+        return pieces
 
     def _is_lost(self, event: Event) -> bool:
         """Whether a gap stands between what we know and what the client has."""
@@ -96,23 +99,20 @@ class DialectEncoder:
             return False
         return not (self._fold.has_native_numbers and event.seq <= self._cursor)
 
-    def _break(self, event: Event) -> bytes:
+    def _break(self, event: Event) -> list[Piece]:
         self.is_broken = True
         error = StreamExpired("The events that this stream continues are lost.")
         frames = self._fold.failure(max(event.seq, self._cursor + 1), error)
-        return self._blocks(frames) + self._trail()
+        return [*self._pieces(frames), self._fold.trailer]
 
-    def _trail(self) -> bytes:
-        return self._fold.trailer
-
-    def _blocks(self, frames: Iterable[Frame]) -> bytes:
-        blocks = b""
+    def _pieces(self, frames: Iterable[Frame]) -> list[Piece]:
+        pieces: list[Piece] = []
         for frame in frames:
             self._last_seq = max(self._last_seq, frame.seq)
             if frame.seq > self._cursor:
                 seq = frame.seq if frame.has_id else None
-                blocks += _block(frame.data, name=frame.event, seq=seq)
-        return self._retry.on_first(blocks)
+                pieces += _block(frame.data, name=frame.event, seq=seq)
+        return self._retry.on_first(pieces)
 
 
 class _Retry:
@@ -121,15 +121,31 @@ class _Retry:
     def __init__(self) -> None:
         self._is_due = True
 
-    def on_first(self, blocks: bytes) -> bytes:
-        if not blocks or not self._is_due:
-            return blocks
+    def on_first(self, pieces: list[Piece]) -> list[Piece]:
+        if not pieces or not self._is_due:
+            return pieces
         self._is_due = False
-        end_of_id = blocks.index(b"\n") + 1 if blocks.startswith(b"id: ") else 0
-        return b"%bretry: %d\n%b" % (blocks[:end_of_id], RETRY_MS, blocks[end_of_id:])
+        first = pieces[0]
+        assert isinstance(first, bytes)
+        end_of_id = first.index(b"\n") + 1 if first.startswith(b"id: ") else 0
+        return [b"%bretry: %d\n%b" % (first[:end_of_id], RETRY_MS, first[end_of_id:]), *pieces[1:]]
 
 
-def _block(data: bytes, *, name: str | None, seq: int | None) -> bytes:
+def join_bytes(pieces: Sequence[Piece]) -> bytes:
+    """Pieces of which none is to be read."""
+    return b"".join(piece for piece in pieces if isinstance(piece, bytes))
+
+
+def _data(event: Event, finished: JobRow | None) -> bytes | Sequence[Piece]:
+    """The marker at the end stands for the job object."""
+    if event.type != EventType.DONE or finished is None:
+        return event.data
+    return pieces_of({"job": job_object(finished)})
+
+
+def _block(data: bytes | Sequence[Piece], *, name: str | None, seq: int | None) -> Sequence[Piece]:
     number = b"" if seq is None else b"id: %d\n" % seq
     event = b"" if name is None else b"event: %b\n" % name.encode()
-    return b"%b%bdata: %b\n\n" % (number, event, data)
+    if isinstance(data, bytes):
+        return (b"%b%bdata: %b\n\n" % (number, event, data),)
+    return (b"%b%bdata: " % (number, event), *data, b"\n\n")

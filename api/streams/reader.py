@@ -3,28 +3,33 @@
 Each event is given once and in order, whatever the sources repeat or lose:
 - numbers up to the cursor are dropped;
 - a number that doesn't follow the cursor is taken only from a `gap`, which restates all before it;
-- the `done` marker's data is the job object, read from Postgres when the reader gets there.
+- with the `done` marker comes the job's row, read from Postgres when the reader gets there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from uuid import UUID
 
+import orjson
 import structlog
 from psycopg import InterfaceError, OperationalError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from api import metrics
-from api.job_view import is_terminal, job_object, queue_object
+from api.job_view import is_terminal, queue_object
+from api.json_pieces import LaterList, Tokens, list_bytes
+from api.long_work import LongWork
 from api.streams.channel import Channel
-from api.streams.history import remaining_events
-from store.jobs import JobRow, get_event_log, get_job, queue_position
+from api.streams.history import History
+from store.jobs import JobRow, get_job, queue_position, read_event_log, read_logprobs
 from store.pools import AsyncPool
 from tasks.errors import RateLimitExceeded
-from tasks.events import Event, EventType, make_event, make_gap, texts_of
+from tasks.events import Event, EventType, TextsSoFar, make_event, make_gap
 from tasks.jobs import JobStatus
 from tasks.stream import read_log
 
@@ -41,6 +46,21 @@ class Sources:
 
     pool: AsyncPool
     redis: Redis
+    long_work: LongWork
+
+    async def read_list(self, row: JobRow, later: LaterList) -> AsyncIterator[bytes]:
+        """A list of a finished job's, as JSON, bit by bit: each bit in its turn."""
+        tokens = self._tokens(row, later.choice)
+        async with aclosing(tokens), aclosing(list_bytes(later, tokens)) as bits:
+            async for data in bits:
+                yield data
+
+    async def _tokens(self, row: JobRow, choice: int) -> AsyncGenerator[Tokens]:
+        rows = read_logprobs(self.pool, row["tenant_id"], row["id"], choice)
+        async with aclosing(rows):
+            async for token_ids, values in rows:
+                await self.long_work.turn()
+                yield orjson.loads(token_ids), orjson.loads(values)
 
 
 class Reader:
@@ -52,6 +72,7 @@ class Reader:
         self._cursor = cursor
         self._channel: Channel | None = None
         self._must_read_log = False
+        self._history: History | None = None  # once Postgres is what is left to read
         self._judge_at: float | None = None  # when to look whether the log still reaches here
         self._may_step_back = False
         self._is_waiting: bool = row["status"] == JobStatus.QUEUED
@@ -65,6 +86,15 @@ class Reader:
         """The job whose events these are."""
         job_id: UUID = self._row["id"]
         return job_id
+
+    @property
+    def long_work(self) -> LongWork:
+        """Where what takes long waits for its turn."""
+        return self._sources.long_work
+
+    def read_list(self, later: LaterList) -> AsyncIterator[bytes]:
+        """A list of the finished job's, as JSON, bit by bit."""
+        return self._sources.read_list(self._row, later)
 
     @property
     def is_waiting(self) -> bool:
@@ -122,7 +152,7 @@ class Reader:
             return ()
 
     async def _collect(self, channel: Channel) -> Sequence[Event]:
-        events = channel.ring.after(self._cursor)
+        events: Sequence[Event] | None = channel.ring.after(self._cursor)
         if events is None or (not events and self._must_read_log):
             events = await self._read_log(channel)
         if not events and channel.over.is_set():
@@ -158,22 +188,27 @@ class Reader:
         if await read_log(redis, self.job_id, self._cursor - 1, 1):
             self._judge_at = None
             return []
-        events = await read_log(redis, self.job_id, 0)
-        if not events or not _follows(events, 0):
-            return []
-        return [make_gap(events[-1].seq, texts_of(events, self._row["num_choices"]))]
+        texts, last = TextsSoFar(self._row["num_choices"]), 0
+        while events := await read_log(redis, self.job_id, last, BATCH_SIZE):
+            if not _follows(events, last):
+                return []
+            texts.add(events)
+            last = events[-1].seq
+        return [make_gap(last, texts.texts)] if last else []
 
-    async def _read_postgres(self) -> list[Event]:
-        row = await self._finished_row()
-        if row is None:
-            return []
-        event_log = await get_event_log(self._sources.pool, row["tenant_id"], self.job_id)
-        return remaining_events(
-            self._cursor,
-            event_log=event_log,
-            output=row["output"],
-            last_seq=row["last_seq"] or 0,
-        )
+    async def _read_postgres(self) -> Sequence[Event]:
+        if self._history is None:
+            row = await self._finished_row()
+            if row is None:
+                return ()
+            self._history = History(
+                partial(read_event_log, self._sources.pool, row["tenant_id"], self.job_id),
+                output=row["output"],
+                last_seq=row["last_seq"] or 0,
+            )
+        while not (events := await self._history.next(self._cursor)):
+            await self._sources.long_work.turn()  # those the client has, or half of a long one
+        return events
 
     async def _deliver(self, events: Sequence[Event]) -> Sequence[Event]:
         if not events:
@@ -184,8 +219,6 @@ class Reader:
             row = await self._finished_row()
             if row is None:
                 return ()
-            done = make_event(events[-1].seq, EventType.DONE, job=job_object(row))
-            events = [*events[:-1], done]
             self.is_done = True
             self.finished = row
         self._cursor = events[-1].seq

@@ -11,18 +11,25 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import structlog
+from psycopg import Error as DatabaseError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api import metrics
+from api.job_view import num_chars
+from api.json_pieces import LaterList, Piece
+from api.long_work import SHORT_CHARS
 from api.settings import HEARTBEAT_S, SEND_TIMEOUT_S
 from api.streams.encoder import Encoder
 from api.streams.hub import StreamHub
 from api.streams.open_streams import OpenStreams
 from api.streams.reader import Reader
+from tasks.errors import ServiceError
 from tasks.events import Event
 
 log = structlog.get_logger(__name__)
+
+EVENTS_A_TURN = 64  # with log-probabilities they take a few ms
 
 _HEARTBEAT = b":\n"
 _HEADERS = [
@@ -146,6 +153,9 @@ class EventStreamResponse(Response):
                 await self._send_once()
         except OSError:
             pass  # the client is gone; receive() says so to the request's task
+        except (DatabaseError, ServiceError) as error:  # while a list was read
+            log.warning("stream_cut", error=type(error).__name__)
+            self._give_up("error")
         except Exception:
             log.exception("stream_failed")
             self._give_up("error")
@@ -166,8 +176,32 @@ class EventStreamResponse(Response):
             await self._write(_HEARTBEAT)
 
     async def _write_events(self, events: Sequence[Event]) -> None:
-        if blocks := self._encoder.encode(events, self._reader.finished):
-            await self._write(blocks)
+        """What a client that follows gets is written at once, what one catches up with in turns."""
+        if len(events) <= EVENTS_A_TURN and self._reader.finished is None:
+            await self._write_pieces(self._encoder.encode(events, None))
+            return
+        for begin in range(0, len(events), EVENTS_A_TURN):
+            await self._reader.long_work.turn()
+            await self._write_pieces(await self._encode(events[begin : begin + EVENTS_A_TURN]))
+
+    async def _encode(self, events: Sequence[Event]) -> list[Piece]:
+        finished = self._reader.finished
+        if finished is None or num_chars(finished) <= SHORT_CHARS:
+            return self._encoder.encode(events, finished)
+        return await self._reader.long_work.run(self._encoder.encode, events, finished)
+
+    async def _write_pieces(self, pieces: Sequence[Piece]) -> None:
+        blocks: list[bytes] = []
+        for piece in pieces:
+            if isinstance(piece, LaterList):
+                await self._write(b"".join(blocks))
+                blocks.clear()
+                async for data in self._reader.read_list(piece):
+                    await self._write(data)
+            else:
+                blocks.append(piece)
+        if blocks:
+            await self._write(b"".join(blocks))
 
     async def _write(self, body: bytes, *, more_body: bool = True) -> None:
         assert self._send is not None

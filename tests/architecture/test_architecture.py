@@ -229,6 +229,21 @@ def test_weights_are_loaded_in_one_file() -> None:
     assert loading == {"workers/inference/engine/model.py"}
 
 
+OWN_CLOCK = {"api/prompts/template.py"}  # the day that a template shows
+
+
+def test_the_api_compares_no_clock_of_its_own_with_times_of_postgres() -> None:
+    reading = {
+        _name(path)
+        for path in _files("api")
+        for node in _nodes(path)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in {"time.time", "datetime.now", "datetime.utcnow"}
+    }
+
+    assert reading == OWN_CLOCK
+
+
 # Files ---------------------------------------------------------------------------------------
 
 

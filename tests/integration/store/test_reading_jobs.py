@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from uuid import UUID
 
+import pytest
+
 from store.attempts import finish
 from store.jobs import (
     MAX_POSITION,
     finished_jobs,
-    get_event_log,
     get_job,
     list_jobs,
     queue_position,
+    read_event_log,
+    read_logprobs,
 )
 from store.pools import AsyncPool, DictConnection
+from tasks.errors import JobNotFound
 from tasks.ids import uuid7
 from tasks.jobs import JobStatus
 from tasks.queues import ServiceTier
@@ -58,7 +62,7 @@ def test_a_list_holds_the_tenants_own_jobs_newest_first(jobs: Jobs, as_api: AsAp
     ours = [jobs.add() for _ in range(3)]
     jobs.add(tenant_id=another_tenant(jobs))
 
-    rows = as_api(lambda pool: list_jobs(pool, jobs.tenant_id))
+    rows = as_api(lambda pool: list_jobs(pool, jobs.tenant_id)).rows
 
     assert [row["id"] for row in rows] == ours[::-1]
 
@@ -69,7 +73,7 @@ def test_pages_add_up_to_the_whole_list(jobs: Jobs, as_api: AsApi) -> None:
     async def all_pages(pool: AsyncPool) -> list[list[UUID]]:
         pages: list[list[UUID]] = []
         after: UUID | None = None
-        while rows := await list_jobs(pool, jobs.tenant_id, after=after, limit=2):
+        while rows := (await list_jobs(pool, jobs.tenant_id, after=after, limit=2)).rows:
             pages.append([row["id"] for row in rows])
             after = pages[-1][-1]
         return pages
@@ -85,7 +89,7 @@ def test_a_job_added_between_two_pages_moves_nothing(jobs: Jobs, as_api: AsApi) 
     as_api(lambda pool: list_jobs(pool, jobs.tenant_id, limit=1))
     jobs.add()
 
-    rows = as_api(lambda pool: list_jobs(pool, jobs.tenant_id, after=new, limit=1))
+    rows = as_api(lambda pool: list_jobs(pool, jobs.tenant_id, after=new, limit=1)).rows
 
     assert [row["id"] for row in rows] == [old]
 
@@ -96,7 +100,7 @@ def test_a_list_can_be_limited_to_a_status(
     running = claim(connection, worker_id, jobs.add())
     jobs.add()
 
-    rows = as_api(lambda pool: list_jobs(pool, jobs.tenant_id, status=JobStatus.IN_PROGRESS))
+    rows = as_api(lambda pool: list_jobs(pool, jobs.tenant_id, status=JobStatus.IN_PROGRESS)).rows
 
     assert [row["id"] for row in rows] == [running.job_id]
 
@@ -193,7 +197,19 @@ def test_the_event_log_is_the_tenants_alone(
     finish(connection, finish_of(claimed, worker_id))
     stranger = another_tenant(jobs)
 
-    ours = as_api(lambda pool: get_event_log(pool, jobs.tenant_id, claimed.job_id))
-    theirs = as_api(lambda pool: get_event_log(pool, stranger, claimed.job_id))
+    ours = as_api(lambda pool: read_event_log(pool, jobs.tenant_id, claimed.job_id, 0, 1_000))
+    theirs = as_api(lambda pool: read_event_log(pool, stranger, claimed.job_id, 0, 1_000))
 
     assert (ours, theirs) == (b"events", None)
+
+
+def test_log_probabilities_of_a_job_that_is_deleted_meanwhile_are_no_shorter_list(
+    jobs: Jobs, as_api: AsApi
+) -> None:
+    deleted = uuid7()
+
+    async def read(pool: AsyncPool) -> list[tuple[str, str]]:
+        return [row async for row in read_logprobs(pool, jobs.tenant_id, deleted, 0)]
+
+    with pytest.raises(JobNotFound):
+        as_api(read)

@@ -18,7 +18,7 @@ from tasks.errors import InvalidRequest
 
 HOURS = Width(3_600, 24, 168)
 DAY = 86_400
-PERIOD = Period(start_time=10 * DAY + 5, end_time=12 * DAY, limit=9, page=None)
+PERIOD = Period(start_time=10 * DAY + 5, end_time=12 * DAY, now=12 * DAY, limit=9, page=None)
 
 
 def _pages(period: Period, width: Width, question: dict[str, Any]) -> list[BucketPage]:
@@ -38,7 +38,7 @@ def test_pages_show_every_bucket_once_in_order(
     seconds: int, start: int, length: int, limit: int | None
 ) -> None:
     end = min(start + length, MAX_TIME)
-    period = Period(start_time=start, end_time=end, limit=limit, page=None)
+    period = Period(start_time=start, end_time=end, now=0, limit=limit, page=None)
 
     pages = _pages(period, Width(seconds, 24, 168), {})
 
@@ -52,9 +52,10 @@ def test_a_query_without_an_end_keeps_that_of_its_first_page() -> None:
     open_ended = replace(PERIOD, end_time=None)
     first = bucket_page(open_ended, HOURS, {})
 
-    second = bucket_page(replace(open_ended, page=first.next_page), HOURS, {})
+    later = replace(open_ended, now=12 * DAY + 60, page=first.next_page)
+    second = bucket_page(later, HOURS, {})
 
-    assert second.query_end == first.query_end
+    assert second.query_end == first.query_end == 12 * DAY + 1
 
 
 def test_another_number_of_buckets_may_be_asked_for_on_the_next_page() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -7,11 +8,11 @@ import httpx
 import pytest
 from openai._streaming import SSEDecoder
 
-from api.streams.encoder import NativeEncoder
-from api.streams.history import remaining_events
+from api.streams.encoder import NativeEncoder, join_bytes
+from api.streams.history import History
 from api.streams.reader import UNNUMBERED
 from api.streams.ring import Ring
-from tasks.events import Event, EventType, compress_event_log, make_event
+from tasks.events import Event, EventLogReader, EventType, compress_event_log, make_event
 
 OUTPUT: list[dict[str, Any]] = [{"index": 0, "text": "the whole", "finish_reason": "stop"}]
 
@@ -22,6 +23,33 @@ def _token(seq: int) -> Event:
 
 def _gap(seq: int) -> Event:
     return make_event(seq, EventType.GAP, **{"from": 1, "to": seq, "text": "all"})
+
+
+def remaining_events(
+    cursor: int, *, event_log: bytes | None, output: list[dict[str, Any]] | None, last_seq: int
+) -> list[Event]:
+    """All of them, from a log that is read a few bytes at a time."""
+
+    async def read(offset: int, num_bytes: int) -> bytes | None:
+        return None if event_log is None else event_log[offset : offset + 3]
+
+    async def all_of() -> list[Event]:
+        history = History(read, output=output, last_seq=last_seq)
+        events: list[Event] = []
+        while not events or events[-1].type != EventType.DONE:
+            events += await history.next(events[-1].seq if events else cursor)
+        return events
+
+    return asyncio.run(all_of())
+
+
+def test_the_end_of_a_log_can_be_asked_for_again() -> None:
+    log = EventLogReader()
+    log.feed(compress_event_log([_token(1), _token(2)]))
+    while log.take(8) is not None:
+        pass
+
+    assert _seqs(log.end()) == _seqs(log.end()) == [2]
 
 
 def _seqs(events: list[Event] | None) -> list[int] | None:
@@ -129,15 +157,15 @@ class TestFraming:
         queued = make_event(UNNUMBERED, EventType.QUEUED, position=1)
         encoder = NativeEncoder()
         blocks = [
-            encoder.encode([queued], None),
+            *encoder.encode([queued], None),
             b":\n",
-            encoder.encode([_token(1)], None),
+            *encoder.encode([_token(1)], None),
             b":\n",
             b":\n",
-            encoder.encode([make_event(2, EventType.DONE, job={})], None),
+            *encoder.encode([make_event(2, EventType.DONE, job={})], None),
         ]
 
-        decoded = list(SSEDecoder().iter_bytes(iter(blocks)))
+        decoded = list(SSEDecoder().iter_bytes(iter([join_bytes(blocks)])))
 
         assert [event.event for event in decoded] == ["queued", "token", "done"]
         assert [json.loads(event.data) for event in decoded][1]["text"] == "1"
@@ -145,7 +173,8 @@ class TestFraming:
 
     def test_any_split_of_the_bytes_reads_the_same(self) -> None:
         encoder = NativeEncoder()
-        data = encoder.encode([_token(1)], None) + b":\n" + encoder.encode([_gap(2)], None)
+        blocks = [*encoder.encode([_token(1)], None), b":\n", *encoder.encode([_gap(2)], None)]
+        data = join_bytes(blocks)
         response = httpx.Response(200, content=data)
 
         decoded = list(SSEDecoder().iter_bytes(response.iter_bytes(chunk_size=1)))

@@ -17,7 +17,7 @@ from api.dialects.chat import ChatFold, chat_completion
 from api.dialects.completion import CompletionFold, text_completion
 from api.dialects.fold import Fold, ShownJob
 from api.errors import status_of
-from api.streams.encoder import DialectEncoder
+from api.streams.encoder import DialectEncoder, join_bytes
 from tasks.errors import EngineFailed, ServiceError
 from tasks.events import Event, EventType, make_event
 
@@ -64,7 +64,7 @@ def native_events(pieces: list[tuple[int, str]]) -> list[Event]:
 
 def _blocks(fold: Fold, job: ShownJob, events: list[Event], cursor: int = 0) -> list[bytes]:
     encoder = DialectEncoder(fold, cursor)
-    data = encoder.begin() + encoder.encode(events, job.row)
+    data = encoder.begin() + join_bytes(encoder.encode(events, job.row))
     return data.split(b"\n\n")[:-1]
 
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from api.dialects.fold import ShownJob
 from api.dialects.response import ResponseFold, response_object
-from api.streams.encoder import DialectEncoder
+from api.streams.encoder import DialectEncoder, join_bytes
 from tasks.events import Event, EventType, make_event
 from tests.unit.dialects.test_chat import CALL, native_events, shown_job
 
@@ -28,7 +28,7 @@ def _response_job(text: str, **request: Any) -> ShownJob:
 
 def _stream(job: ShownJob, events: list[Event], cursor: int = -1) -> list[dict[str, Any]]:
     encoder = DialectEncoder(ResponseFold(job), cursor)
-    blocks = (encoder.begin() + encoder.encode(events, job.row)).split(b"\n\n")[:-1]
+    blocks = (encoder.begin() + join_bytes(encoder.encode(events, job.row))).split(b"\n\n")[:-1]
     lines = [
         dict(line.split(b": ", 1) for line in block.split(b"\n") if b": " in line)
         for block in blocks

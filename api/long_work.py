@@ -1,0 +1,40 @@
+"""Work that would hold the event loop too long if it were done at once.
+
+What can be cut is done in pieces of a few ms, one a turn of the loop, whoever's it is: a hundred
+clients that ask for much at once wait for each other, and nobody else waits for them. What can't,
+but is Python's own bytecode, runs on one thread, from which the loop takes the interpreter back
+after 5 ms. A single call of C that takes long is for neither: bound what it is given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# Characters of text that are taken apart in less time than a change of threads is worth.
+SHORT_CHARS = 16_384
+
+
+class LongWork:
+    """One an API process."""
+
+    def __init__(self) -> None:
+        self._turns = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="long-work")
+
+    def close(self) -> None:
+        """Drop what waits and end the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def turn(self) -> None:
+        """Wait for this piece's turn. What runs until the next `await` is the piece."""
+        async with self._turns:  # served in order
+            await asyncio.sleep(0)
+
+    async def run(self, work: Callable[..., T], *args: object) -> T:
+        """On the thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
