@@ -118,6 +118,7 @@ def largest_requests(own: Belongings) -> dict[Route, list[Request]]:
             Request(f"/v1/jobs/{ids['calls']}"),
         ],
         ("POST", "/v1/jobs/{job_id}/cancel"): [Request(f"/v1/jobs/{ids['job']}/cancel", b"")],
+        ("DELETE", "/v1/jobs/{job_id}"): [Request(f"/v1/jobs/job_{NO_UUID}")],
         ("GET", "/v1/jobs/{job_id}/events"): [
             Request(f"/v1/jobs/{ids['job']}/events"),
             Request(f"/v1/jobs/{ids['calls']}/events"),
@@ -128,6 +129,7 @@ def largest_requests(own: Belongings) -> dict[Route, list[Request]]:
             Request(f"{chat}/{ids['chat']}"),
             Request(f"{chat}/{ids['chat_calls']}"),
         ],
+        ("DELETE", f"{chat}/{{completion_id}}"): [Request(f"{chat}/chatcmpl-{NO_UUID}")],
         ("GET", f"{chat}/{{completion_id}}/events"): [
             Request(f"{chat}/{ids['chat']}/events"),
             Request(f"{chat}/{ids['chat_calls']}/events"),
@@ -136,6 +138,7 @@ def largest_requests(own: Belongings) -> dict[Route, list[Request]]:
         ("GET", f"{completions}/{{completion_id}}"): [
             Request(f"{completions}/{ids['completion']}")
         ],
+        ("DELETE", f"{completions}/{{completion_id}}"): [Request(f"{completions}/cmpl-{NO_UUID}")],
         ("GET", f"{completions}/{{completion_id}}/events"): [
             Request(f"{completions}/{ids['completion']}/events")
         ],
@@ -170,6 +173,7 @@ def largest_requests(own: Belongings) -> dict[Route, list[Request]]:
         ("POST", "/v1/batches/{batch_id}/cancel"): [
             Request(f"/v1/batches/batch_{NO_UUID}/cancel", b"")
         ],
+        ("DELETE", "/v1/batches/{batch_id}"): [Request(f"/v1/batches/batch_{NO_UUID}")],
         ("GET", "/v1/models"): [Request("/v1/models")],
         ("GET", "/v1/models/{model:path}"): [Request(f"/v1/models/{own.model}")],
         ("POST", "/v1/estimate"): list(_bodies("/v1/estimate", own)),
