@@ -45,5 +45,11 @@ async def test_requests_of_a_tenant_go_on_in_the_order_they_came() -> None:
     assert not gate._lanes
 
 
-def test_request_without_a_key_has_no_turn_to_give_back() -> None:
+async def test_request_without_a_key_gives_nobodys_turn_back() -> None:
+    gate, tenant = TenantGate(1, max_wait_s=0.01), uuid4()
+    await Turn(gate, tenant).take()
+
     give_back_turn({})
+
+    with pytest.raises(RateLimitExceeded):
+        await Turn(gate, tenant).take()

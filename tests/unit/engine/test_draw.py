@@ -111,7 +111,7 @@ def test_nucleus_of_a_wide_vocabulary_ends_where_a_sort_ends_it(scale: float) ->
         last = int((before < top_p).sum()) - 1
         around = ordered.indices[max(last - 2, 0) : last + 3]
         chosen = weights[0, around][:, None]
-        inside = total(above(weights.expand(len(around), -1), chosen)) < top_p
+        inside = total(above(weights.expand(len(around), -1), chosen)) < top_p * total(weights)
         assert inside.tolist() == [rank <= last for rank in range(max(last - 2, 0), last + 3)]
 
 
