@@ -95,7 +95,7 @@ FROM job_results r, jsonb_array_elements(r.output) AS choices (c), ROWS FROM (
     jsonb_array_elements(c->'logprobs'->'token_ids'), jsonb_array_elements(c->'logprobs'->'values')
 ) WITH ORDINALITY AS tokens (token_id, logprob, n)
 WHERE r.job_id = %(job_id)s AND r.tenant_id = %(tenant_id)s AND c->'index' = %(choice)s::text::jsonb
-    AND n > %(begin)s AND n <= %(begin)s + %(num_tokens)s
+    AND n > %(begin)s AND n <= %(begin)s::bigint + %(num_tokens)s
 GROUP BY (n - 1) / %(tokens_a_row)s ORDER BY (n - 1) / %(tokens_a_row)s
 """
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from psycopg import AsyncConnection, Connection
+from psycopg import AsyncConnection, Connection, Error
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
@@ -22,6 +22,7 @@ STATEMENT_TIMEOUT_MS = 5_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 10_000
 CONNECT_TIMEOUT_S = 5
 CHECKOUT_TIMEOUT_S = 5.0
+OUR_SQLSTATES = "MR"  # what our functions and triggers raise begins so
 
 DictConnection = Connection[DictRow]
 AsyncDictConnection = AsyncConnection[DictRow]
@@ -121,10 +122,25 @@ async def as_tenant(pool: AsyncPool, tenant_id: UUID) -> AsyncIterator[AsyncDict
     async with (
         pool.turn(tenant_id),
         pool.connection() as connection,
+        _closed_by_failures(connection),
         connection.pipeline(),
     ):
         await connection.execute(SET_TENANT, (str(tenant_id),))
         yield connection
+
+
+@asynccontextmanager
+async def _closed_by_failures(connection: AsyncDictConnection) -> AsyncIterator[None]:
+    """Give up a connection on which a pipeline failed. What came behind the failing statement was
+    never prepared, and psycopg counts it as prepared: whoever used the connection next would hear
+    of a prepared statement that does not exist. Our own refusals come last in their pipelines.
+    """
+    try:
+        yield
+    except Error as error:
+        if not (error.sqlstate or "").startswith(OUR_SQLSTATES):
+            await connection.close()
+        raise
 
 
 async def postgres_now(pool: AsyncPool, tenant_id: UUID) -> datetime:

@@ -10,7 +10,6 @@ import pytest
 from store.admission import Admitted, NewJob, admit
 from store.pools import AsyncPool
 from tasks.errors import IdempotencyKeyReused, InsufficientQuota
-from tasks.ids import uuid7
 from tasks.token_ids import pack_token_ids
 from tests.integration.store.conftest import AsApi
 from tests.integration.store.writes import another_tenant, count
@@ -54,13 +53,12 @@ def test_an_admitted_job_remembers_how_to_be_shown(jobs: Jobs) -> None:
         "tool_format": "hermes",
         "is_background": True,
         "on_disconnect": "cancel",
-        "batch_id": uuid7(),
     }
 
     plain, other = jobs.row(jobs.add()), jobs.row(jobs.add(**fields))
 
     assert {name: other[name] for name in fields} == fields
-    assert [plain[name] for name in fields] == [1, "job", None, False, "continue", None]
+    assert [plain[name] for name in fields] == [1, "job", None, False, "continue"]
 
 
 def test_an_admitted_job_is_as_it_was_asked_for(jobs: Jobs) -> None:

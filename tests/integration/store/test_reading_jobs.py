@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
+import orjson
 import pytest
 
 from store.attempts import finish
@@ -24,6 +25,7 @@ from tasks.queues import ServiceTier
 from tests.integration.store.conftest import AsApi
 from tests.integration.store.writes import OUTPUT, another_tenant, claim, finish_of
 from tests.support.jobs import Jobs
+from tests.support.largest import Answer
 
 
 def test_a_job_is_read_without_output_until_it_has_some(
@@ -213,3 +215,20 @@ def test_log_probabilities_of_a_job_that_is_deleted_meanwhile_are_no_shorter_lis
 
     with pytest.raises(JobNotFound):
         as_api(read)
+
+
+def test_log_probabilities_are_read_to_the_end_of_the_longest_answer(
+    jobs: Jobs, as_api: AsApi, connection: DictConnection, worker_id: UUID
+) -> None:
+    claimed = claim(connection, worker_id, jobs.add())
+    finish(connection, finish_of(claimed, worker_id))
+    answer = Answer(num_tokens=40_000, num_choices=1, top_logprobs=0)
+    update = "UPDATE job_results SET output = %s::text::jsonb WHERE job_id = %s"
+    with jobs.connect() as owner:
+        owner.execute(update, (answer.output().decode(), claimed.job_id))
+
+    async def read(pool: AsyncPool) -> list[int]:
+        rows = [row async for row in read_logprobs(pool, jobs.tenant_id, claimed.job_id, 0)]
+        return [token_id for ids, _ in rows for token_id in orjson.loads(ids)]
+
+    assert as_api(read) == [n % 200 + 10 for n in range(40_000)]
