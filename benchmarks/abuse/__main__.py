@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import abuse
-from benchmarks.abuse import batch_memory, claims, neighbours, tickets
+from benchmarks.abuse import batch_memory, claims, lag, neighbours, tickets
 from benchmarks.figures import finish, machine
 
 
@@ -37,6 +37,7 @@ def main() -> None:
 
 def _parts(options: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
     return {
+        "lag": lambda: lag.measure(rounds=options.rounds),
         "victim": lambda: neighbours.measure(rounds=options.rounds, seconds=options.seconds),
         "batches": batch_memory.measure,
         "claim": lambda: claims.measure(num_queued=options.queued, num_finished=options.finished),
