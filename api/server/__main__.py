@@ -36,6 +36,7 @@ def main() -> None:
     except TooFewDescriptors as error:
         sys.exit(str(error))
     app.state.max_connections = bound
+    app.openapi()  # made now, since making it would hold the event loop for long
     config = server_config(app, Connections(bound), host=options.host, port=options.port)
     listener = config.bind_socket()
     listener.set_inheritable(False)
