@@ -7,9 +7,6 @@ from collections.abc import Callable
 
 import httpx
 
-from api import metrics
-from api.streams.reader import BATCH_SIZE
-from tasks import keys
 from tasks.events import EventType
 from tasks.stream import SEQUENCE_JUMP
 from tests.integration.api.producer import Producer, RunningJob
@@ -111,41 +108,3 @@ def _try(action: Callable[[], object]) -> bool:
     except Exception:
         return False
     return True
-
-
-async def test_an_event_that_does_not_follow_is_not_shown_before_those_between(
-    http: httpx.AsyncClient, producer: Producer, running: RunningJob
-) -> None:
-    """A log that lost its beginning, and can't be made whole, gives no reader a hole."""
-    for number in range(6):
-        running.say(f"{number} ")
-    producer.redis.xtrim(keys.stream_log(running.job_id), minid="4-0", approximate=False)
-    num_reads = _num_reads_of_logs()
-
-    async with reading(http, running.id) as seen:
-        await until(lambda: _num_reads_of_logs() > num_reads)
-        running.publish_all_again()
-        producer.finish(running)
-
-    assert seen.numbers == list(range(1, 9))
-    assert seen.text == running.text
-
-
-async def test_a_long_log_is_replayed_to_its_end(
-    http: httpx.AsyncClient, producer: Producer, running: RunningJob
-) -> None:
-    """Whoever comes late reads all of it while the job goes on, not the first few hundred."""
-    for number in range(3 * BATCH_SIZE):
-        running.add_token(f"{number} ")
-    running.publish(count=3 * BATCH_SIZE)
-
-    async with reading(http, running.id) as seen:
-        await until(lambda: len(seen.numbers) == 3 * BATCH_SIZE + 1)
-        producer.finish(running)
-
-    assert seen.numbers == list(range(1, 3 * BATCH_SIZE + 3))
-
-
-def _num_reads_of_logs() -> float:
-    [metric] = metrics.stream_catch_ups.collect()
-    return metric.samples[0].value
