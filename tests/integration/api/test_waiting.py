@@ -88,7 +88,7 @@ async def test_the_shortest_wait_is_answered_and_costs_no_connection(
 
 
 def _now(owner: DictConnection) -> int:
-    row = owner.execute("SELECT extract(epoch FROM now())::int AS now").fetchone()
+    row = owner.execute("SELECT floor(extract(epoch FROM now()))::int AS now").fetchone()
     assert row is not None
     now: int = row["now"]
     return now
