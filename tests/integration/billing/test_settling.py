@@ -123,6 +123,26 @@ def test_a_job_without_a_reservation_is_not_charged_and_reported(
     _assert_sound(roles.owner)
 
 
+def test_a_reservation_that_was_released_before_is_not_freed_again(
+    roles: Connections, rows: Rows
+) -> None:
+    tenant = rows.tenant(credit_micros=CREDIT)
+    job = rows.ended_job(tenant, payer="platform")
+    rows.connection.execute(
+        "UPDATE reservations SET state = 'released', settled_micros = 0, resolved_at = now()"
+    )
+    rows.connection.execute("UPDATE accounts SET held_micros = 0")
+    rows.job(tenant)  # holds for itself
+    held = rows.account(tenant)[1]
+
+    settled = settle(roles.billing, limit=10)
+
+    assert settled.without_reservation == (job,)
+    assert rows.account(tenant) == (CREDIT, held)
+    assert held > 0
+    _assert_sound(roles.owner)
+
+
 def _spoil(rows: Rows, job: UUID) -> None:
     """Its cost doesn't fit the column."""
     rows.connection.execute(
