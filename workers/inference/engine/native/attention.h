@@ -60,7 +60,7 @@ inline void score_span(const QueryRows<T>& rows, const PagedCache<T>& cache, int
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int b = 0; b < kSpan; ++b) scores[r][b] = Floats{};
+        for (int b = 0; b < kSpan; ++b) scores[r][b] = broadcast(0.0f);
     const long num_units = cache.head_dim / Unit<T>::size;
     for (long u = 0; u < num_units; ++u) {
         Vector k[kSpan];
@@ -81,22 +81,23 @@ inline void score_span(const QueryRows<T>& rows, const PagedCache<T>& cache, int
 // which earlier sums of the row shrink.
 inline float weigh(Floats (&scores)[kSpan], float scale, int token, int first, int last,
                    float& running_max, float& running_sum) {
-    const Ints lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    static const int32_t numbers[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const Ints lanes = load<Ints>(numbers);
     const Floats hidden = broadcast(-INFINITY);
     Floats top = hidden;
     for (int b = 0; b < kSpan; ++b) {
         const Ints tokens = lanes + (token + b * kPage);
-        scores[b] = (tokens >= first) & (tokens < last) ? scores[b] * scale : hidden;
+        scores[b] = select((tokens >= first) & (tokens < last), scores[b] * scale, hidden);
         top = maximum(top, scores[b]);
     }
     const float new_max = std::fmax(running_max, largest(top));
     if (new_max == -INFINITY) {
-        for (int b = 0; b < kSpan; ++b) scores[b] = Floats{};
+        for (int b = 0; b < kSpan; ++b) scores[b] = broadcast(0.0f);
         return 1.0f;
     }
-    Floats total = Floats{};
+    Floats total = broadcast(0.0f);
     for (int b = 0; b < kSpan; ++b) {
-        scores[b] = scores[b] == hidden ? Floats{} : exponential(scores[b] - new_max);
+        scores[b] = select(scores[b] == hidden, broadcast(0.0f), exponential(scores[b] - new_max));
         total += scores[b];
     }
     const float shrink = std::exp(running_max - new_max);
@@ -151,7 +152,7 @@ void attend_rows(const QueryRows<T>& rows, const PagedCache<T>& cache, float* ou
         first = rows.first[r] < first ? rows.first[r] : first;
         last = rows.last[r] > last ? rows.last[r] : last;
     }
-    for (long i = 0; i < R * cache.head_dim; i += kLanes) store(out + i, Floats{});
+    for (long i = 0; i < R * cache.head_dim; i += kLanes) store(out + i, broadcast(0.0f));
     const int last_page = (last + kPage - 1) / kPage;
     for (int page = first / kPage; page < last_page; page += kSpan) {
         Floats scores[R][kSpan];

@@ -38,7 +38,7 @@ inline void multiply_rows(const T* a, long stride, const char* panel, long num_u
     typedef typename Unit<T>::Vector Vector;
     Floats sums[R][2];
 #pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = Floats{};
+    for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = broadcast(0.0f);
     for (long u = 0; u < num_units; ++u, panel += 2 * kVectorBytes) {
         const Vector left = load<Vector>(panel), right = load<Vector>(panel + kVectorBytes);
         __builtin_prefetch(panel + kPrefetchBytes);

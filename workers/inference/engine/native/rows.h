@@ -10,7 +10,7 @@ namespace millrace {
 enum class Activation : int32_t { silu = 0, gelu_tanh = 1 };
 
 inline float inverse_rms(const float* x, long n, float eps) {
-    Floats squares = Floats{};
+    Floats squares = broadcast(0.0f);
     for (long i = 0; i < n; i += kLanes) {
         const Floats v = load<Floats>(x + i);
         squares += v * v;

@@ -1,11 +1,10 @@
-// Sixteen floats at a time, and the two element types that weights and caches may have.
+// The two element types that weights and caches may have, as floats and in products.
 //
-// GCC's and Clang's vector extensions compile for any processor. A processor with AVX512-BF16
-// multiplies pairs of bf16 in one instruction; elsewhere a pair costs two float products.
+// A processor with AVX512-BF16 multiplies pairs of bf16 in one instruction; elsewhere a pair costs
+// two float products.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
+#include "vectors.h"
 
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
@@ -13,28 +12,9 @@
 
 namespace millrace {
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-
-constexpr int kLanes = 16;
-constexpr long kVectorBytes = 64;
-
 struct bf16 {
     uint16_t bits;
 };
-
-inline Floats broadcast(float x) { return Floats{} + x; }
-
-template <class V, class P>
-inline V load(const P* from) {
-    V v;
-    std::memcpy(&v, from, sizeof v);
-    return v;
-}
-
-inline void store(float* to, Floats v) { std::memcpy(to, &v, sizeof v); }
-
-inline Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
 
 inline float to_float(float x) { return x; }
 inline float to_float(bf16 x) {
@@ -64,7 +44,7 @@ inline bf16 from_float<bf16>(float x) {
 inline void store_as(float* to, Floats v) { store(to, v); }
 inline void store_as(bf16* to, Floats v) {
 #if defined(__AVX512BF16__)
-    __m256bh half = _mm512_cvtneps_pbh((__m512)v);
+    __m256bh half = _mm512_cvtneps_pbh((__m512)v.parts[0]);
     std::memcpy(to, &half, sizeof half);
 #else
     for (int i = 0; i < kLanes; ++i) to[i].bits = bf16_bits(v[i]);
@@ -73,40 +53,16 @@ inline void store_as(bf16* to, Floats v) {
 
 inline Floats load_as_floats(const float* from) { return load<Floats>(from); }
 inline Floats load_as_floats(const bf16* from) {
-    typedef uint16_t Halves __attribute__((vector_size(32)));
-    Ints wide = __builtin_convertvector(load<Halves>(from), Ints) << 16;
-    return (Floats)wide;
-}
-
-inline float sum(Floats v) {
-    typedef float Half __attribute__((vector_size(32)));
-    typedef float Quarter __attribute__((vector_size(16)));
-    Half h[2];
-    std::memcpy(h, &v, sizeof v);
-    Half a = h[0] + h[1];
-    Quarter q[2];
-    std::memcpy(q, &a, sizeof a);
-    Quarter b = q[0] + q[1];
-    return (b[0] + b[1]) + (b[2] + b[3]);
-}
-
-inline float largest(Floats v) {
-    typedef float Half __attribute__((vector_size(32)));
-    typedef float Quarter __attribute__((vector_size(16)));
-    Half h[2];
-    std::memcpy(h, &v, sizeof v);
-    Half a = h[0] > h[1] ? h[0] : h[1];
-    Quarter q[2];
-    std::memcpy(q, &a, sizeof a);
-    Quarter b = q[0] > q[1] ? q[0] : q[1];
-    float x = b[0] > b[1] ? b[0] : b[1], y = b[2] > b[3] ? b[2] : b[3];
-    return x > y ? x : y;
+    typedef uint16_t Halves __attribute__((vector_size(kRegisterBytes / 2)));
+    return as_floats(make<Ints>([=](int i) {
+        return __builtin_convertvector(read<Halves>(from + i * kPartLanes), Ints::Part) << 16;
+    }));
 }
 
 // exp, to about 2 units in the last place for x in [-87, 88]; clamped outside.
 inline Floats exponential(Floats x) {
-    x = x < -87.0f ? broadcast(-87.0f) : x;
-    x = x > 88.0f ? broadcast(88.0f) : x;
+    x = select(x < -87.0f, broadcast(-87.0f), x);
+    x = select(x > 88.0f, broadcast(88.0f), x);
     const float round_magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     Floats shifted = x * 1.44269504f + round_magic;
     Floats n = shifted - round_magic;
@@ -118,7 +74,7 @@ inline Floats exponential(Floats x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    return (Floats)((Ints)p + ((Ints)shifted << 23));
+    return as_floats(as_ints(p) + (as_ints(shifted) << 23));
 }
 
 // One "unit" is what a 64-byte vector holds for each of its 16 lanes: one float or two bf16.
@@ -140,18 +96,19 @@ struct Unit<bf16> {
     typedef int32_t Scalar;
     static inline Floats multiply_add(Floats acc, Vector v, Scalar s) {
 #if defined(__AVX512BF16__)
-        return (Floats)_mm512_dpbf16_ps((__m512)acc, (__m512bh)v, (__m512bh)_mm512_set1_epi32(s));
+        return {{(Floats::Part)_mm512_dpbf16_ps((__m512)acc.parts[0], (__m512bh)v.parts[0],
+                                                (__m512bh)_mm512_set1_epi32(s))}};
 #else
         float low = to_float(bf16{uint16_t(uint32_t(s) & 0xffff)});
         float high = to_float(bf16{uint16_t(uint32_t(s) >> 16)});
-        return acc + (Floats)(v << 16) * low + (Floats)(v & int32_t(0xffff0000)) * high;
+        return acc + as_floats(v << 16) * low + as_floats(v & int32_t(0xffff0000)) * high;
 #endif
     }
 };
 
 template <class T>
 inline typename Unit<T>::Scalar load_unit(const T* from) {
-    return load<typename Unit<T>::Scalar>(from);
+    return read<typename Unit<T>::Scalar>(from);
 }
 
 }  // namespace millrace
