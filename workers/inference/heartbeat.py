@@ -1,8 +1,8 @@
 """The heartbeat: renews the lease while the engine moves, checkpoints, compares with the table.
 
-A hung kernel must lose its lease, so a beat is sent only if the engine's counter moved or it is
-idle. While Postgres is away generation and streams go on: Redis and Postgres refuse every write of
-an attempt that has been replaced, and the first beat after the outage tells which have been.
+A hung kernel must lose its lease, so a beat is sent only if the engine lives (liveness.py). While
+Postgres is away generation and streams go on: Redis and Postgres refuse every write of an attempt
+that has been replaced, and the first beat after the outage tells which have been.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from store.leases import HeldJob
 from store.pools import DictConnection
 from tasks.ids import uuid7
 from workers.inference import metrics
-from workers.inference.engine.protocol import Phase, Progress
+from workers.inference.liveness import Liveness
 from workers.inference.runtime import RunningJob, Runtime
 
 log = structlog.get_logger(__name__)
@@ -33,8 +33,6 @@ ABANDON_S = 60.0
 # A job that is held here by Postgres's word, and that no thread has had for this long, goes to the
 # reaper: its claim's answer was lost, or its handler failed. Longer than opening a stream takes.
 ORPHAN_S = 15.0
-# A declared phase may go on this long without a step.
-PHASE_LIMIT_S = {Phase.LOADING: 600.0, Phase.COMPILING: 180.0}
 
 
 class Heartbeat:
@@ -48,8 +46,7 @@ class Heartbeat:
         self._orphan_s = orphan_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        self._last_progress: Progress | None = None
-        self._phase_since = time.monotonic()
+        self._liveness = Liveness()
         self._renewed_at = time.monotonic()
         self._beat_due = 0.0
         self._orphans: dict[HeldJob, float] = {}  # held by nobody here -> first seen
@@ -90,7 +87,7 @@ class Heartbeat:
         metrics.RUNNING.set(len(running))
         if not running and now < self._beat_due:
             return
-        is_alive = self._is_alive(now)
+        is_alive = self._liveness.is_alive(self._runtime.engine.progress(), now)
         with self._runtime.pool.connection() as connection:
             # Before the checkpoint, whose failure must not cost the lease.
             if not is_alive:
@@ -146,16 +143,6 @@ class Heartbeat:
                 connection, self._runtime.worker_id, job
             ):
                 log.error("orphan_disowned", job_id=job.job_id.hex, attempt=job.attempt)
-
-    def _is_alive(self, now: float) -> bool:
-        """Whether the engine moved since the last look, is idle, or is in a phase that may last."""
-        progress = self._runtime.engine.progress()
-        last, self._last_progress = self._last_progress, progress
-        if last is None or progress.phase != last.phase:
-            self._phase_since = now
-        if last is None or progress.is_idle or progress.counter != last.counter:
-            return True
-        return now - self._phase_since < PHASE_LIMIT_S.get(progress.phase, 0.0)
 
     def _abandon_if_late(self) -> None:
         if time.monotonic() - self._renewed_at > self._abandon_s and self._runtime.running():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -260,3 +261,17 @@ def test_choices_are_prepared_with_the_digests_they_would_compute_themselves() -
     assert [len(choice.page_digests) for choice in choices] == [2, 3]
     assert choices[0].page_digests[0] == choices[1].page_digests[0]
     assert choices[1].page_digests == alone.page_digests
+
+
+def test_a_step_may_take_some_times_as_long_as_those_before_it() -> None:
+    bench = Bench()
+    before = bench.served.patience_s
+    bench.executor.run_fault = lambda _requests, _num_tokens: time.sleep(0.05)
+
+    bench.step()
+
+    slow = bench.served.patience_s
+    assert 0.2 <= slow < before
+    bench.executor.run_fault = lambda _requests, _num_tokens: None
+    bench.step()
+    assert 0.15 < bench.served.patience_s < slow

@@ -69,6 +69,7 @@ class BatchEngine:
         self._refused: dict[str, str] = {}
         self._phase = Phase.LOADING
         self._progress_counter = 0
+        self._patience_s = 0.0  # with the step at work
         self._last_report = ("", 0.0)  # what it was about, and when it was passed on
         self._counters = Counters()
         self._roster = Roster()
@@ -128,7 +129,7 @@ class BatchEngine:
 
     def progress(self) -> Progress:
         is_idle = self._phase is Phase.SERVING and self._roster.is_empty
-        return Progress(self._progress_counter, self._phase, is_idle)
+        return Progress(self._progress_counter, self._phase, is_idle, self._patience_s)
 
     def stats(self) -> EngineStats:
         models, counters = list(self._served.values()), self._counters
@@ -210,6 +211,7 @@ class BatchEngine:
         self._update_membership()
         for model in self._served.values():
             if model.has_work:
+                self._patience_s = model.patience_s
                 model.step(self._outputs)
                 self._emit(sink)
                 self._progress_counter += 1

@@ -109,11 +109,18 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Proof of life. `counter` moves with every step or loaded shard; idle needs no movement."""
+    """Proof of life. `counter` moves with every step or loaded shard; idle needs no movement.
+
+    A step at work may keep it still for `patience_s`, which follows from how long others took.
+    """
 
     counter: int
     phase: Phase
     is_idle: bool
+    patience_s: float = 0.0
+
+    def has_moved_since(self, other: Progress) -> bool:
+        return (self.counter, self.phase) != (other.counter, other.phase)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,13 @@ from workers.inference.engine.request import Request
 from workers.inference.engine.scheduler import Batch, Scheduler
 from workers.inference.engine.token_budget import TokenBudget
 
+_FIRST_TOKENS = 64  # of a step, as long as nobody knows how fast the device is
+# A step counts as hung after so many times the longest of late; before any step, after so long.
+_TIMES_LONGER = 4.0
+_FIRST_PATIENCE_S = 15.0
+_MOST_PATIENCE_S = 60.0
+_FADING = 0.99  # of the longest step with each one that follows
+
 log = structlog.get_logger(__name__)
 
 
@@ -38,7 +45,10 @@ class ServedModel:
         self.executor = executor
         self._enable_prefix_cache = enable_prefix_cache
         self._counters = counters
-        self._budget = TokenBudget(max_num_batched_tokens, least=executor.max_num_seqs + 1)
+        self._budget = TokenBudget(
+            max_num_batched_tokens, least=executor.max_num_seqs + 1, first=_FIRST_TOKENS
+        )
+        self._longest_step_s: float | None = None  # of late
         self.restart(())
 
     @property
@@ -48,6 +58,14 @@ class ServedModel:
     @property
     def num_running(self) -> int:
         return len(self._scheduler.running)
+
+    @property
+    def patience_s(self) -> float:
+        """How long a step may take before it counts as hung."""
+        longest = self._longest_step_s
+        if longest is None:
+            return _FIRST_PATIENCE_S
+        return min(_TIMES_LONGER * longest, _MOST_PATIENCE_S)
 
     @property
     def kv_cache_usage(self) -> float:
@@ -95,9 +113,10 @@ class ServedModel:
         assert batch.chunks, "there is work, but nothing to compute"
         self._counters.schedule_s += time.perf_counter() - started
         self._counters.num_steps += 1
+        started = time.perf_counter()
         try:
             outcome = Outcome(computed=[self._compute(batch)])
-            self._budget.note_clean_step()
+            self._note_step(batch.num_tokens, time.perf_counter() - started)
         except Exception as error:  # the device's boundary: anything can come from there
             outcome = self._recover(batch, error)
         started = time.perf_counter()
@@ -106,6 +125,10 @@ class ServedModel:
         for request, reason in outcome.failed:
             self._fail(request, reason, outputs)
         self._counters.emit_s += time.perf_counter() - started
+
+    def _note_step(self, num_tokens: int, seconds: float) -> None:
+        self._budget.note_clean_step(num_tokens, seconds)
+        self._longest_step_s = max(seconds, (self._longest_step_s or 0.0) * _FADING)
 
     def _compute(self, batch: Batch) -> Computed:
         """Run and sample; changes no request."""
