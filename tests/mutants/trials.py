@@ -110,12 +110,12 @@ def spread(
 
 
 def _is_noticed(run: Run) -> bool:
-    """Failed, broken on import, killed by a signal, or too slow."""
-    if run.code in (3, 4, 5):
+    """Failed, broken (on import, at the end), killed by a signal, or too slow."""
+    if run.code in (4, 5):  # nothing that it was asked for
         raise RuntimeError(f"pytest could not run the tests chosen:\n{run.output}")
     return run.code != 0
 
 
 def _noticed(mutant: Mutant, run: Run, seconds: float) -> Trial:
-    by = run.first_failure or ("time-out" if run.code is None else "import")
+    by = run.first_failure or ("time-out" if run.code is None else "broken")
     return Trial(mutant, Verdict.NOTICED, seconds, by)
