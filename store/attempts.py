@@ -52,17 +52,33 @@ _READY = """status = 'queued' AND run_after <= now() AND deadline_at > now()
         AND NOT model = ANY (ARRAY(SELECT jsonb_object_keys(refused) FROM worker_leases
             WHERE worker_id = %(worker_id)s))"""
 
-# The best queued job of the named job's tenant, pool and tier. What the ticket says is asked for in
-# scalars: values of a join are no bounds of an index whose order the claim follows.
+# The best queued job of the named job's tenant, pool and tier. If there is none, the ticket is a
+# surplus one and serves the oldest job of its lane, whoever's that is: nobody waits behind tickets
+# that stand for nothing, and any ticket of a lane makes up for a lost one. Nothing is looked for
+# after the branch that finds a job.
+# What the ticket says is asked for in scalars: values of a join are no bounds of an index whose
+# order the claim follows. The lane is asked for as a range of rows, since one index alone has that
+# order: by `id` alone the planner may walk all jobs ever.
+_OF_TICKET = (
+    "(SELECT pool FROM ticket), (SELECT service_tier FROM ticket), (SELECT lane FROM ticket)"
+)
 _CLAIM_TICKET = f"""
 WITH ticket AS MATERIALIZED (
     SELECT pool, service_tier, lane, tenant_id FROM jobs WHERE id = %(job_id)s
 ), best AS MATERIALIZED (
-    SELECT id FROM jobs
-    WHERE pool = (SELECT pool FROM ticket) AND service_tier = (SELECT service_tier FROM ticket)
-        AND lane = (SELECT lane FROM ticket) AND tenant_id = (SELECT tenant_id FROM ticket)
-        AND {_READY}
-    ORDER BY deadline_at, id LIMIT 1 FOR UPDATE SKIP LOCKED
+    SELECT id FROM (
+        SELECT id FROM jobs
+        WHERE pool = (SELECT pool FROM ticket) AND service_tier = (SELECT service_tier FROM ticket)
+            AND lane = (SELECT lane FROM ticket) AND tenant_id = (SELECT tenant_id FROM ticket)
+            AND {_READY}
+        ORDER BY deadline_at, id LIMIT 1 FOR UPDATE SKIP LOCKED) own
+    UNION ALL
+    SELECT id FROM (
+        SELECT id FROM jobs
+        WHERE (pool, service_tier, lane) >= ({_OF_TICKET})
+            AND (pool, service_tier, lane) <= ({_OF_TICKET}) AND {_READY}
+        ORDER BY pool, service_tier, lane, id LIMIT 1 FOR UPDATE SKIP LOCKED) oldest
+    LIMIT 1
 ){_CLAIM}"""
 
 # Any queued job of the pool: what an idle worker looks for itself. The branches are run in order,
@@ -227,7 +243,10 @@ class Requeue:
 
 
 def claim_ticket(connection: DictConnection, worker_id: UUID, job_id: UUID) -> Claimed | None:
-    """Take the best job a ticket stands for. None: it is a surplus ticket, or the lease is over."""
+    """Take the best job of the ticket's tenant, or else the oldest of its lane.
+
+    None: nothing in the lane is ready, or the lease is over.
+    """
     parameters = {"worker_id": worker_id, "job_id": job_id}
     return _claimed(connection.execute(_CLAIM_TICKET, parameters).fetchone())
 

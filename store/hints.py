@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 from store.pools import DictConnection
 
 # One copy of the re-hinter at a time looks: two would hint the same jobs. "hint"
 _LOCK = 0x68696E74
 
-# A job that has waited so long may need a new hint. In a backlog most hints are late, not lost: the
-# sender sends no more than the length of the lane's queue says are missing.
+Lane = tuple[str, str, int]  # pool, tier, number
+
+# A job that has waited so long may need a new hint. In a backlog most hints are late, not lost: no
+# more are due than the length of the lane's queue says are missing.
 _PATIENCE = "interval '15 s'"
 
 MIN_WINDOW = 64
@@ -55,14 +59,26 @@ WITH RECURSIVE room AS (
 ), ready AS (
     SELECT *, count(*) OVER (PARTITION BY pool, service_tier, lane) AS num_ready FROM seen
     WHERE run_after <= now() AND deadline_at > now() AND cancel_requested_at IS NULL
+), tickets AS (
+    SELECT * FROM unnest(%(pools)s::text[], %(tiers)s::text[], %(lanes)s::int[], %(nums)s::int[])
+        AS t (pool, service_tier, lane, num_tickets)
 ), due AS (
-    SELECT id, pool, service_tier, num_ready, row_number() OVER (
-        PARTITION BY pool, service_tier, tenant_id ORDER BY deadline_at, id) AS turn
-    FROM ready WHERE hinted_at IS NULL OR hinted_at < now() - {_PATIENCE}
+    SELECT id, pool, service_tier, lane, num_ready, coalesce(num_tickets, 0) AS num_tickets,
+        row_number() OVER (
+            PARTITION BY pool, service_tier, tenant_id ORDER BY deadline_at, id) AS turn
+    FROM ready LEFT JOIN tickets USING (pool, service_tier, lane)
+    WHERE num_ready > coalesce(num_tickets, 0)
+        AND (hinted_at IS NULL OR hinted_at < now() - {_PATIENCE})
+), missing AS (
+    SELECT * FROM (
+        SELECT *, row_number() OVER (
+            PARTITION BY pool, service_tier, lane ORDER BY turn, id) AS place_in_lane
+        FROM due) d
+    WHERE place_in_lane <= num_ready - num_tickets
 ), ranked AS (
     SELECT id, pool, num_ready, row_number() OVER (
         PARTITION BY pool, service_tier ORDER BY turn, id) AS place
-    FROM due
+    FROM missing
 ), chosen AS MATERIALIZED (
     SELECT ranked.id, num_ready FROM ranked LEFT JOIN room ON room.pool = ranked.pool
     WHERE place <= coalesce(window_size, %(min_window)s)
@@ -71,6 +87,8 @@ UPDATE jobs SET hinted_at = now(), hint_count = hint_count + 1
 FROM chosen WHERE jobs.id = chosen.id AND jobs.status = 'queued'
 RETURNING jobs.id, jobs.pool, jobs.service_tier, jobs.lane, jobs.hint_count, chosen.num_ready
 """
+
+_GIVE_BACK = "UPDATE jobs SET hinted_at = NULL WHERE id = ANY(%s) AND status = 'queued'"
 
 _FORGET_BATCH = 2_000
 _FORGET = """
@@ -84,18 +102,36 @@ UPDATE jobs SET hinted_at = NULL FROM hinted WHERE jobs.id = hinted.id
 """
 
 
-def rehint(connection: DictConnection) -> list[dict[str, Any]]:
+def rehint(
+    connection: DictConnection, num_tickets: Mapping[Lane, int] | None = None
+) -> list[dict[str, Any]]:
     """Mark the jobs whose hint is due as hinted and return them; the caller sends after the commit.
 
-    Empty if another copy is at it.
+    `num_tickets` says how many wait in the queues of lanes, as far as that is known. Empty if
+    another copy is at it.
     """
+    known = num_tickets or {}
+    pools, tiers, lanes = zip(*known, strict=True) if known else ((), (), ())
+    parameters = {
+        "min_window": MIN_WINDOW,
+        "pools": list(pools),
+        "tiers": list(tiers),
+        "lanes": list(lanes),
+        "nums": list(known.values()),
+    }
     with connection.transaction():
         row = connection.execute(
             "SELECT pg_try_advisory_xact_lock(%s) AS is_ours", (_LOCK,)
         ).fetchone()
         if row is None or not row["is_ours"]:
             return []
-        return connection.execute(_REHINT, {"min_window": MIN_WINDOW}).fetchall()
+        return connection.execute(_REHINT, parameters).fetchall()
+
+
+def give_back(connection: DictConnection, job_ids: Sequence[UUID]) -> None:
+    """Of these the hint wasn't sent: they are due as soon as their lane misses a ticket."""
+    if job_ids:
+        connection.execute(_GIVE_BACK, (list(job_ids),))
 
 
 def forget_hints(connection: DictConnection, *, within_s: float | None = None) -> int:

@@ -160,6 +160,9 @@ worker_leases = Table(
     _time("expires_at"),
 )
 
+_LANE = ("pool", "service_tier", "lane")
+_QUEUED = text("status = 'queued'")
+
 jobs = Table(
     "jobs",
     metadata,
@@ -208,22 +211,14 @@ jobs = Table(
     Column("batch_id", Uuid),
     _time("deleted_at", nullable=True),
     Column("is_stored", Boolean, nullable=False, server_default=text("true")),
-    Index(
-        "jobs_of_lane",
-        "pool",
-        "service_tier",
-        "lane",
-        "tenant_id",
-        "deadline_at",
-        "id",
-        postgresql_where=text("status = 'queued'"),
-    ),
+    Index("jobs_of_lane", *_LANE, "tenant_id", "deadline_at", "id", postgresql_where=_QUEUED),
+    Index("jobs_oldest_of_lane", *_LANE, "id", postgresql_where=_QUEUED),
     Index(
         "jobs_cancelled",
         "id",
         postgresql_where=text("status = 'queued' AND cancel_requested_at IS NOT NULL"),
     ),
-    Index("jobs_queued", "pool", "service_tier", "id", postgresql_where=text("status = 'queued'")),
+    Index("jobs_queued", "pool", "service_tier", "id", postgresql_where=_QUEUED),
     Index("jobs_running", "worker_id", postgresql_where=text("status = 'in_progress'")),
     Index(
         "jobs_deadline",

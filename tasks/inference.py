@@ -1,6 +1,7 @@
 """The `inference.generate` task: its message is a ticket for a lane and names one job id.
 
-The worker that takes a ticket claims the best queued job of the named job's tenant, pool and tier.
+The worker that takes a ticket claims the best queued job of the named job's tenant, pool and tier,
+or else the oldest job of the lane.
 Tickets may be lost, doubled or late; the re-hinter replaces lost ones.
 """
 

@@ -8,7 +8,9 @@
   submitted the largest files over and over; `other_batch_s` is another tenant's batch of one line
   meanwhile.
 - `claim_ms_p99`: taking a job while somebody else has 1.5 million queued.
-- `tickets_over_ready`: the most Celery messages that waited for each job that was ready.
+- `tickets_over_ready`: the most Celery messages that waited for each job that was ready;
+  `neighbour_s_after_cancel` is how long another tenant's job waited when all of them had been
+  cancelled.
 
 `--only` chooses among `lag`, `victim`, `batches`, `claim` and `tickets`. Every server is this
 machine's own and ends with the run.

@@ -33,6 +33,11 @@ class Jobs:
         with self.connect() as connection:
             self.tenant_id = create_tenant(connection, name="acme", credit_micros=1_000_000_000)
 
+    @property
+    def lane(self) -> int:
+        """Of its tenant."""
+        return lane_for(self.tenant_id)
+
     def connect(self) -> DictConnection:
         """As the owner. Autocommit."""
         return connect(self.urls.owner, application_name="test")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import queue
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import isinf
 from typing import Any
+from uuid import UUID
 
 import structlog
 from kombu import Queue
 
 from store import hints
+from store.hints import Lane
 from store.pools import DictConnection
 from tasks.inference import Hint, num_tickets, send_hints
 from tasks.queues import ServiceTier, queue_for
@@ -30,41 +32,75 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LaneHints:
-    """Hints of one queue, whose lane has `num_ready` jobs that may need a ticket."""
+    """Hints of one lane, which has `num_ready` jobs that may need a ticket."""
 
-    queue: Queue
+    lane: Lane
     num_ready: int
     hints: Sequence[Hint]
 
 
-def send_missing(lanes: Sequence[LaneHints]) -> None:
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What came of a batch: how many tickets now wait in its lanes, and whose hint wasn't sent."""
+
+    num_tickets: Mapping[Lane, int] = field(default_factory=dict)
+    held_back: Sequence[UUID] = ()
+
+
+def send_missing(lanes: Sequence[LaneHints]) -> Sent:
     """Send as many of them as tickets are missing. In a backlog hints are late and not lost: what
-    waits in a queue already stands for the jobs of its lane, whichever it names.
+    waits in a queue already serves the jobs of its lane, whichever it names.
     """
-    waiting = num_tickets([lane.queue for lane in lanes])
-    missing = [
-        hint
-        for lane, num in zip(lanes, waiting, strict=True)
-        for hint in lane.hints[: max(0, lane.num_ready - num)]
-    ]
+    before = num_tickets([_queue_of(lane.lane) for lane in lanes])
+    missing: list[Hint] = []
+    held_back: list[UUID] = []
+    after: dict[Lane, int] = {}
+    for lane, num in zip(lanes, before, strict=True):
+        sent = lane.hints[: max(0, lane.num_ready - num)]
+        missing += sent
+        held_back += [hint.job_id for hint in lane.hints[len(sent) :]]
+        after[lane.lane] = num + len(sent)
     if missing:
         send_hints(missing)
+    return Sent(after, held_back)
 
 
 class HintSender(threading.Thread):
     """Sends hints, so that the loop in Postgres never waits for Redis."""
 
-    def __init__(self, send: Callable[[Sequence[LaneHints]], None] = send_missing) -> None:
+    def __init__(self, send: Callable[[Sequence[LaneHints]], Sent] = send_missing) -> None:
         super().__init__(name="hint-sender", daemon=True)
         self._send = send
         self._batches: queue.Queue[Sequence[LaneHints] | None] = queue.Queue(MAX_WAITING_BATCHES)
+        self._lock = threading.Lock()
+        self._num_tickets: dict[Lane, int] = {}  # of the lanes that had some when last looked at
+        self._held_back: list[UUID] = []
 
     def put(self, batch: Sequence[LaneHints]) -> None:
-        """Send these soon. Returns at once; drops them if Redis has been slow for long."""
+        """Send these soon, and look at the known lanes anew. Returns at once; drops them if Redis
+        has been slow for long.
+        """
+        with_known = [
+            *batch,
+            *(LaneHints(lane, 0, ()) for lane in self.num_tickets().keys() - _lanes_of(batch)),
+        ]
+        if not with_known:
+            return
         try:
-            self._batches.put_nowait(batch)
+            self._batches.put_nowait(with_known)
         except queue.Full:
             metrics.HINTS.labels("dropped").inc(_num_hints(batch))
+
+    def num_tickets(self) -> Mapping[Lane, int]:
+        """What waits in the lanes' queues, as last seen. Lanes that aren't named may be empty."""
+        with self._lock:
+            return self._num_tickets
+
+    def take_held_back(self) -> Sequence[UUID]:
+        """The jobs whose hints weren't sent since the last call: their lanes had tickets enough."""
+        with self._lock:
+            held_back, self._held_back = self._held_back, []
+        return held_back
 
     def stop(self) -> None:
         """End after the batch at hand."""
@@ -77,14 +113,25 @@ class HintSender(threading.Thread):
         """Send batch after batch."""
         while (batch := self._batches.get()) is not None:
             try:
-                self._send(batch)
+                sent = self._send(batch)
             except Exception as error:  # a thread's boundary: the hints count as lost later
+                self._note(batch, Sent())
                 metrics.HINTS.labels("failed").inc(_num_hints(batch))
                 log.warning(
                     "hints_not_sent", num_hints=_num_hints(batch), error=type(error).__name__
                 )
             else:
-                metrics.HINTS.labels("sent").inc(_num_hints(batch))
+                self._note(batch, sent)
+                metrics.HINTS.labels("held_back").inc(len(sent.held_back))
+                metrics.HINTS.labels("sent").inc(_num_hints(batch) - len(sent.held_back))
+
+    def _note(self, batch: Sequence[LaneHints], sent: Sent) -> None:
+        looked_at = _lanes_of(batch)
+        with self._lock:
+            others = {k: num for k, num in self._num_tickets.items() if k not in looked_at}
+            waiting = {lane: num for lane, num in sent.num_tickets.items() if num}
+            self._num_tickets = others | waiting
+            self._held_back += sent.held_back
 
 
 class Rehinter:
@@ -97,9 +144,9 @@ class Rehinter:
     def step(self, connection: DictConnection) -> bool:
         """One window of hints."""
         self._forget_lost(connection)
-        rows = hints.rehint(connection)
-        if rows:
-            self._sender.put(_by_lane(rows))
+        hints.give_back(connection, self._sender.take_held_back())
+        rows = hints.rehint(connection, self._sender.num_tickets())
+        self._sender.put(_by_lane(rows))
         return False
 
     def _forget_lost(self, connection: DictConnection) -> None:
@@ -116,15 +163,23 @@ def _num_hints(lanes: Sequence[LaneHints]) -> int:
     return sum(len(lane.hints) for lane in lanes)
 
 
+def _lanes_of(batch: Sequence[LaneHints]) -> set[Lane]:
+    return {hints_of.lane for hints_of in batch}
+
+
+def _queue_of(lane: Lane) -> Queue:
+    pool, tier, number = lane
+    return queue_for(pool, ServiceTier(tier), number)
+
+
 def _by_lane(rows: Sequence[dict[str, Any]]) -> list[LaneHints]:
-    lanes: defaultdict[tuple[str, str, int, int], list[Hint]] = defaultdict(list)
+    lanes: defaultdict[Lane, list[Hint]] = defaultdict(list)
+    num_ready: dict[Lane, int] = {}
     for row in rows:
-        key = (row["pool"], row["service_tier"], row["lane"], row["num_ready"])
-        lanes[key].append(_hint(row))
-    return [
-        LaneHints(queue_for(pool, ServiceTier(tier), lane), num_ready, hints)
-        for (pool, tier, lane, num_ready), hints in lanes.items()
-    ]
+        lane = (row["pool"], row["service_tier"], row["lane"])
+        lanes[lane].append(_hint(row))
+        num_ready[lane] = row["num_ready"]
+    return [LaneHints(lane, num_ready[lane], hints) for lane, hints in lanes.items()]
 
 
 def _hint(row: dict[str, Any]) -> Hint:

@@ -9,10 +9,12 @@ from uuid import UUID
 import pytest
 
 from cli.stack.database import DatabaseUrls
-from store.hints import MIN_WINDOW, forget_hints, rehint
+from store.hints import MIN_WINDOW, forget_hints, give_back, rehint
 from store.pools import connect
 from tests.support.roles import Connections
 from tests.support.rows import Rows
+
+LANE = ("demo", "default", 3)  # of all rows here
 
 
 def _hinted(roles: Connections) -> list[UUID]:
@@ -96,6 +98,36 @@ def test_tenants_take_turns_in_a_window(roles: Connections, rows: Rows) -> None:
 
     assert theirs <= hinted
     assert len(hinted) == MIN_WINDOW
+
+
+def test_a_lane_gets_no_more_hints_than_it_misses_tickets(roles: Connections, rows: Rows) -> None:
+    for _ in range(9):
+        rows.job(rows.tenant(), hinted_ago_s=60)
+
+    hints = [rehint(roles.worker, {LANE: num}) for num in (12, 9, 7)]
+
+    assert [len(of_lane) for of_lane in hints] == [0, 0, 2]
+    assert {hint["num_ready"] for hint in hints[-1]} == {9}
+
+
+def test_a_lane_with_tickets_enough_takes_no_place_of_the_window(
+    roles: Connections, rows: Rows
+) -> None:
+    for _ in range(MIN_WINDOW):
+        rows.job(rows.tenant(), hinted_ago_s=60)
+    lost = rows.job(rows.tenant(), hinted_ago_s=60)
+    rows.connection.execute("UPDATE jobs SET lane = 4 WHERE id = %s", (lost,))
+
+    assert [hint["id"] for hint in rehint(roles.worker, {LANE: MIN_WINDOW})] == [lost]
+
+
+def test_a_hint_that_is_given_back_is_due_at_once(roles: Connections, rows: Rows) -> None:
+    back = rows.job(rows.tenant())
+    rows.job(rows.tenant())
+
+    give_back(roles.worker, [back])
+
+    assert _hinted(roles) == [back]
 
 
 def test_rehinters_that_race_hint_each_job_once(

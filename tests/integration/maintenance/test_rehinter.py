@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -19,14 +20,17 @@ from tasks.ids import uuid7
 from tasks.inference import Hint, num_tickets, send_hints
 from tasks.keys import HINT_EPOCH
 from tasks.queues import ServiceTier, queue_for
+from tasks.settings import broker_transport_options
 from tests.support.roles import Connections
 from tests.support.rows import Rows
 from tests.support.services import Services
 from tests.support.waiting import wait_until
 from workers.maintenance.redis_watch import RedisWatch
-from workers.maintenance.rehinter import HintSender, LaneHints, Rehinter, send_missing
+from workers.maintenance.rehinter import HintSender, LaneHints, Rehinter, Sent, send_missing
 
 NOWHERE = "redis://127.0.0.1:1/0"
+LANE = ("demo", ServiceTier.DEFAULT, 3)  # of all rows here
+KEY = f"{broker_transport_options['global_keyprefix']}{queue_for(*LANE).name}"
 
 
 class _Sent:
@@ -35,8 +39,9 @@ class _Sent:
     def __init__(self) -> None:
         self.hints: list[Hint] = []
 
-    def __call__(self, batch: Sequence[LaneHints]) -> None:
+    def __call__(self, batch: Sequence[LaneHints]) -> Sent:
         self.hints += [hint for lane in batch for hint in lane.hints]
+        return Sent()
 
     @property
     def job_ids(self) -> list[UUID]:
@@ -82,14 +87,40 @@ def test_tickets_never_outnumber_the_jobs_that_wait(
     services: Services, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app.conf, "broker_write_url", services.redis_url)
-    hints = [Hint(uuid7(), "demo", ServiceTier.DEFAULT, 3, number) for number in range(8)]
-    queue = queue_for("demo", ServiceTier.DEFAULT, 3)
+    hints = [Hint(uuid7(), *LANE, number) for number in range(8)]
     send_hints(hints[:2])
 
-    for _ in range(3):
-        send_missing([LaneHints(queue, 5, hints)])
+    first, *others = (send_missing([LaneHints(LANE, 5, hints)]) for _ in range(3))
 
-    assert num_tickets([queue]) == [5]
+    assert first == Sent({LANE: 5}, [hint.job_id for hint in hints[3:]])
+    assert others == [Sent({LANE: 5}, [hint.job_id for hint in hints])] * 2
+    assert num_tickets([queue_for(*LANE)]) == [5]
+
+
+def test_a_hint_that_was_held_back_is_sent_as_soon_as_its_lane_misses_a_ticket(
+    services: Services,
+    client: redis.Redis,
+    roles: Connections,
+    rows: Rows,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(app.conf, "broker_write_url", services.redis_url)
+    job = rows.job(rows.tenant(), hinted_ago_s=60)
+    surplus = Hint(uuid7(), *LANE)
+    send_hints([surplus])
+    with _running(HintSender()) as sender:
+        rehinter = Rehinter(RedisWatch(NOWHERE), sender)
+        rehinter.step(roles.worker)
+        wait_until(sender.num_tickets, what="a look at the lane")
+        rehinter.step(roles.worker)
+        held_back = rows.one("SELECT hinted_at FROM jobs")["hinted_at"]
+
+        client.delete(KEY)
+        wait_until(lambda: rehinter.step(roles.worker) or client.exists(KEY), what="the ticket")
+
+    assert held_back is None
+    [ticket] = client.lrange(KEY, 0, -1)
+    assert json.loads(ticket)["headers"]["id"].startswith(job.hex)
 
 
 def test_a_hint_is_sent_only_after_its_commit(
@@ -98,8 +129,9 @@ def test_a_hint_is_sent_only_after_its_commit(
     rows.job(rows.tenant(), hinted_ago_s=60)
     counts: list[int] = []
 
-    def look(_: Sequence[LaneHints]) -> None:
+    def look(_: Sequence[LaneHints]) -> Sent:
         counts.append(rows.one("SELECT hint_count FROM jobs")["hint_count"])
+        return Sent()
 
     with _running(HintSender(look)) as sender:
         Rehinter(RedisWatch(NOWHERE), sender).step(roles.worker)
@@ -114,8 +146,9 @@ def test_a_redis_that_is_down_or_hangs_does_not_stop_the_loop(
     tenant = rows.tenant()
     hanging = threading.Event()
 
-    def hang(_: Sequence[LaneHints]) -> None:
+    def hang(_: Sequence[LaneHints]) -> Sent:
         assert hanging.wait(30)
+        return Sent()
 
     with _silent_server() as url, _running(HintSender(hang)) as sender:
         watch = RedisWatch(url)
@@ -142,11 +175,11 @@ def test_a_sender_that_fails_goes_on_with_the_next_batch(roles: Connections, row
     sent = _Sent()
     calls: list[int] = []
 
-    def fail_once(batch: Sequence[LaneHints]) -> None:
+    def fail_once(batch: Sequence[LaneHints]) -> Sent:
         calls.append(1)
         if len(calls) == 1:
             raise redis.ConnectionError("away")
-        sent(batch)
+        return sent(batch)
 
     with _running(HintSender(fail_once)) as sender:
         rehinter = Rehinter(RedisWatch(NOWHERE), sender)
@@ -183,6 +216,24 @@ def test_a_redis_that_lost_its_data_gets_all_hints_anew(
     assert client.get(HINT_EPOCH) not in (None, epoch)
     watch.look()
     assert watch.lost_hints() is None
+
+
+def test_a_sender_that_fails_knows_no_lane_any_more(roles: Connections, rows: Rows) -> None:
+    looks: list[int] = []
+
+    def fail_later(_: Sequence[LaneHints]) -> Sent:
+        looks.append(1)
+        if len(looks) > 1:
+            raise redis.ConnectionError("away")
+        return Sent({LANE: 7})
+
+    with _running(HintSender(fail_later)) as sender:
+        rows.job(rows.tenant(), hinted_ago_s=60)
+        rehinter = Rehinter(RedisWatch(NOWHERE), sender)
+        rehinter.step(roles.worker)
+        wait_until(lambda: sender.num_tickets() == {LANE: 7}, what="a look at the lane")
+        rehinter.step(roles.worker)
+        wait_until(lambda: sender.num_tickets() == {}, what="a look that failed")
 
 
 def test_the_new_epoch_begins_only_after_the_hints_are_forgotten(

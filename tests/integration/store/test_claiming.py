@@ -79,17 +79,40 @@ def test_a_job_that_may_not_run_is_not_claimed(
     assert jobs.row(job_id)["attempt"] == 0
 
 
-def test_a_ticket_never_claims_a_job_of_another_tenant(
+def test_a_ticket_claims_its_own_tenants_job_before_an_older_one(
     jobs: Jobs, connection: DictConnection, worker_id: UUID
 ) -> None:
-    theirs = jobs.add(tenant_id=another_tenant(jobs))
+    jobs.add(tenant_id=another_tenant(jobs), lane=jobs.lane)
     ours = jobs.add()
+
     claim(connection, worker_id, ours)
 
-    surplus = claim_ticket(connection, worker_id, ours)
+
+def test_a_surplus_ticket_claims_the_oldest_job_of_its_lane(
+    jobs: Jobs, connection: DictConnection, worker_id: UUID
+) -> None:
+    ours = jobs.add()
+    claim(connection, worker_id, ours)
+    oldest = jobs.add(tenant_id=another_tenant(jobs), lane=jobs.lane)
+    newer = jobs.add(tenant_id=another_tenant(jobs, name="third"), lane=jobs.lane, deadline_s=60.0)
+
+    claims = [claim_ticket(connection, worker_id, ours) for _ in range(3)]
+
+    assert [claimed.job_id if claimed else None for claimed in claims] == [oldest, newer, None]
+
+
+def test_a_ticket_stays_in_its_lane(
+    jobs: Jobs, connection: DictConnection, worker_id: UUID
+) -> None:
+    here = jobs.add()
+    another = another_tenant(jobs)
+    others = [jobs.add(tenant_id=another, lane=lane) for lane in (jobs.lane - 1, jobs.lane + 1)]
+    claim(connection, worker_id, here)
+
+    surplus = claim_ticket(connection, worker_id, here)
 
     assert surplus is None
-    assert jobs.row(theirs)["status"] == "queued"
+    assert [jobs.row(other)["status"] for other in others] == ["queued", "queued"]
 
 
 @pytest.mark.parametrize("field", [{"service_tier": ServiceTier.FLEX}, {"pool": "large"}])

@@ -17,6 +17,7 @@ from store import attempts, leases, outcomes, reaping
 from store.hints import MAX_SEEN, rehint
 from store.pools import DictConnection
 from store.reservations import release_orphans
+from tasks.queues import NUM_LANES, lane_for
 from tests.integration.store.writes import finish_of, lease, running_checkpoint
 from tests.support.costs import pages_of
 from tests.support.roles import Connections, connections
@@ -79,6 +80,25 @@ def test_a_ticket_of_either_kind_of_tenant_is_claimed_by_its_index(large: Large)
     ]
 
     assert max(costs) < MAX_PAGES, costs
+
+
+@pytest.mark.usefixtures("plans")
+@pytest.mark.parametrize("is_lane_empty", [False, True])
+def test_a_surplus_ticket_reads_no_backlog(large: Large, is_lane_empty: bool) -> None:
+    worker = large.roles.worker
+    worker_id = lease(worker)
+    (job,) = _waiting(large, 1)
+    lane = NUM_LANES if is_lane_empty else lane_for(large.tables.flood)
+    large.roles.owner.execute(
+        "UPDATE jobs SET status = 'cancelled', finished_at = now(), lane = %s WHERE id = %s",
+        (lane, job),
+    )
+    claimed = attempts.claim_ticket(worker, worker_id, job)
+
+    num_pages = large.pages(worker, lambda: attempts.claim_ticket(worker, worker_id, job))
+
+    assert (claimed is None) == is_lane_empty
+    assert num_pages < MAX_PAGES
 
 
 @pytest.mark.usefixtures("plans")
