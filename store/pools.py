@@ -39,8 +39,14 @@ class AsyncPool(AsyncConnectionPool[AsyncDictConnection]):
         return self.gate.turn(tenant_id) if self.gate else nullcontext()
 
 
-def connection_options(application_name: str) -> dict[str, Any]:
-    """Keyword arguments for a psycopg connection of this process."""
+def connection_options(application_name: str, *, plans_once: bool = False) -> dict[str, Any]:
+    """Keyword arguments for a psycopg connection of this process.
+
+    `plans_once`: each statement is prepared and planned when it is first used, for any values. To
+    plan a claim over the partitions of a year takes longer than to run it, and would be done ten
+    times before Postgres kept the plan.
+    """
+    plan = " -c plan_cache_mode=force_generic_plan" if plans_once else ""
     return {
         "autocommit": True,
         "row_factory": dict_row,
@@ -53,17 +59,25 @@ def connection_options(application_name: str) -> dict[str, Any]:
         "tcp_user_timeout": 15_000,
         "options": (
             f"-c statement_timeout={STATEMENT_TIMEOUT_MS}"
-            f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS}"
+            f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS}{plan}"
         ),
+        **({"prepare_threshold": 0} if plans_once else {}),
     }
 
 
-def sync_pool(url: str, *, application_name: str, max_size: int, min_size: int = 1) -> SyncPool:
+def sync_pool(
+    url: str,
+    *,
+    application_name: str,
+    max_size: int,
+    min_size: int = 1,
+    plans_once: bool = False,
+) -> SyncPool:
     """A pool for threads. The caller opens and closes it."""
     return ConnectionPool(
         url,
         connection_class=Connection[DictRow],
-        kwargs=connection_options(application_name),
+        kwargs=connection_options(application_name, plans_once=plans_once),
         configure=mend_unstorable,
         min_size=min_size,
         max_size=max_size,
@@ -101,9 +115,10 @@ def async_pool(
     return pool
 
 
-def connect(url: str, *, application_name: str) -> DictConnection:
-    """One connection, for commands."""
-    connection = Connection[DictRow].connect(url, **connection_options(application_name))
+def connect(url: str, *, application_name: str, plans_once: bool = False) -> DictConnection:
+    """One connection, for commands and loops."""
+    options = connection_options(application_name, plans_once=plans_once)
+    connection = Connection[DictRow].connect(url, **options)
     mend_unstorable(connection)
     return connection
 

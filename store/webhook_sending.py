@@ -7,6 +7,7 @@ under the same event id. What a sender notes counts for the attempt that it took
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +17,27 @@ LEASE_S = 60.0  # an attempt takes 13 s at most
 AT_ONCE = 4  # deliveries to an endpoint
 ENDPOINTS_AT_ONCE = 4  # of a tenant
 DEAD_AFTER_H = 24  # of failures alone an endpoint is switched off
+
+# Endpoints looked at for a round; those behind them have the next rounds.
+MAX_SEEN = 500
+FIRST = UUID(int=0)  # behind it are all
+
+# From one endpoint with something to send to the next, by the index of what is to be sent: those
+# with nothing to send cost nothing, however many there are.
+_DUE = """
+WITH RECURSIVE pending AS (
+    (SELECT endpoint_id, next_attempt_at, 1 AS place FROM webhook_deliveries
+    WHERE next_attempt_at IS NOT NULL AND endpoint_id > %(after)s
+    ORDER BY endpoint_id, next_attempt_at LIMIT 1)
+    UNION ALL
+    SELECT next.*, p.place + 1 FROM pending p, LATERAL (
+        SELECT endpoint_id, next_attempt_at FROM webhook_deliveries
+        WHERE next_attempt_at IS NOT NULL AND endpoint_id > p.endpoint_id
+        ORDER BY endpoint_id, next_attempt_at LIMIT 1) next
+    WHERE p.place < %(max_seen)s
+)
+SELECT endpoint_id, next_attempt_at <= now() AS is_due FROM pending ORDER BY place
+"""
 
 # First one endpoint of each tenant, then a second one, up to a few. Which of them is left to
 # chance, so that many with a backlog can't keep one from its turn. Those in `busy` had a turn.
@@ -28,8 +50,8 @@ FROM (
     FROM (
         SELECT e.*, row_number() OVER (
             PARTITION BY e.tenant_id ORDER BY e.id = ANY(%(busy)s::uuid[]) DESC, random()) AS turn
-        FROM webhook_endpoints e WHERE e.is_enabled AND (e.id = ANY(%(busy)s::uuid[]) OR EXISTS (
-            SELECT FROM webhook_deliveries WHERE endpoint_id = e.id AND next_attempt_at <= now()))
+        FROM webhook_endpoints e
+        WHERE e.is_enabled AND e.id = ANY(%(busy)s::uuid[] || %(due)s::uuid[])
         ORDER BY turn, random()
     ) w CROSS JOIN LATERAL (
         SELECT id FROM webhook_deliveries
@@ -77,11 +99,33 @@ RETURNING NOT w.is_enabled AS is_disabled
 """
 
 
-def take(connection: DictConnection, *, busy: Sequence[UUID], limit: int) -> list[dict[str, Any]]:
-    """Deliveries that are due, with `url`, `secret`, `previous_secret` of their endpoints; none of
-    the endpoints in `busy`.
+@dataclass(frozen=True, slots=True)
+class DueEndpoints:
+    """Endpoints with something to send now, and behind which one the next round goes on."""
+
+    ids: Sequence[UUID]
+    last: UUID
+
+
+def due_endpoints(
+    connection: DictConnection, *, after: UUID = FIRST, max_seen: int = MAX_SEEN
+) -> DueEndpoints:
+    """A round: of the endpoints behind `after` that something is to be sent to, now or later, the
+    first ones. The round that reaches the last one is followed by one from the first on.
     """
-    return connection.execute(_TAKE, {"busy": list(busy), "limit": limit}).fetchall()
+    rows = connection.execute(_DUE, {"after": after, "max_seen": max_seen}).fetchall()
+    last = rows[-1]["endpoint_id"] if len(rows) == max_seen else FIRST
+    return DueEndpoints([row["endpoint_id"] for row in rows if row["is_due"]], last)
+
+
+def take(
+    connection: DictConnection, *, due: Sequence[UUID], busy: Sequence[UUID], limit: int
+) -> list[dict[str, Any]]:
+    """What is to be sent to these endpoints now, with `url`, `secret`, `previous_secret` of each;
+    nothing to those in `busy`.
+    """
+    parameters = {"due": list(due), "busy": list(busy), "limit": limit}
+    return connection.execute(_TAKE, parameters).fetchall()
 
 
 def note_delivered(connection: DictConnection, delivery: dict[str, Any], status_code: int) -> None:

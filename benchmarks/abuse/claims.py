@@ -11,7 +11,7 @@ from benchmarks.big_tables import POOL, BigTables, build
 from benchmarks.figures import median_of, percentile
 from store import attempts, leases
 from store.leases import Lease
-from store.pools import DictConnection
+from store.pools import DictConnection, connect
 from tests.support.roles import connections
 from tests.support.services import Services
 
@@ -20,11 +20,12 @@ NUM_CLAIMS = 500  # of the light tenants' jobs; as many follow by a ticket of th
 
 def measure(*, num_queued: int, num_finished: int) -> dict[str, Any]:
     """The slowest of both in a hundred. Building the tables takes minutes."""
-    with Services() as services, connections(services.fresh_database()) as of:
+    with Services() as services, connections(urls := services.fresh_database()) as of:
         tables = build(of.owner, num_queued=num_queued, num_finished=num_finished)
-        worker_id = _worker(of.worker)
-        light = _claim_ms(of.worker, worker_id, _light_jobs(of.owner, tables))
-        flood = _claim_ms(of.worker, worker_id, [_flood_job(of.owner, tables)] * NUM_CLAIMS)
+        with connect(urls.worker, application_name="bench", plans_once=True) as worker:
+            worker_id = _worker(worker)
+            light = _claim_ms(worker, worker_id, _light_jobs(of.owner, tables))
+            flood = _claim_ms(worker, worker_id, [_flood_job(of.owner, tables)] * NUM_CLAIMS)
     return {
         "claim_ms_p99": round(max(percentile(light, 0.99), percentile(flood, 0.99)), 2),
         "claim_ms_p50": median_of(light + flood, 2),

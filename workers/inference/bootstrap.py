@@ -131,7 +131,11 @@ def _start(worker: Any, idle_look: type[Any]) -> None:
     settings = WorkerSettings()
     configure_logs()
     pool = sync_pool(
-        DatabaseSettings().worker, application_name=APPLICATION_NAME, max_size=8, min_size=1
+        DatabaseSettings().worker,
+        application_name=APPLICATION_NAME,
+        max_size=8,
+        min_size=1,
+        plans_once=True,
     )
     pool.open(wait=True)
     engine = build_engine(_engine_config(settings, pool), on_progress=_log_progress)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 import openai
@@ -11,7 +13,7 @@ import pytest
 
 from cli.stack.database import DatabaseUrls
 from store import webhook_sending
-from store.pools import connect
+from store.pools import DictConnection, connect
 from store.retention import expire_webhook_deliveries
 from tasks.webhook_urls import UrlPolicy
 from tests.integration.webhooks.conftest import SECRET, Hooks, running_sender
@@ -35,6 +37,11 @@ def _wait_for_attempt(hooks: Hooks, delivery: UUID, attempts: int) -> None:
         ),
         what=f"attempt {attempts}",
     )
+
+
+def _taken(connection: DictConnection, *, busy: Sequence[UUID], limit: int) -> list[dict[str, Any]]:
+    due = webhook_sending.due_endpoints(connection).ids
+    return webhook_sending.take(connection, due=due, busy=busy, limit=limit)
 
 
 def test_a_delivery_arrives_signed(hooks: Hooks, server: Receiver, sender: WebhookSender) -> None:
@@ -127,14 +134,35 @@ def test_each_tenant_has_a_turn_before_one_has_its_second(hooks: Hooks, roles: C
         for _ in range(num_endpoints):
             owner.delivery(owner.endpoint())
 
-    first = webhook_sending.take(roles.worker, busy=[], limit=4)
+    first = _taken(roles.worker, busy=[], limit=4)
     busy = [row["endpoint_id"] for row in first]
-    second = webhook_sending.take(roles.worker, busy=busy, limit=100)
+    second = _taken(roles.worker, busy=busy, limit=100)
 
     assert {row["tenant_id"] for row in first} == {hooks.tenant_id, *(o.tenant_id for o in others)}
     assert {row["tenant_id"] for row in second} == {hooks.tenant_id}
     assert len(second) == webhook_sending.ENDPOINTS_AT_ONCE - 1
     assert not {row["endpoint_id"] for row in second} & set(busy)
+
+
+def test_rounds_pass_over_no_endpoint_and_begin_again(hooks: Hooks, roles: Connections) -> None:
+    """Whether they have something to send now, or later only."""
+    endpoints = sorted(hooks.endpoint() for _ in range(5))
+    for endpoint in endpoints:
+        hooks.delivery(endpoint)
+    hooks.endpoint()  # with nothing to send
+    hooks.rows.connection.execute(
+        "UPDATE webhook_deliveries SET next_attempt_at = now() + interval '1 hour'"
+        " WHERE endpoint_id = ANY(%s)",
+        (endpoints[:3],),
+    )
+
+    rounds, after = [], webhook_sending.FIRST
+    for _ in range(4):
+        found = webhook_sending.due_endpoints(roles.worker, after=after, max_seen=2)
+        rounds.append(found.ids)
+        after = found.last
+
+    assert rounds == [[], endpoints[3:4], endpoints[4:], []]
 
 
 def test_one_delivery_that_breaks_the_sender_holds_up_no_other(
@@ -182,8 +210,8 @@ def test_what_a_dead_sender_took_is_sent_by_the_next(
     hooks: Hooks, server: Receiver, roles: Connections, database: DatabaseUrls
 ) -> None:
     delivery = hooks.delivery(hooks.endpoint(server.url))
-    [taken] = webhook_sending.take(roles.worker, busy=[], limit=10)  # and dies
-    assert webhook_sending.take(roles.worker, busy=[], limit=10) == []
+    [taken] = _taken(roles.worker, busy=[], limit=10)  # and dies
+    assert _taken(roles.worker, busy=[], limit=10) == []
 
     hooks.make_due()
     with running_sender(database, UrlPolicy(allow_private=True)):
@@ -305,4 +333,4 @@ def test_the_event_says_what_ended_and_nothing_more(
     event = json.loads(server.received[0].body)
     assert event["data"] == {"id": "batch_1"}
     with connect(database.worker, application_name="test") as connection:
-        assert webhook_sending.take(connection, busy=[], limit=10) == []
+        assert _taken(connection, busy=[], limit=10) == []

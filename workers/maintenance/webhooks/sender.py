@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -45,6 +46,7 @@ class WebhookSender(threading.Thread):
         self._resolve = resolve
         self._stopped = threading.Event()
         self._busy: dict[UUID, int] = {}  # deliveries in flight, by endpoint
+        self._after = webhook_sending.FIRST  # the endpoint behind which the next round begins
 
     def stop(self, timeout_s: float = 12.0) -> None:
         """End after what is in flight; what isn't noted in time is sent again by another."""
@@ -81,14 +83,20 @@ class WebhookSender(threading.Thread):
         if room <= 0:
             return []
         try:
-            found = await self._call(webhook_sending.take, busy=list(self._busy), limit=room)
+            round_ = await self._call(webhook_sending.due_endpoints, after=self._after)
+            self._after = round_.last
+            found = await self._take_from(round_.ids, room) if round_.ids else []
         except (DatabaseError, PoolTimeout) as error:
             log.warning("webhooks_not_taken", error=type(error).__name__)
             return []
         for delivery in found:
             endpoint = delivery["endpoint_id"]
             self._busy[endpoint] = self._busy.get(endpoint, 0) + 1
-        return list(found)
+        return found
+
+    async def _take_from(self, due: Sequence[UUID], room: int) -> list[dict[str, Any]]:
+        busy = list(self._busy)
+        return list(await self._call(webhook_sending.take, due=due, busy=busy, limit=room))
 
     async def _deliver(self, http: WebhookHttp, delivery: dict[str, Any]) -> None:
         """One attempt, and its outcome. An outcome that can't be noted is an attempt more."""
