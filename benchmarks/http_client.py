@@ -42,12 +42,7 @@ class Connection:
 
     async def post(self, path: str, body: Any) -> Any:
         """The parsed JSON answer. Raises RuntimeError for a status above 299."""
-        data = orjson.dumps(body)
-        self._writer.write(
-            f"POST {path} HTTP/1.1\r\n{self._head}Content-Type: application/json\r\n"
-            f"Content-Length: {len(data)}\r\n\r\n".encode()
-            + data
-        )
+        self._send(path, body)
         head = await self._read_head()
         answer = await self._reader.readexactly(int(head[b"content-length"]))
         if int(head[b"status"]) >= 300:
@@ -57,6 +52,24 @@ class Connection:
     async def events(self, path: str) -> AsyncIterator[Event]:
         """Server-sent events to the end of the stream."""
         self._writer.write(f"GET {path} HTTP/1.1\r\n{self._head}\r\n".encode())
+        async for event in self._events():
+            yield event
+
+    async def post_events(self, path: str, body: Any) -> AsyncIterator[Event]:
+        """Server-sent events that answer a body."""
+        self._send(path, body)
+        async for event in self._events():
+            yield event
+
+    def _send(self, path: str, body: Any) -> None:
+        data = orjson.dumps(body)
+        self._writer.write(
+            f"POST {path} HTTP/1.1\r\n{self._head}Content-Type: application/json\r\n"
+            f"Content-Length: {len(data)}\r\n\r\n".encode()
+            + data
+        )
+
+    async def _events(self) -> AsyncIterator[Event]:
         head = await self._read_head()
         if int(head[b"status"]) >= 300:
             raise RuntimeError(f"status {head[b'status']!r}")

@@ -4,6 +4,7 @@
 maintenance workers as real processes on this machine, interleaved with the raw engine on the same
 model. P1 is output tokens a second of a closed loop of 32 streaming clients over the same loop on
 the raw engine; P4 is the time to first token of one client on an idle platform, less the engine's.
+With `--peer vllm-serve`, P13 instead: 32 clients of `POST /v1/completions` against `vllm serve`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from typing import Any
 import orjson
 
 from benchmarks import random_model
+from benchmarks.completions_load import CompletionsClient, Load
 from benchmarks.figures import finish, machine, median_of, percentile, range_of
 from benchmarks.http_client import Connection
+from benchmarks.peers.vllm_serve import VllmServe
 from benchmarks.raw_engine import RawEngine
 from benchmarks.workload import CONCURRENCY, Job, short, w_mix
 from tests.support.cluster import Cluster
@@ -94,7 +97,7 @@ def _body(job: Job) -> dict[str, Any]:
     }
 
 
-def measure(
+def measure_engine(
     client: PlatformClient, engine: RawEngine, *, rounds: int, seconds: float, num_first: int
 ) -> dict[str, object]:
     """Both arms by turns, the order turning around each round."""
@@ -141,37 +144,103 @@ def _progress(numbers: range) -> Iterator[int]:
         yield number
 
 
+def measure_peer(
+    ours: CompletionsClient,
+    theirs: CompletionsClient,
+    peer: VllmServe,
+    *,
+    rounds: int,
+    seconds: float,
+) -> dict[str, object]:
+    """The platform and a server of the same model by turns; neither works while the other does."""
+    loads: dict[str, list[Load]] = {"platform": [], "vllm": []}
+    for number in _progress(range(rounds)):
+        for name in ("platform", "vllm") if number % 2 == 0 else ("vllm", "platform"):
+            if name == "vllm":
+                peer.resume()
+                loads[name].append(theirs.load(seed=number, ramp_s=5, seconds=seconds))
+                peer.suspend()
+            else:
+                loads[name].append(ours.load(seed=number, ramp_s=5, seconds=seconds))
+    return _peer_figures(loads["platform"], loads["vllm"])
+
+
+def _peer_figures(ours: list[Load], theirs: list[Load]) -> dict[str, object]:
+    pairs = list(zip(ours, theirs, strict=True))
+    ratios = [our.tokens_per_second / their.tokens_per_second for our, their in pairs]
+    firsts = [
+        percentile(our.first_token_ms, 0.5) / percentile(their.first_token_ms, 0.5)
+        for our, their in pairs
+    ]
+    return {
+        "vs_vllm_serve": median_of(ratios),
+        "vs_vllm_serve_range": range_of(ratios),
+        "loaded_ttft_p50_vs_vllm_serve": median_of(firsts),
+        "loaded_ttft_p50_vs_vllm_serve_range": range_of(firsts),
+        "platform_tok_s": median_of([load.tokens_per_second for load in ours], 1),
+        "vllm_serve_tok_s": median_of([load.tokens_per_second for load in theirs], 1),
+        "platform_loaded_ttft_ms_p50": median_of(
+            [percentile(load.first_token_ms, 0.5) for load in ours], 1
+        ),
+        "vllm_serve_loaded_ttft_ms_p50": median_of(
+            [percentile(load.first_token_ms, 0.5) for load in theirs], 1
+        ),
+        "rounds": len(pairs),
+        "machine": machine(),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=60.0, help="steady state of each arm")
     parser.add_argument("--first-tokens", type=int, default=100, help="idle requests a round")
+    parser.add_argument("--peer", choices=["vllm-serve"], help="P13, instead of P1 and P4")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="millrace-bench-") as name:
         folder = Path(name)
         model = random_model.build(folder / "m135")
         catalog = random_model.write_catalog(folder / "catalog.toml", model)
-        with (
-            RawEngine(model) as engine,
-            Cluster(
-                engine="millrace",
-                catalog=catalog,
-                worker_environment={"MILLRACE_MAX_NUM_SEQS": str(CONCURRENCY)},
-            ) as cluster,
-        ):
-            tenant = cluster.create_tenant("bench", credit_micros=10**15)
-            client = PlatformClient(cluster.url, tenant)
-            client.throughput(seed=99, ramp_s=0, seconds=3)  # warm both up
-            engine.throughput(seed=99, ramp_s=0, seconds=3)
-            figures = measure(
-                client,
-                engine,
-                rounds=options.rounds,
-                seconds=options.seconds,
-                num_first=options.first_tokens,
-            )
+        figures = (_against_peer if options.peer else _against_engine)(model, catalog, options)
     finish(figures, as_json=options.json)
+
+
+def _against_engine(model: Path, catalog: Path, options: argparse.Namespace) -> dict[str, object]:
+    with RawEngine(model) as engine, _cluster(catalog) as cluster:
+        client = PlatformClient(cluster.url, _tenant(cluster))
+        client.throughput(seed=99, ramp_s=0, seconds=3)  # warm both up
+        engine.throughput(seed=99, ramp_s=0, seconds=3)
+        return measure_engine(
+            client,
+            engine,
+            rounds=options.rounds,
+            seconds=options.seconds,
+            num_first=options.first_tokens,
+        )
+
+
+def _against_peer(model: Path, catalog: Path, options: argparse.Namespace) -> dict[str, object]:
+    with VllmServe(model, name="m135") as peer:
+        theirs = CompletionsClient(peer.url, {}, model="m135")
+        theirs.load(seed=99, ramp_s=0, seconds=3)
+        peer.suspend()
+        with _cluster(catalog) as cluster:
+            ours = CompletionsClient(cluster.url, _tenant(cluster).headers, model="m135")
+            ours.load(seed=99, ramp_s=0, seconds=3)
+            return measure_peer(ours, theirs, peer, rounds=options.rounds, seconds=options.seconds)
+
+
+def _cluster(catalog: Path) -> Cluster:
+    return Cluster(
+        engine="millrace",
+        catalog=catalog,
+        worker_environment={"MILLRACE_MAX_NUM_SEQS": str(CONCURRENCY)},
+    )
+
+
+def _tenant(cluster: Cluster) -> Tenant:
+    return cluster.create_tenant("bench", credit_micros=10**15)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class VllmCpu:
         self._process = subprocess.Popen(
             [_PYTHON, "-m", "benchmarks.peers.vllm_process", str(model)],
             cwd=_ROOT,
-            env=os.environ | _environment(),
+            env=os.environ | environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=(VENV / "last-run.log").open("w"),
@@ -88,7 +88,7 @@ def _pip(*arguments: str, must_work: bool = False) -> bool:
     return subprocess.run(command, check=must_work, stdout=sys.stderr).returncode == 0
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     cores = sorted(os.sched_getaffinity(0))
     return {
         "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB
