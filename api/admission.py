@@ -55,11 +55,11 @@ from tasks.token_ids import pack_token_ids
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """One request to admit: in no dialect, as it was sent, and what of that is stored."""
+    """One request to admit: in no dialect, its hash as it was sent, and what of it is stored."""
 
     key: ApiKey
     generation: Generation
-    body: Mapping[str, Any]
+    request_hash: bytes
     known: Mapping[str, Any]
     idempotency_key: str | None = None
     is_retry: bool = False  # the client's library says so, and gave no idempotency key
@@ -173,7 +173,7 @@ class Admission:
                 max_output_tokens=max_output_tokens * generation.num_choices,
                 prices=prices,
             ),
-            request_hash=request_hash(generation.path, key.tenant_id, submission.body),
+            request_hash=submission.request_hash,
             request=submission.known,
             prompt_token_ids=pack_token_ids(ids),
             sampling=_sampling(generation, max_output_tokens),

@@ -13,7 +13,6 @@ from starlette.types import Message, Receive, Scope, Send
 
 from api.job_view import num_chars
 from api.json_pieces import LaterList, Piece, pieces_of
-from api.long_work import SHORT_CHARS
 from api.services import Services
 from api.settings import SEND_TIMEOUT_S
 from store.jobs import JobRow
@@ -37,8 +36,7 @@ async def answer(
     def pieces() -> list[Piece]:
         return pieces_of(show())
 
-    is_short = num_chars(row) <= SHORT_CHARS
-    made = pieces() if is_short else await services.long_work.run(pieces)
+    made = await services.long_work.unless_short(num_chars(row), pieces)
     head = dict(headers or {})
     if len(made) == 1 and isinstance(made[0], bytes):
         return Response(made[0], status, head, media_type="application/json")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import orjson
 
 from api.schemas.messages import arguments_for_template
 from api.schemas.responses import items_of, messages_of
@@ -16,6 +18,9 @@ from tasks.ids import RESPONSE_PREFIX, parse_job_id
 from tasks.jobs import TERMINAL, JobStatus
 
 _PARAM = "previous_response_id"
+PIECE_CHARS = 128 << 10  # of JSON, which take some 50 ms at most
+
+Turn = Mapping[str, Any]  # a row of the conversation
 
 
 async def earlier_messages(
@@ -32,19 +37,20 @@ async def earlier_messages(
     chain = await conversation(services.pool, caller.tenant_id, job_id) if job_id else []
     if not chain or chain[-1]["id"] != job_id:
         raise PreviousResponseNotFound(param=_PARAM)
-    if any(turn["request"].get("store") is False for turn in chain):
+    if not all(turn["is_stored"] for turn in chain):
         raise PreviousResponseNotFound(param=_PARAM)
     _check_begin(chain[0])
     if chain[-1]["status"] not in TERMINAL or chain[-1]["status"] == JobStatus.FAILED:
         raise InvalidRequest("The previous response has no answer to go on from.", param=_PARAM)
-    return await services.long_work.run(
-        lambda: [message for turn in chain for message in _messages(turn)]
-    )
+    messages: list[Mapping[str, Any]] = []
+    for turns in _pieces(chain):
+        messages += await services.long_work.run(_messages, turns)
+    return messages
 
 
 def _check_begin(oldest: Mapping[str, Any]) -> None:
     """Raise unless the chain is whole and of a size to go on from."""
-    goes_on = oldest["request"].get(_PARAM) is not None
+    goes_on = oldest["previous_id"] is not None
     if oldest["num_bytes"] >= MAX_CHAIN_BYTES or (goes_on and oldest["depth"] >= MAX_CHAIN):
         limits = f"{MAX_CHAIN} responses or {MAX_CHAIN_BYTES >> 20} MiB"
         message = f"The conversation has more than {limits}. Begin a new one."
@@ -54,9 +60,26 @@ def _check_begin(oldest: Mapping[str, Any]) -> None:
         raise PreviousResponseNotFound(message, param=_PARAM)
 
 
-def _messages(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
-    messages = messages_of(items_of(turn["request"]["input"]))
-    for choice in turn["output"] or ():
+def _pieces(chain: Sequence[Turn]) -> Iterator[Sequence[Turn]]:
+    """Turns that are read in one go, while other requests wait: few where they are long."""
+    piece: list[Turn] = []
+    num_chars = 0
+    for turn in chain:
+        piece.append(turn)
+        num_chars += len(turn["request"]) + len(turn["output"] or "")
+        if num_chars > PIECE_CHARS:
+            yield piece
+            piece, num_chars = [], 0
+    yield piece
+
+
+def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    return [message for turn in turns for message in _messages_of_turn(turn)]
+
+
+def _messages_of_turn(turn: Turn) -> list[dict[str, Any]]:
+    messages = messages_of(items_of(orjson.loads(turn["request"])["input"]))
+    for choice in orjson.loads(turn["output"]) if turn["output"] else ():
         text, calls = split_answer(
             choice["text"], turn["tool_format"], job_id=turn["id"], choice=choice["index"]
         )

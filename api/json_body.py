@@ -7,13 +7,17 @@ order mark by itself. Of repeated keys the last counts.
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
 
+from api.long_work import LongWork
 from api.settings import MAX_JSON_DEPTH, MAX_JSON_VALUES
 from tasks.errors import InvalidRequest
+
+T = TypeVar("T")
 
 _NUL_ESCAPE = b"\\u0000"
 # Strings, which are skipped, and what stands before a value; an empty list or object has none.
@@ -21,10 +25,11 @@ _STRUCTURE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[,:]|[\[{](?!\s*+[\]}])'
 _SEPARATORS = frozenset({b",", b":", b"[", b"{"})
 
 
-async def read_json_object(request: Request) -> dict[str, Any]:
-    """The body as a JSON object, in the request's turn. The middleware bounds its size.
+async def read_json_object(request: Request, read: Callable[[dict[str, Any]], T]) -> T:
+    """What `read` makes of the body, a JSON object, in the request's turn. The middleware bounds
+    its size. A long one is read in another thread, so `read` uses nothing of the event loop's.
 
-    Raises InvalidRequest, and RateLimitExceeded if the turn doesn't come in time.
+    Raises InvalidRequest, RateLimitExceeded if the turn doesn't come in time, and what `read` does.
     """
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
@@ -34,7 +39,8 @@ async def read_json_object(request: Request) -> dict[str, Any]:
     except ClientDisconnect:
         raise InvalidRequest("The client left before it had sent the body.") from None
     await request.state.turn.take()
-    return parse_json_object(body)
+    long_work: LongWork = request.app.state.services.long_work
+    return await long_work.unless_short(len(body), lambda: read(parse_json_object(body)))
 
 
 def parse_json_object(body: bytes) -> dict[str, Any]:

@@ -38,3 +38,7 @@ class LongWork:
     async def run(self, work: Callable[..., T], *args: object) -> T:
         """On the thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+
+    async def unless_short(self, num_chars: int, work: Callable[[], T]) -> T:
+        """Work on so much text: at once, or on the thread."""
+        return work() if num_chars <= SHORT_CHARS else await self.run(work)

@@ -25,7 +25,9 @@ WITH RECURSIVE chain AS (
     WHERE p.request->>'previous_response_id' ~ '^resp_[0-9a-f]{{32}}$' AND c.depth < {MAX_CHAIN}
         AND c.num_bytes < {MAX_CHAIN_BYTES}
 )
-SELECT j.id, j.status, j.tool_format, p.request, r.output, c.depth, c.num_bytes
+SELECT j.id, j.status, j.tool_format, p.request::text AS request, r.output::text AS output, c.depth,
+    c.num_bytes, p.request->>'previous_response_id' AS previous_id,
+    coalesce(p.request->>'store', '') <> 'false' AS is_stored
 FROM chain c JOIN jobs j ON j.id = c.id AND j.tenant_id = %(tenant_id)s
     AND j.dialect = 'response' AND j.deleted_at IS NULL AND (j.finished_at IS NULL
         OR j.finished_at > now() - make_interval(secs => %(keep_s)s))
@@ -35,8 +37,9 @@ ORDER BY c.depth DESC
 
 
 async def conversation(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> list[dict[str, Any]]:
-    """A response and those before it, oldest first: `{id, status, tool_format, request, output}`,
-    and how far back and behind how many bytes it is: `{depth, num_bytes}`.
+    """A response and those before it, oldest first: `{id, status, tool_format, previous_id,
+    is_stored}`, `{request, output}` as text of JSON, which can be MBs, and how far back and behind
+    how many bytes it is: `{depth, num_bytes}`.
 
     Empty if there is no such response; the last one is `job_id`.
     """

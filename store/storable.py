@@ -23,7 +23,8 @@ from tasks.errors import InvalidRequest
 REPLACEMENT = "\ufffd"
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-_NUL_ESCAPE = rb"\u0000"  # may also be an escaped backslash before `u0000`
+# An even number of backslashes before it are escaped ones.
+_NUL_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def refuse_unstorable(connection: BaseConnection[Any]) -> None:
@@ -87,7 +88,7 @@ def _plain_json(document: Any) -> bytes | None:
         dumped = orjson.dumps(document)
     except orjson.JSONEncodeError:
         return None
-    return None if _NUL_ESCAPE in dumped else dumped
+    return None if _NUL_ESCAPE.search(dumped) else dumped
 
 
 def _refusal() -> InvalidRequest:

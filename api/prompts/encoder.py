@@ -10,7 +10,7 @@ from uuid import UUID
 
 from api import metrics
 from api.prompts.codec import PromptCodec
-from api.prompts.prompt import ChatPrompt, Prompt, TextPrompt, TokenPrompt, num_chars
+from api.prompts.prompt import ChatPrompt, Prompt, TextPrompt, TokenPrompt, is_short, num_chars
 from store.tenant_gate import TenantGate
 from tasks.errors import ContextLengthExceeded, InvalidPrompt, ServiceUnavailable
 
@@ -51,13 +51,16 @@ class PromptEncoder:
         Raises InvalidPrompt, ContextLengthExceeded, ServiceUnavailable when too many wait, and
         RateLimitExceeded when too many of the tenant's do.
         """
-        length = num_chars(prompt)
-        _refuse_hopeless(codec, length, context_length, param)
+
+        def encode() -> list[int]:
+            _refuse_hopeless(codec, num_chars(prompt), context_length, param)
+            return _encode(codec, prompt)
+
         began = time.monotonic()
-        if length <= INLINE_CHARS:
-            ids = _encode(codec, prompt)
+        if is_short(prompt, INLINE_CHARS):
+            ids = encode()
         else:
-            ids = await self._run(lambda: _encode(codec, prompt), tenant_id)
+            ids = await self._run(encode, tenant_id)
         metrics.prompt_seconds.observe(time.monotonic() - began)
         return ids
 

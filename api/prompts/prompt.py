@@ -45,6 +45,18 @@ def num_chars(prompt: Prompt) -> int:
             return sum(map(len, texts_of([messages, tools])))
 
 
+def is_short(prompt: Prompt, max_chars: int) -> bool:
+    """Whether it has no more characters than that. Takes no longer for a long one."""
+    if not isinstance(prompt, ChatPrompt):
+        return num_chars(prompt) <= max_chars
+    left = max_chars
+    for text in texts_of([prompt.messages, prompt.tools]):
+        left -= len(text)
+        if left < 0:
+            return False
+    return True
+
+
 def texts_of(value: Any) -> Iterator[str]:
     """All strings below a value, names of members included: templates write those too."""
     if isinstance(value, str):

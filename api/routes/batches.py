@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -54,7 +55,7 @@ _TIMES = (
 @router.post("", openapi_extra=takes(CreateBatch), responses=gives(BatchShown))
 async def create(request: Request, services: ServicesDep, caller: Submitter) -> Response:
     """A batch of an uploaded file. Its lines are checked before the first one runs."""
-    parsed = parse_body(CreateBatch, await read_json_object(request))
+    parsed = await read_json_object(request, partial(parse_body, CreateBatch))
     expiry = parsed.output_expires_after
     file = await _input_file(services, caller, parsed.input_file_id)
     new = NewBatch(

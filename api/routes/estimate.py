@@ -37,8 +37,7 @@ _BODIES: dict[str, type[CreateJob | CreateChatCompletion | CreateCompletion]] = 
 @router.post("", openapi_extra=takes(EstimateBody), responses=gives(EstimateShown))
 async def create(request: Request, services: ServicesDep, caller: Submitter) -> Response:
     """Exact prompt tokens; how long answers usually are; a price for each tier. Nothing is kept."""
-    body = await read_json_object(request)
-    generation = _generation(body)
+    generation = await read_json_object(request, _generation)
     model = (await services.registry.get(generation.model)).entry
     input_tokens = await services.admission.count_tokens(caller, generation)
     limit = output_limit(generation, model, input_tokens)

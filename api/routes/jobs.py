@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -29,7 +30,7 @@ from api.schemas.jobs import CreateJob
 from api.schemas.objects import JobShown, Page
 from api.schemas.reports import JobDeleted
 from api.services import Services
-from api.submitting import Retry, job_headers, parse_body, submit
+from api.submitting import Retry, job_headers, read_asked, submit
 from api.waiting import wait_for_end
 from store.jobs import JobRow, list_jobs, queue_position
 from store.tenants import ApiKey
@@ -55,10 +56,8 @@ async def create(
     """Admit a job. 202 as soon as it is committed, or when it is over within `wait_s`."""
     if wait_s:
         may_wait(request, services, caller)
-    body = await read_json_object(request)
-    generation = parse_body(CreateJob, body).generation()
-    # This schema refuses what it doesn't know.
-    admitted = await submit(services, caller, generation, body, known=body, retry=retry)
+    asked = await read_json_object(request, partial(read_asked, CreateJob, caller))
+    admitted = await submit(services, caller, asked, retry)
     location = {"Location": f"/v1/jobs/{format_job_id(admitted.job_id)}"}
     headers = location | job_headers(admitted)
     if admitted.row is not None and not wait_s:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
@@ -13,6 +16,7 @@ from api.conversation import earlier_messages
 from api.deps import JobsReader, ServicesDep, Submitter, may_wait
 from api.dialects.fold import ShownJob
 from api.dialects.response import ResponseFold, response_object
+from api.generation import Generation
 from api.job_view import is_terminal
 from api.json_body import read_json_object
 from api.json_response import JsonResponse, page_of
@@ -21,13 +25,13 @@ from api.resuming import MAX_SEQ, cursor_of, find_shown_job, not_found
 from api.schemas.objects import Page
 from api.schemas.reports import InputTokens, ResponseDeleted, ResponseShown
 from api.schemas.responses import CountInput, CreateResponse, InputItem, items_of
-from api.schemas.strict import known_fields
 from api.services import Services
 from api.submitting import (
     Retry,
     answer_headers,
     answer_when_over,
     parse_body,
+    read_asked,
     shown_job,
     stream_of,
     submit,
@@ -52,16 +56,15 @@ async def create(
     request: Request, services: ServicesDep, caller: Submitter, retry: Retry
 ) -> Response:
     """The response when it is over; with `stream` its events; with `background` at once."""
-    body = await read_json_object(request)
-    parsed = parse_body(CreateResponse, body)
+    asked = await read_json_object(request, partial(read_asked, CreateResponse, caller))
+    parsed = asked.parsed
     earlier = await earlier_messages(services, caller, parsed.previous_response_id)
     if parsed.stream or not parsed.background:
         may_wait(request, services, caller)
-    known = known_fields(CreateResponse, body)
-    generation = parsed.generation(earlier)
-    admitted = await submit(services, caller, generation, body, known=known, retry=retry)
-    headers = answer_headers(admitted, CreateResponse, body)
-    job = await shown_job(services, caller, admitted, known)
+    asked = replace(asked, generation=parsed.going_on(asked.generation, earlier))
+    admitted = await submit(services, caller, asked, retry)
+    headers = answer_headers(admitted, asked)
+    job = await shown_job(services, caller, admitted, asked.known)
     if parsed.stream:
         fold = ResponseFold(job)
         return stream_of(services, job, fold, cursor=NOTHING_SEEN, headers=headers)
@@ -77,13 +80,12 @@ async def create(
 @router.post("/input_tokens", openapi_extra=takes(CountInput), responses=gives(InputTokens))
 async def input_tokens(request: Request, services: ServicesDep, caller: Submitter) -> Response:
     """How many tokens a request would have as input. Nothing is kept."""
-    parsed = parse_body(CountInput, await read_json_object(request))
+    parsed, generation = await read_json_object(request, _count_input)
     earlier = await earlier_messages(services, caller, parsed.previous_response_id)
+    generation = parsed.going_on(generation, earlier)
     if parsed.model is None:
-        parsed = parsed.model_copy(
-            update={"model": await _previous_model(services, caller, parsed)}
-        )
-    num_tokens = await services.admission.count_tokens(caller, parsed.generation(earlier))
+        generation = replace(generation, model=await _previous_model(services, caller, parsed))
+    num_tokens = await services.admission.count_tokens(caller, generation)
     return JsonResponse({"object": "response.input_tokens", "input_tokens": num_tokens})
 
 
@@ -144,15 +146,11 @@ async def input_items(
     job = await _find(services, caller, response_id)
     if "input" not in job.request:  # what was asked may be kept for a shorter time
         raise not_found(Dialect.RESPONSE)
-    items = await services.long_work.run(items_of, job.request["input"])
-    ids = [_item_id(job, n, item) for n, item in enumerate(items)]
-    places = list(range(len(items))) if order == "asc" else list(reversed(range(len(items))))
-    if after is not None:
-        if after not in ids:
-            raise InvalidRequest("'after' is not the id of an item.", param="after")
-        places = places[places.index(ids.index(after)) + 1 :]
-    page = [_item(items[n]) | {"id": ids[n]} for n in places[: limit + 1]]
-    return page_of(page, limit=limit)
+
+    def show() -> Response:
+        return page_of(_items(job, order == "asc", after, limit + 1), limit=limit)
+
+    return await services.long_work.run(show)
 
 
 async def _find(services: Services, caller: ApiKey, response_id: str) -> ShownJob:
@@ -184,6 +182,25 @@ async def _previous_model(services: Services, caller: ApiKey, parsed: CountInput
     if parsed.previous_response_id is None:
         raise InvalidRequest("Give 'model'.", param="model")
     return str((await _find(services, caller, parsed.previous_response_id)).row["model"])
+
+
+def _count_input(body: Mapping[str, Any]) -> tuple[CountInput, Generation]:
+    parsed = parse_body(CountInput, body)
+    return parsed, parsed.generation()
+
+
+def _items(
+    job: ShownJob, is_ascending: bool, after: str | None, limit: int
+) -> list[dict[str, Any]]:
+    """What was asked, item by item, behind one of them. Raises InvalidRequest."""
+    items = items_of(job.request["input"])
+    ids = [_item_id(job, n, item) for n, item in enumerate(items)]
+    places = list(range(len(items)) if is_ascending else reversed(range(len(items))))
+    if after is not None:
+        if after not in ids:
+            raise InvalidRequest("'after' is not the id of an item.", param="after")
+        places = places[places.index(ids.index(after)) + 1 :]
+    return [_item(items[n]) | {"id": ids[n]} for n in places[:limit]]
 
 
 def _item_id(job: ShownJob, number: int, item: InputItem) -> str:

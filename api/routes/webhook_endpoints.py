@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
+from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -64,7 +65,7 @@ async def list_event_types(_caller: WebhookWriter) -> Response:
 )
 async def create(request: Request, services: ServicesDep, caller: WebhookWriter) -> Response:
     """An endpoint. Its secret is in this answer and in no other."""
-    asked = parse_body(CreateWebhookEndpoint, await read_json_object(request))
+    asked = await read_json_object(request, partial(parse_body, CreateWebhookEndpoint))
     _check_url(services, asked.url)
     secret = secrets.token_bytes(SECRET_BYTES)
     new = {
@@ -113,7 +114,7 @@ async def update(
     request: Request, services: ServicesDep, caller: WebhookWriter, endpoint_id: str
 ) -> Response:
     """Change what is given. An endpoint that was switched off can be switched on again."""
-    asked = parse_body(UpdateWebhookEndpoint, await read_json_object(request))
+    asked = await read_json_object(request, partial(parse_body, UpdateWebhookEndpoint))
     if asked.url is not None:
         _check_url(services, asked.url)
     changes = asked.model_dump(exclude_none=True)
@@ -143,7 +144,7 @@ async def rotate_secret(
     request: Request, services: ServicesDep, caller: WebhookWriter, endpoint_id: str
 ) -> Response:
     """A new secret. What is sent is signed with the one before it as well, if that is asked for."""
-    asked = parse_body(RotateSecret, await read_json_object(request))
+    asked = await read_json_object(request, partial(parse_body, RotateSecret))
     secret = secrets.token_bytes(SECRET_BYTES)
     row = await webhooks.rotate_secret(
         services.pool,
@@ -165,7 +166,7 @@ async def test(
     request: Request, services: ServicesDep, caller: WebhookWriter, endpoint_id: str
 ) -> Response:
     """Send a sample, once, and say what the endpoint answered."""
-    asked = parse_body(SampleEvent, await read_json_object(request))
+    asked = await read_json_object(request, partial(parse_body, SampleEvent))
     kind = asked.event_type.partition(".")[0]
     row = await webhooks.add_sample(
         services.pool,

@@ -11,7 +11,7 @@ from api.grammars.formats import requested_form
 from api.prompts.prompt import ChatPrompt, Prompt, TextPrompt
 from api.schemas.messages import Message
 from api.schemas.sampling import ChoiceFields, Count, SamplingFields
-from api.schemas.strict import Strict
+from api.schemas.strict import Strict, at_most
 from api.schemas.structured_outputs import StructuredOutputFields
 from api.schemas.tools import ToolFields
 from api.settings import MAX_DEADLINE_S
@@ -22,7 +22,10 @@ PATH = "/v1/jobs"
 MAX_MESSAGES = 2_048
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
-Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
+_MAX_METADATA = 16
+Metadata = Annotated[
+    dict[MetadataKey, MetadataValue], at_most(_MAX_METADATA), Field(max_length=_MAX_METADATA)
+]
 ModelName = Annotated[str, Field(min_length=1, max_length=128)]
 EndUser = Annotated[str, Field(max_length=256)]
 Deadline = Annotated[float, Field(ge=1.0, le=MAX_DEADLINE_S)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -193,13 +194,12 @@ class CreateResponse(SamplingFields, WaitingFields):
         """Whether the client wants to know how likely the tokens were."""
         return LOGPROBS in (self.include or ()) or bool(self.top_logprobs)
 
-    def generation(self, earlier: Sequence[Mapping[str, Any]] = ()) -> Generation:
-        """In no dialect. `earlier` are the messages of the responses this one goes on from."""
+    def generation(self) -> Generation:
+        """In no dialect, without the responses that this one goes on from (`going_on`)."""
         refuse_asked(self, _REFUSALS)
         tools = self._tool_use()
         listed = [tool.for_template() for tool in tools.tools] if tools else None
-        head = [{"role": "system", "content": self.instructions}] if self.instructions else []
-        messages = [*head, *earlier, *messages_of(self.input)]
+        messages = [*self._head(), *messages_of(self.input)]
         return Generation(
             dialect=Dialect.RESPONSE,
             path=PATH,
@@ -219,6 +219,17 @@ class CreateResponse(SamplingFields, WaitingFields):
             is_stored=self.store is not False,
             on_disconnect=self.on_disconnect,
         )
+
+    def going_on(self, generation: Generation, earlier: Sequence[Mapping[str, Any]]) -> Generation:
+        """The same behind the messages of the responses that this one goes on from."""
+        prompt = generation.prompt
+        assert isinstance(prompt, ChatPrompt)
+        num_head = len(self._head())
+        messages = [*prompt.messages[:num_head], *earlier, *prompt.messages[num_head:]]
+        return replace(generation, prompt=ChatPrompt(messages, prompt.tools))
+
+    def _head(self) -> list[dict[str, Any]]:
+        return [{"role": "system", "content": self.instructions}] if self.instructions else []
 
     def _tool_use(self) -> ToolUse | None:
         tools = [tool.tool() for tool in self.tools or ()]

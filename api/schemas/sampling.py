@@ -6,11 +6,12 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from api.schemas.strict import Strict
+from api.schemas.strict import Strict, at_most
 
 INT64_MAX = 2**63 - 1
 MAX_CHOICES = 8
 MAX_TOP_LOGPROBS = 20
+MAX_BIASES = 300
 
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -38,7 +39,9 @@ class SamplingFields(Strict):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Field(ge=0.001, le=10.0)] | None = None
-    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=300)] | None = None
+    logit_bias: (
+        Annotated[dict[TokenId, Bias], at_most(MAX_BIASES), Field(max_length=MAX_BIASES)] | None
+    ) = None
     seed: Annotated[int, Field(ge=-INT64_MAX - 1, le=INT64_MAX)] | None = None
     stop: (
         Annotated[

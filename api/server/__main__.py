@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import math
 import socket
 import sys
@@ -10,6 +11,7 @@ from contextlib import suppress
 from functools import partial
 
 import uvicorn
+from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from api.app import app
@@ -36,13 +38,22 @@ def main() -> None:
     except TooFewDescriptors as error:
         sys.exit(str(error))
     app.state.max_connections = bound
-    app.openapi()  # made now, since making it would hold the event loop for long
+    prepare(app)
     config = server_config(app, Connections(bound), host=options.host, port=options.port)
     listener = config.bind_socket()
     listener.set_inheritable(False)
     _notice_lost_peers(listener)
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def prepare(served: FastAPI) -> None:
+    """Do now what would hold the event loop for long later."""
+    served.openapi()
+    # What is imported and built lives as long as the process. To look through all of it for garbage
+    # takes more than 100 ms, which a request with many objects would bring about.
+    gc.collect()
+    gc.freeze()
 
 
 def server_config(

@@ -11,7 +11,7 @@ from uuid import UUID
 import orjson
 import structlog
 
-from api.admission import Admission, Submission
+from api.admission import Admission, Submission, request_hash
 from api.schemas.strict import known_fields
 from store import batch_driving
 from store.admission import LineNotPending
@@ -123,7 +123,7 @@ class LineSubmitter:
                     is_background=False,
                     on_disconnect=OnDisconnect.CONTINUE,
                 ),
-                body=body,
+                request_hash=request_hash(generation.path, key.tenant_id, body),
                 known=known_fields(endpoint.schema, body),
                 idempotency_key=batch_driving.line_key(batch["id"], line["number"]),
                 batch_id=batch["id"],

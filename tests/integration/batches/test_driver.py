@@ -33,7 +33,7 @@ class _Failing:
         self.registry = admission.registry
 
     async def submit(self, submission: Submission) -> Any:
-        if submission.body.get("user") == self._of:
+        if submission.known.get("user") == self._of:
             raise self._error
         return await self._admission.submit(submission)
 
