@@ -20,7 +20,7 @@ from psycopg import Error as DatabaseError
 from billing import metrics
 from billing.giving_back import give_back
 from store import outcomes
-from store.apart import UNITS_FAULT, apart, reason
+from store.apart import at_once_or_apart, reason
 from store.loops import PostgresLoop
 from store.pools import DictConnection, connect
 from store.reservations import release_orphans
@@ -53,13 +53,10 @@ def settle_jobs(
     Safe to call twice and from many processes: a job has one usage row and one ledger entry. One
     that can't be settled holds up no other: it is tried a few times, then set aside.
     """
-    try:
-        return _settle_at_once(connection, job_ids, limit)
-    except UNITS_FAULT:
-        waiting = outcomes.due(connection, limit=limit) if job_ids is None else list(job_ids)
     return sum(
-        apart(
-            waiting,
+        at_once_or_apart(
+            lambda: _settle_at_once(connection, job_ids, limit),
+            lambda: outcomes.due(connection, limit=limit) if job_ids is None else job_ids,
             lambda some: _settle_at_once(connection, some, limit),
             lambda job_id, error: _set_aside(connection, job_id, error),
         )
@@ -137,10 +134,15 @@ def settle(_job_id: str) -> None:
 def expire_reservations() -> None:
     """Release reservations that no settling will resolve. There should be none."""
     with connect(DatabaseSettings().billing, application_name="millrace-expiry") as connection:
-        num_released = release_orphans(connection)
+        num_released = release_orphans(connection, set_aside=_leave_held)
     if num_released:
         metrics.ORPHAN_RESERVATION.inc(num_released)
         log.error("orphan_reservations_released", num_released=num_released)
+
+
+def _leave_held(job_id: UUID, error: DatabaseError) -> None:
+    metrics.NOT_RELEASED.inc()
+    log.error("orphan_reservation_not_released", job_id=str(job_id), error=reason(error))
 
 
 def _report_anomalies(settled: outcomes.Settled) -> None:

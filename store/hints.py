@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+from psycopg import Error
+
+from store.apart import apart, at_once_or_apart
 from store.pools import DictConnection
 
 # One copy of the re-hinter at a time looks: two would hint the same jobs. "hint"
@@ -29,7 +32,7 @@ _SEEN = """id, tenant_id, pool, service_tier, lane, run_after, deadline_at,
 # A window of hints per pool and tier, twice the live slots: what is hinted next is decided late,
 # and Redis stays small. Tenants take turns: the first of each, then the second of each.
 # `num_ready` counts the lane's jobs that may need a ticket: more must not wait in its queue.
-_REHINT = f"""
+_CHOOSE = f"""
 WITH RECURSIVE room AS (
     SELECT pool, greatest(%(min_window)s, 2 * sum(slots)) AS window_size FROM worker_leases
     WHERE expires_at > now() AND NOT draining GROUP BY pool
@@ -45,13 +48,13 @@ WITH RECURSIVE room AS (
         ORDER BY pool, service_tier, lane LIMIT 1) next
 ), seen AS MATERIALIZED (
     SELECT first.* FROM lanes l, LATERAL (
-        SELECT {_SEEN} FROM jobs WHERE status = 'queued'
+        SELECT {_SEEN} FROM jobs WHERE status = 'queued' AND id <> ALL(%(aside)s::uuid[])
             AND (pool, service_tier, lane) >= (l.pool, l.service_tier, l.lane)
             AND (pool, service_tier, lane) <= (l.pool, l.service_tier, l.lane)
         ORDER BY pool, service_tier, lane, tenant_id, deadline_at, id LIMIT {MAX_SEEN}) first
     UNION
     SELECT later.* FROM lanes l, LATERAL (
-        SELECT {_SEEN} FROM jobs WHERE status = 'queued'
+        SELECT {_SEEN} FROM jobs WHERE status = 'queued' AND id <> ALL(%(aside)s::uuid[])
             AND (pool, service_tier, lane, tenant_id)
                 >= (l.pool, l.service_tier, l.lane, (SELECT id FROM drawn))
             AND (pool, service_tier, lane) <= (l.pool, l.service_tier, l.lane)
@@ -82,7 +85,12 @@ WITH RECURSIVE room AS (
 ), chosen AS MATERIALIZED (
     SELECT ranked.id, num_ready FROM ranked LEFT JOIN room ON room.pool = ranked.pool
     WHERE place <= coalesce(window_size, %(min_window)s)
-)
+)"""
+_CHOSEN = """
+WITH chosen AS (
+    SELECT * FROM unnest(%(ids)s::uuid[], %(nums_ready)s::bigint[]) AS c (id, num_ready)
+)"""
+_MARK = """
 UPDATE jobs SET hinted_at = now(), hint_count = hint_count + 1
 FROM chosen WHERE jobs.id = chosen.id AND jobs.status = 'queued'
 RETURNING jobs.id, jobs.pool, jobs.service_tier, jobs.lane, jobs.hint_count, chosen.num_ready
@@ -91,47 +99,55 @@ RETURNING jobs.id, jobs.pool, jobs.service_tier, jobs.lane, jobs.hint_count, cho
 _GIVE_BACK = "UPDATE jobs SET hinted_at = NULL WHERE id = ANY(%s) AND status = 'queued'"
 
 _FORGET_BATCH = 2_000
-_FORGET = """
+_HINTED = """
 WITH hinted AS (
     SELECT id FROM jobs
     WHERE status = 'queued' AND hinted_at <= %(until)s AND (%(within_s)s::float8 IS NULL
         OR hinted_at > %(until)s - make_interval(secs => %(within_s)s))
     LIMIT %(batch)s FOR UPDATE SKIP LOCKED
-)
-UPDATE jobs SET hinted_at = NULL FROM hinted WHERE jobs.id = hinted.id
-"""
+)"""
+_FORGET = " UPDATE jobs SET hinted_at = NULL FROM hinted WHERE jobs.id = hinted.id"
+
+_ALL_HINTED = " SELECT id FROM hinted"
+
+SetAside = Callable[[UUID, Error], None]
+
+
+def _leave(_job_id: UUID, _error: Error) -> None:
+    """It is found again."""
 
 
 def rehint(
-    connection: DictConnection, num_tickets: Mapping[Lane, int] | None = None
+    connection: DictConnection,
+    num_tickets: Mapping[Lane, int] | None = None,
+    *,
+    aside: Sequence[UUID] = (),
+    set_aside: SetAside = _leave,
 ) -> list[dict[str, Any]]:
     """Mark the jobs whose hint is due as hinted and return them; the caller sends after the commit.
 
     `num_tickets` says how many wait in the queues of lanes, as far as that is known. Empty if
-    another copy is at it.
+    another copy is at it. Jobs that can't be marked hold up no others: `set_aside` is told of them.
     """
-    known = num_tickets or {}
-    pools, tiers, lanes = zip(*known, strict=True) if known else ((), (), ())
-    parameters = {
-        "min_window": MIN_WINDOW,
-        "pools": list(pools),
-        "tiers": list(tiers),
-        "lanes": list(lanes),
-        "nums": list(known.values()),
-    }
+    parameters = {"aside": list(aside), "min_window": MIN_WINDOW, **_columns(num_tickets or {})}
     with connection.transaction():
         row = connection.execute(
             "SELECT pg_try_advisory_xact_lock(%s) AS is_ours", (_LOCK,)
         ).fetchone()
         if row is None or not row["is_ours"]:
             return []
-        return connection.execute(_REHINT, parameters).fetchall()
+        parts = at_once_or_apart(
+            lambda: _rows(connection, _CHOOSE + _MARK, parameters),
+            lambda: _rows(connection, _CHOOSE + " SELECT id, num_ready FROM chosen", parameters),
+            lambda chosen: _rows(connection, _CHOSEN + _MARK, _chosen(chosen)),
+            lambda chosen, error: set_aside(chosen["id"], error),
+        )
+    return [row for part in parts for row in part]
 
 
 def give_back(connection: DictConnection, job_ids: Sequence[UUID]) -> None:
     """Of these the hint wasn't sent: they are due as soon as their lane misses a ticket."""
-    if job_ids:
-        connection.execute(_GIVE_BACK, (list(job_ids),))
+    apart(job_ids, lambda some: _forget_these(connection, some), _leave)
 
 
 def forget_hints(connection: DictConnection, *, within_s: float | None = None) -> int:
@@ -143,6 +159,39 @@ def forget_hints(connection: DictConnection, *, within_s: float | None = None) -
     assert row is not None
     parameters = {"until": row["now"], "within_s": within_s, "batch": _FORGET_BATCH}
     num_forgotten = 0
-    while num := connection.execute(_FORGET, parameters).rowcount:
+    while num := _forget_batch(connection, parameters):
         num_forgotten += num
     return num_forgotten
+
+
+def _forget_batch(connection: DictConnection, parameters: dict[str, Any]) -> int:
+    return sum(
+        at_once_or_apart(
+            lambda: connection.execute(_HINTED + _FORGET, parameters).rowcount,
+            lambda: [row["id"] for row in _rows(connection, _HINTED + _ALL_HINTED, parameters)],
+            lambda some: _forget_these(connection, some),
+            _leave,
+        )
+    )
+
+
+def _forget_these(connection: DictConnection, job_ids: Sequence[UUID]) -> int:
+    return connection.execute(_GIVE_BACK, (list(job_ids),)).rowcount
+
+
+def _rows(
+    connection: DictConnection, statement: str, parameters: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Of a part of the transaction that may fail alone."""
+    with connection.transaction():
+        return connection.execute(statement.encode(), parameters).fetchall()
+
+
+def _columns(num_tickets: Mapping[Lane, int]) -> dict[str, Any]:
+    pools, tiers, lanes = zip(*num_tickets, strict=True) if num_tickets else ((), (), ())
+    nums = list(num_tickets.values())
+    return {"pools": list(pools), "tiers": list(tiers), "lanes": list(lanes), "nums": nums}
+
+
+def _chosen(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {"ids": [row["id"] for row in rows], "nums_ready": [row["num_ready"] for row in rows]}

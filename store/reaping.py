@@ -10,7 +10,7 @@ second. A job of which nothing was produced costs its tenant nothing, however it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, LiteralString
 from uuid import UUID
@@ -33,13 +33,24 @@ MAX_JOBS = 200
 
 DEAD_LEASE_TTL_S = 86_400.0  # kept a day for whoever asks which worker that was
 
-_LOST: LiteralString = """
+# Which of those that are found: all but the ones set aside, or these alone.
+_OTHERS: LiteralString = "j.id <> ALL(%(ids)s::uuid[])"
+_THESE: LiteralString = "j.id = ANY(%(ids)s::uuid[])"
+
+
+def _lost(which: LiteralString) -> LiteralString:
+    return f"""
 WITH found AS MATERIALIZED (
     SELECT j.* FROM jobs j
     WHERE j.status = 'in_progress' AND NOT EXISTS (
         SELECT FROM worker_leases w WHERE w.worker_id = j.worker_id AND w.expires_at > now())
+        AND {which}
     ORDER BY j.id LIMIT %(limit)s FOR UPDATE OF j SKIP LOCKED
-), lost AS (
+)"""
+
+
+_JUDGE_LOST: LiteralString = """
+, lost AS (
     UPDATE job_attempts a SET ended_at = now(), outcome = 'lost'
     FROM found f WHERE a.job_id = f.id AND a.attempt = f.attempt AND a.ended_at IS NULL
 ), judged AS (
@@ -51,21 +62,30 @@ WITH found AS MATERIALIZED (
     FROM found f
 )"""
 
+
 # A cancel outranks the deadline here as above: the client asked for it before it was late. Each
 # kind is found by an index of its own, however many jobs wait.
-_WAITING: LiteralString = """
+def _waiting(which: LiteralString) -> LiteralString:
+    return f"""
 WITH cancelled AS MATERIALIZED (
-    SELECT j.* FROM jobs j WHERE j.status = 'queued' AND j.cancel_requested_at IS NOT NULL
+    SELECT j.* FROM jobs j
+    WHERE j.status = 'queued' AND j.cancel_requested_at IS NOT NULL AND {which}
     ORDER BY j.id LIMIT %(limit)s FOR UPDATE OF j SKIP LOCKED
 ), late AS MATERIALIZED (
     SELECT j.* FROM jobs j
     WHERE j.status = 'queued' AND j.deadline_at <= now() AND j.cancel_requested_at IS NULL
+        AND {which}
     ORDER BY j.deadline_at LIMIT %(limit)s FOR UPDATE OF j SKIP LOCKED
-), judged AS (
-    SELECT c.*, 0 AS fails, 'cancelled_by_' || coalesce(c.cancel_by, 'user') AS verdict
-    FROM cancelled c
-    UNION ALL
-    SELECT l.*, 0 AS fails, 'deadline' AS verdict FROM late l
+), found AS (
+    SELECT * FROM cancelled UNION ALL SELECT * FROM late
+)"""
+
+
+_JUDGE_WAITING: LiteralString = """
+, judged AS (
+    SELECT f.*, 0 AS fails, CASE WHEN f.cancel_requested_at IS NOT NULL
+        THEN 'cancelled_by_' || coalesce(f.cancel_by, 'user') ELSE 'deadline' END AS verdict
+    FROM found f
 )"""
 
 # What becomes of the judged jobs. Every UPDATE is on rows locked above, so their state is known.
@@ -77,7 +97,8 @@ _CARRY_OUT: LiteralString = """
     FROM judged d LEFT JOIN LATERAL (
         SELECT a.checkpoint_text AS text,
             length(a.checkpoint_token_ids) / 4 AS num_tokens, a.checkpoint_splits AS splits
-        FROM job_attempts a WHERE a.job_id = d.id ORDER BY a.checkpoint_seq DESC LIMIT 1
+        FROM job_attempts a WHERE a.job_id = d.id AND NOT %(is_bare)s
+        ORDER BY a.checkpoint_seq DESC LIMIT 1
     ) c ON true
 ), requeued AS (
     UPDATE jobs j SET status = 'queued', worker_id = NULL, hinted_at = NULL,
@@ -145,14 +166,61 @@ class Reaped:
     status: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Sort:
+    """Jobs that are found one way. Any number may reap them: what another holds is skipped."""
+
+    name: str
+    _find: Callable[[LiteralString], LiteralString]
+    _judge: LiteralString
+
+    def reap(
+        self, connection: DictConnection, *, aside: Sequence[UUID] = (), limit: int = MAX_JOBS
+    ) -> list[Reaped]:
+        """Requeue or end them, but for those set aside."""
+        return self._reap(connection, _OTHERS, aside, limit=limit)
+
+    def waiting(
+        self, connection: DictConnection, *, aside: Sequence[UUID] = (), limit: int = MAX_JOBS
+    ) -> list[UUID]:
+        """What `reap` would find."""
+        rows = connection.execute(
+            self._find(_OTHERS) + " SELECT id FROM found", {"ids": list(aside), "limit": limit}
+        ).fetchall()
+        return [row["id"] for row in rows]
+
+    def reap_these(
+        self, connection: DictConnection, ids: Sequence[UUID], *, is_bare: bool = False
+    ) -> list[Reaped]:
+        """Those of them that still are to be reaped; `is_bare`: as if nothing had been produced."""
+        return self._reap(connection, _THESE, ids, limit=len(ids), is_bare=is_bare)
+
+    def _reap(
+        self,
+        connection: DictConnection,
+        which: LiteralString,
+        ids: Sequence[UUID],
+        *,
+        limit: int,
+        is_bare: bool = False,
+    ) -> list[Reaped]:
+        parameters = {"ids": list(ids), "limit": limit, "is_bare": is_bare, **_PARAMETERS}
+        rows = connection.execute(self._find(which) + self._judge + _CARRY_OUT, parameters)
+        return [Reaped(**row) for row in rows.fetchall()]
+
+
+LOST = Sort("in_progress", _lost, _JUDGE_LOST)
+WAITING = Sort("queued", _waiting, _JUDGE_WAITING)
+
+
 def reap_lost(connection: DictConnection, *, limit: int = MAX_JOBS) -> list[Reaped]:
-    """Requeue or end running jobs whose worker's lease is over. Skips what another reaper holds."""
-    return _reap(connection, _LOST + _CARRY_OUT, limit)
+    """Requeue or end running jobs whose worker's lease is over."""
+    return LOST.reap(connection, limit=limit)
 
 
 def reap_waiting(connection: DictConnection, *, limit: int = MAX_JOBS) -> list[Reaped]:
     """End queued jobs that are past their deadline or were cancelled between two attempts."""
-    return _reap(connection, _WAITING + _CARRY_OUT, limit)
+    return WAITING.reap(connection, limit=limit)
 
 
 def jobs_that_need_clients(connection: DictConnection, *, limit: int) -> list[UUID]:
@@ -171,20 +239,6 @@ def delete_dead_leases(connection: DictConnection) -> int:
         "DELETE FROM worker_leases WHERE expires_at < now() - make_interval(secs => %s)",
         (DEAD_LEASE_TTL_S,),
     ).rowcount
-
-
-def _reap(connection: DictConnection, statement: LiteralString, limit: int) -> list[Reaped]:
-    rows = connection.execute(
-        statement,
-        {
-            "limit": limit,
-            "endings": Jsonb(_ENDINGS),
-            "first_delay_s": FIRST_RETRY_DELAY_S,
-            "max_delay_s": MAX_RETRY_DELAY_S,
-            "jump": SEQUENCE_JUMP,
-        },
-    ).fetchall()
-    return [Reaped(**row) for row in rows]
 
 
 def _row(verdict: str, has_output: bool, ending: Ending, message: str | None) -> dict[str, Any]:
@@ -216,4 +270,9 @@ def _endings() -> Sequence[dict[str, Any]]:
     ]
 
 
-_ENDINGS = _endings()
+_PARAMETERS: Mapping[str, Any] = {
+    "endings": Jsonb(_endings()),
+    "first_delay_s": FIRST_RETRY_DELAY_S,
+    "max_delay_s": MAX_RETRY_DELAY_S,
+    "jump": SEQUENCE_JUMP,
+}

@@ -4,6 +4,13 @@ or to `released`; store/admission.py makes them, store/outcomes.py resolves them
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, LiteralString
+from uuid import UUID
+
+from psycopg import Error
+
+from store.apart import at_once_or_apart
 from store.pools import DictConnection
 
 # Nothing should ever need this: the end of a job always leaves an outcome, and settling it resolves
@@ -12,7 +19,7 @@ from store.pools import DictConnection
 #
 # A backlog holds millions, so a run looks at some: those from a moment on that is drawn anew each
 # time, and the first ones. Each is looked up by its id (OFFSET 0): a join would read all jobs.
-_RELEASE_ORPHANS = """
+_ORPHANS = """
 WITH bounds AS MATERIALIZED (
     SELECT first, until, first + random() * (until - first) AS drawn
     FROM (SELECT min(created_at) AS first, now() - make_interval(secs => %(older_than_s)s) AS until
@@ -34,7 +41,10 @@ WITH bounds AS MATERIALIZED (
     ) o ON true
     WHERE j.id IS NULL AND o.job_id IS NULL
         OR j.finished_at IS NOT NULL AND o.settled_at IS NOT NULL
-), locked_orphans AS MATERIALIZED (
+)"""
+_THESE = "WITH orphans AS (SELECT job_id FROM unnest(%(ids)s::uuid[]) AS job_id)"
+_RELEASE = """
+, locked_orphans AS MATERIALIZED (
     SELECT r.job_id FROM reservations r
     WHERE r.job_id = ANY(ARRAY(SELECT job_id FROM orphans)) AND r.state = 'held'
     ORDER BY r.job_id FOR UPDATE SKIP LOCKED
@@ -59,14 +69,36 @@ ORPHAN_AGE_S = 3_600.0
 
 
 def release_orphans(
-    connection: DictConnection, *, older_than_s: float = ORPHAN_AGE_S, limit: int = 1_000
+    connection: DictConnection,
+    *,
+    older_than_s: float = ORPHAN_AGE_S,
+    limit: int = 1_000,
+    set_aside: Callable[[UUID, Error], None] = lambda _job_id, _error: None,
 ) -> int:
     """Release held reservations that no settling will ever resolve. Returns how many.
 
     An orphan is one whose job is over and settled, or whose job doesn't exist. One run looks at no
-    more than twice `limit`, in time at all.
+    more than twice `limit`, in time at all. One that can't be released holds up no other.
     """
     parameters = {"older_than_s": older_than_s, "limit": limit}
-    row = connection.execute(_RELEASE_ORPHANS, parameters).fetchone()
+    return sum(
+        at_once_or_apart(
+            lambda: _num_released(connection, _ORPHANS + _RELEASE, parameters),
+            lambda: _orphans(connection, parameters),
+            lambda ids: _num_released(connection, _THESE + _RELEASE, {"ids": list(ids)}),
+            set_aside,
+        )
+    )
+
+
+def _orphans(connection: DictConnection, parameters: dict[str, Any]) -> list[UUID]:
+    rows = connection.execute(_ORPHANS + " SELECT job_id FROM orphans", parameters).fetchall()
+    return [row["job_id"] for row in rows]
+
+
+def _num_released(
+    connection: DictConnection, statement: LiteralString, parameters: dict[str, Any]
+) -> int:
+    row = connection.execute(statement, parameters).fetchone()
     assert row is not None
     return int(row["num_released"])

@@ -13,13 +13,16 @@ from uuid import UUID
 
 import structlog
 from kombu import Queue
+from psycopg import Error as DatabaseError
 
 from store import hints
+from store.apart import reason
 from store.hints import Lane
 from store.pools import DictConnection
 from tasks.inference import Hint, num_tickets, send_hints
 from tasks.queues import ServiceTier, queue_for
 from workers.maintenance import metrics
+from workers.maintenance.aside import Aside
 from workers.maintenance.redis_watch import RedisWatch
 
 INTERVAL_S = 0.5
@@ -140,14 +143,25 @@ class Rehinter:
     def __init__(self, watch: RedisWatch, sender: HintSender) -> None:
         self._watch = watch
         self._sender = sender
+        self._aside = Aside()
 
     def step(self, connection: DictConnection) -> bool:
         """One window of hints."""
         self._forget_lost(connection)
         hints.give_back(connection, self._sender.take_held_back())
-        rows = hints.rehint(connection, self._sender.num_tickets())
+        rows = hints.rehint(
+            connection,
+            self._sender.num_tickets(),
+            aside=self._aside.ids(),
+            set_aside=self._set_aside,
+        )
         self._sender.put(_by_lane(rows))
         return False
+
+    def _set_aside(self, job_id: UUID, error: DatabaseError) -> None:
+        metrics.UNITS_FAILED.labels("rehint").inc()
+        num_tries = self._aside.add(job_id)
+        log.error("job_not_hinted", job_id=str(job_id), tries=num_tries, error=reason(error))
 
     def _forget_lost(self, connection: DictConnection) -> None:
         within_s = self._watch.lost_hints()

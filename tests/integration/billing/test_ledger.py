@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -12,6 +12,7 @@ from billing import ledger
 from billing.usage import settle_jobs
 from store.reservations import release_orphans
 from tasks.errors import IdempotencyKeyReused, InvalidRequest
+from tests.support.poison import refuse
 from tests.support.roles import Connections
 from tests.support.rows import Rows
 
@@ -165,6 +166,24 @@ def test_a_reservation_whose_job_never_was_is_released(roles: Connections, rows:
 
     assert (too_young, released) == (0, 1)
     assert rows.account(tenant) == (500, 0)
+
+
+def test_a_reservation_that_can_not_be_released_keeps_no_other_held(
+    roles: Connections, rows: Rows
+) -> None:
+    tenant = rows.tenant(credit_micros=500)
+    jobs = sorted(uuid4() for _ in range(5))
+    for job in jobs:
+        rows.reserve(job, tenant, 70)
+    refuse(roles.owner, "reservations", "job_id", jobs[2])
+    left: list[UUID] = []
+
+    released = release_orphans(
+        roles.billing, older_than_s=0, set_aside=lambda job_id, _: left.append(job_id)
+    )
+
+    assert (released, left) == (4, [jobs[2]])
+    assert rows.account(tenant) == (500, 70)
 
 
 def test_the_reservation_of_an_open_or_unsettled_job_is_kept(

@@ -11,6 +11,7 @@ import pytest
 from cli.stack.database import DatabaseUrls
 from store.hints import MIN_WINDOW, forget_hints, give_back, rehint
 from store.pools import connect
+from tests.support.poison import refuse
 from tests.support.roles import Connections
 from tests.support.rows import Rows
 
@@ -128,6 +129,31 @@ def test_a_hint_that_is_given_back_is_due_at_once(roles: Connections, rows: Rows
     give_back(roles.worker, [back])
 
     assert _hinted(roles) == [back]
+
+
+def test_a_job_that_can_not_be_hinted_holds_up_no_other(roles: Connections, rows: Rows) -> None:
+    jobs = [rows.job(rows.tenant(), hinted_ago_s=60) for _ in range(5)]
+    refuse(roles.owner, "jobs", "id", jobs[2])
+    told: list[UUID] = []
+
+    hints = rehint(roles.worker, set_aside=lambda job_id, _: told.append(job_id))
+    others = rehint(roles.worker, aside=told)
+
+    assert {hint["id"] for hint in hints} == {*jobs} - {jobs[2]}
+    assert {hint["num_ready"] for hint in hints} == {5}
+    assert (told, others) == ([jobs[2]], [])
+
+
+def test_a_job_that_can_not_be_forgotten_holds_up_no_other(roles: Connections, rows: Rows) -> None:
+    jobs = [rows.job(rows.tenant()) for _ in range(5)]
+    refuse(roles.owner, "jobs", "id", jobs[2])
+
+    give_back(roles.worker, jobs[:4])
+    num_forgotten = forget_hints(roles.worker)
+
+    assert num_forgotten == 1
+    left = roles.owner.execute("SELECT id FROM jobs WHERE hinted_at IS NOT NULL").fetchall()
+    assert [row["id"] for row in left] == [jobs[2]]
 
 
 def test_rehinters_that_race_hint_each_job_once(

@@ -15,9 +15,11 @@ from cli.stack.database import DatabaseUrls
 from store.pools import connect
 from store.reaping import delete_dead_leases, reap_lost, reap_waiting
 from tasks.stream import SEQUENCE_JUMP
+from tests.support.poison import refuse
 from tests.support.roles import Connections
 from tests.support.rows import Rows
-from workers.maintenance.reaper import Reaper
+from workers.maintenance.aside import FIRST_S
+from workers.maintenance.reaper import MAX_TRIES, Reaper
 
 CREDIT = 1_000_000
 
@@ -314,6 +316,66 @@ def test_a_short_pause_needs_no_grace(roles: Connections, rows: Rows, dead_worke
     reaper.step(roles.worker)
 
     assert rows.of_job(job)["status"] == "queued"
+
+
+def test_a_job_that_can_not_be_reaped_holds_up_none_of_its_sort(
+    roles: Connections, rows: Rows, dead_worker: UUID
+) -> None:
+    tenant = rows.tenant()
+    lost = [rows.running_job(tenant, dead_worker) for _ in range(5)]
+    late = [rows.job(tenant, deadline_s=-1.0) for _ in range(5)]
+    cancelled = [rows.job(tenant, attempt=1, cancel_by="user") for _ in range(5)]
+    for number, ids in enumerate((lost, late, cancelled)):
+        refuse(roles.owner, "jobs", "id", ids[0], name=f"refuse_{number}")
+    clock = _Clock()
+
+    Reaper(clock).step(roles.worker)
+
+    states = [[rows.of_job(job)["status"] for job in ids] for ids in (lost, late, cancelled)]
+    assert states == [
+        ["in_progress", *["queued"] * 4],
+        ["queued", *["failed"] * 4],
+        ["queued", *["cancelled"] * 4],
+    ]
+
+
+def test_a_job_that_can_not_be_reaped_is_set_aside_and_tried_again(
+    roles: Connections, rows: Rows, dead_worker: UUID
+) -> None:
+    tenant = rows.tenant()
+    stuck, behind = (rows.running_job(tenant, dead_worker) for _ in range(2))
+    refuse(roles.owner, "jobs", "id", stuck)
+    clock = _Clock()
+    reaper = Reaper(clock)
+
+    for _ in range(2):
+        reaper.step(roles.worker)
+    assert [rows.of_job(job)["status"] for job in (stuck, behind)] == ["in_progress", "queued"]
+
+    roles.owner.execute("DROP TRIGGER refuse ON jobs")
+    reaper.step(roles.worker)
+    assert rows.of_job(stuck)["status"] == "in_progress"
+    clock.now += FIRST_S + 0.1
+    reaper.step(roles.worker)
+    assert rows.of_job(stuck)["status"] == "queued"
+
+
+def test_a_job_whose_checkpoint_can_not_be_read_ends_without_it(
+    roles: Connections, rows: Rows, dead_worker: UUID
+) -> None:
+    job = rows.running_job(rows.tenant(), dead_worker, produced="x", cancel_by="user")
+    roles.owner.execute("""UPDATE job_attempts SET checkpoint_splits = '"no list"'""")
+    clock = _Clock()
+    reaper = Reaper(clock)
+
+    for _ in range(MAX_TRIES):
+        assert rows.of_job(job)["status"] == "in_progress"
+        reaper.step(roles.worker)
+        clock.now += 4.5
+
+    assert rows.of_job(job)["status"] == "cancelled"
+    outcome = rows.one("SELECT payer, output_tokens FROM job_outcomes WHERE job_id = %s", job)
+    assert outcome == {"payer": "nobody", "output_tokens": 0}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,32 @@
+"""A row that nobody can change: what one unit of work looks like that always fails."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from psycopg import sql
+
+from store.pools import DictConnection
+
+
+def refuse(
+    owner: DictConnection, table: str, column: str, value: UUID, *, name: str = "refuse"
+) -> None:
+    """Have every UPDATE of these rows raise, and with it the statement it is part of."""
+    names = {
+        "table": sql.Identifier(table),
+        "column": sql.Identifier(column),
+        "name": sql.Identifier(name),
+    }
+    owner.execute(
+        sql.SQL(
+            "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE EXCEPTION 'refused'; END $$"
+        )
+    )
+    owner.execute(
+        sql.SQL(
+            "CREATE TRIGGER {name} BEFORE UPDATE ON {table} FOR EACH ROW"
+            " WHEN (OLD.{column} = {value}) EXECUTE FUNCTION refuse()"
+        ).format(**names, value=sql.Literal(value))
+    )
