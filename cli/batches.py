@@ -115,6 +115,8 @@ def get(batch_id: BatchId, *, is_json: JsonOption = False) -> None:
         print_json(batch.raw)
         return
     _show((batch,))
+    if batch.waits_for:
+        print(f"waits: {batch.waits_for}")
     for error in batch.errors:
         print(f"line {error.get('line')}: {error.get('code')}: {error.get('message')}")
     for name, file_id in (("output", batch.output_file_id), ("errors", batch.error_file_id)):

@@ -177,6 +177,12 @@ class Batch:
     expires_at: int | None = None
 
     @property
+    def waits_for(self) -> str | None:
+        """What holds it up, in words; None while it goes on."""
+        waits_for = (self.raw.get("millrace") or {}).get("waits_for")
+        return waits_for["message"] if waits_for else None
+
+    @property
     def is_terminal(self) -> bool:
         """Whether the batch is over and its files are complete."""
         return self.status in ENDED_BATCH_STATUSES

@@ -28,10 +28,20 @@ class Tenant:
     default_tier: str
     requests_per_min: int | None  # None: no limit
     tokens_per_min: int | None
+    max_batches: int | None  # None: what the installation allows
+    max_batch_bytes: int | None
     currency: str
     balance_micros: int
     held_micros: int
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class OwnBatchQuota:
+    """What a tenant may have of batches that are not over. None: what the installation allows."""
+
+    max_batches: int | None = None
+    max_bytes: int | None = None  # of their input files
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,9 @@ class ListedKey:
     state: str  # live, revoked or expired
 
 
+INSTALLATIONS = OwnBatchQuota()
+
+
 def create_tenant(
     connection: DictConnection,
     *,
@@ -74,13 +87,14 @@ def create_tenant(
     tiers: Iterable[str] = ALL_TIERS,
     default_tier: str = ServiceTier.DEFAULT,
     limits: Limits = NO_LIMITS,
+    batches: OwnBatchQuota = INSTALLATIONS,
 ) -> UUID:
     """A tenant, its account and its first credit, in one transaction. The name must be new."""
     tenant_id = uuid7()
     with connection.transaction():
         connection.execute(
-            "INSERT INTO tenants (id, name, tiers, default_tier, requests_per_min, tokens_per_min)"
-            " VALUES (%s, %s, %s, %s, %s, %s)",
+            "INSERT INTO tenants (id, name, tiers, default_tier, requests_per_min, tokens_per_min,"
+            " max_batches, max_batch_bytes) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
             (
                 tenant_id,
                 name,
@@ -88,6 +102,8 @@ def create_tenant(
                 str(default_tier),
                 limits.requests,
                 limits.tokens,
+                batches.max_batches,
+                batches.max_bytes,
             ),
         )
         connection.execute(
@@ -121,11 +137,29 @@ def set_limits(connection: DictConnection, tenant_id: UUID, limits: Limits) -> N
     )
 
 
+def get_batch_quota(connection: DictConnection, tenant_id: UUID) -> OwnBatchQuota:
+    """What a tenant has of its own. It must exist."""
+    row = connection.execute(
+        "SELECT max_batches, max_batch_bytes FROM tenants WHERE id = %s", (tenant_id,)
+    ).fetchone()
+    assert row is not None
+    return OwnBatchQuota(row["max_batches"], row["max_batch_bytes"])
+
+
+def set_batch_quota(connection: DictConnection, tenant_id: UUID, quota: OwnBatchQuota) -> None:
+    """For the batches that it makes from now on."""
+    connection.execute(
+        "UPDATE tenants SET max_batches = %s, max_batch_bytes = %s WHERE id = %s",
+        (quota.max_batches, quota.max_bytes, tenant_id),
+    )
+
+
 def list_tenants(connection: DictConnection) -> list[Tenant]:
     """All tenants, oldest first."""
     rows = connection.execute(
         "SELECT t.id, t.name, t.tiers, t.default_tier, t.requests_per_min, t.tokens_per_min,"
-        " a.currency, a.balance_micros, a.held_micros, t.created_at"
+        " t.max_batches, t.max_batch_bytes, a.currency, a.balance_micros, a.held_micros,"
+        " t.created_at"
         " FROM tenants t JOIN accounts a ON a.tenant_id = t.id ORDER BY t.id"
     ).fetchall()
     return [Tenant(**row | {"tiers": tuple(row["tiers"])}) for row in rows]

@@ -35,6 +35,7 @@ class BatchServer:
     is_losing_creations: bool = False  # the batch is made, and the answer is a 502
     is_limiting: bool = False  # lists of batches are refused with 429
     num_looks: int = 0
+    waits_for: dict[str, str] | None = None
     knows_ranges: bool = True
     num_content_bytes: int = 0  # of results that were sent
 
@@ -117,7 +118,7 @@ class BatchServer:
         batch: dict[str, Any] = {
             "id": batch_id, "object": "batch", "status": "completed" if is_over else "in_progress",
             "endpoint": "/v1/chat/completions", "input_file_id": self.batches[batch_id],
-            "created_at": 1,
+            "created_at": 1, "millrace": {"waits_for": self.waits_for},
             "errors": None, "output_file_id": "file-out", "error_file_id": "file-err",
             "request_counts": {"total": total, "completed": len(ended) - failed, "failed": failed},
         }  # fmt: skip

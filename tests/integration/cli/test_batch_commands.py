@@ -68,6 +68,19 @@ def test_run_writes_results_and_says_what_failed(
     assert server.uploads == [path.read_bytes()]
 
 
+def test_get_says_what_a_batch_waits_for(
+    millrace: Run, environment: dict[str, str], server: BatchServer, path: Path
+) -> None:
+    millrace("batch", "run", str(path), **environment)
+    going_on = millrace("batch", "get", "batch_1", **environment)
+    server.waits_for = {"code": "insufficient_quota", "message": "You have no credit left."}
+
+    waiting = millrace("batch", "get", "batch_1", **environment)
+
+    assert "waits" not in going_on.stdout
+    assert "waits: You have no credit left." in waiting.stdout.splitlines()
+
+
 def test_interrupted_run_is_taken_up_and_writes_each_result_once(
     millrace: Run, environment: dict[str, str], server: BatchServer, path: Path, tmp_path: Path
 ) -> None:

@@ -119,6 +119,36 @@ def test_limits_of_a_tenant_are_set_one_by_one(operator: Run) -> None:
     assert "unlimited" in operator("tenants", "list").stdout
 
 
+def test_batch_quota_of_a_tenant_is_set_one_by_one(operator: Run) -> None:
+    def quota() -> tuple[int | None, int | None]:
+        [tenant] = json.loads(operator("tenants", "list", "--json").stdout)
+        return tenant["max_batches"], tenant["max_batch_bytes"]
+
+    created = operator("tenants", "create", "acme", "--max-batches", "0", "--json")
+    seen = [quota()]
+    for arguments in (
+        ("--max-batch-bytes", "5000000000"),
+        ("--max-batches", "7", "--requests-per-min", "60"),
+        ("--max-batches", "default", "--max-batch-bytes", "default"),
+    ):
+        result = operator("tenants", "set-limits", "acme", *arguments)
+        assert result.returncode == 0, result.stderr
+        seen.append(quota())
+
+    assert seen == [(0, None), (0, 5_000_000_000), (7, 5_000_000_000), (None, None)]
+    assert json.loads(created.stdout)["max_batches"] == 0
+    assert "60 requests" in result.stdout
+    assert "default batches of default bytes" in result.stdout
+
+
+@pytest.mark.parametrize("quota", ["-1", "1.5", "none", str(2**63), "9" * 5_000])
+def test_batch_quota_that_is_no_number_is_refused(operator: Run, quota: str) -> None:
+    result = operator("tenants", "create", "acme", f"--max-batch-bytes={quota}")
+
+    assert_one_line_error(result, "limit", code=2)
+    assert "acme" not in operator("tenants", "list").stdout
+
+
 def test_limits_of_nobody_are_not_set(operator: Run) -> None:
     result = operator("tenants", "set-limits", "nobody", "--tokens-per-min", "5")
 
