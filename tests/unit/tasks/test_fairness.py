@@ -62,6 +62,17 @@ def test_idle_tier_banks_no_credit() -> None:
     assert counts[ServiceTier.PRIORITY] == pytest.approx(32, abs=2)
 
 
+def test_idle_tiers_bank_no_order() -> None:
+    """Of those that return together the heaviest is first, though another was idle for longer."""
+    cycle = VirtualTokenCycle(ALL)
+    for busy in (ServiceTier.PRIORITY, ServiceTier.DEFAULT):
+        serve(cycle, 100, lambda name, busy=busy: tier_of_queue(name) is busy)  # type: ignore[misc]
+
+    served = [tier_of_queue(name) for name in serve(cycle, 3)]
+
+    assert served == [ServiceTier.PRIORITY, ServiceTier.FLEX, ServiceTier.BATCH]
+
+
 def test_tier_served_alone_is_not_punished_when_others_return() -> None:
     cycle = VirtualTokenCycle(ALL)
     serve(cycle, 1_000, lambda name: tier_of_queue(name) is ServiceTier.BATCH)
