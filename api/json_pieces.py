@@ -47,11 +47,30 @@ def pieces_of(document: Any) -> list[Piece]:
     return pieces
 
 
-async def list_bytes(later: LaterList, tokens: AsyncIterator[Tokens]) -> AsyncGenerator[bytes]:
+class ListJson:
     """The JSON of a list, bit by bit."""
-    opening = b"["
+
+    def __init__(self, later: LaterList) -> None:
+        self._later = later
+        self._opening = b"["
+
+    def add(self, token_ids: Sequence[int], values: Sequence[Any]) -> bytes:
+        """What these tokens add to it; nothing, perhaps."""
+        entries = self._later.entries(token_ids, values)
+        if not entries:
+            return b""
+        opening, self._opening = self._opening, b","
+        return opening + orjson.dumps(entries)[1:-1]
+
+    def end(self) -> bytes:
+        """Its last bytes."""
+        return b"[]" if self._opening == b"[" else b"]"
+
+
+async def list_bytes(later: LaterList, tokens: AsyncIterator[Tokens]) -> AsyncGenerator[bytes]:
+    """All of it."""
+    json = ListJson(later)
     async for token_ids, values in tokens:
-        if entries := later.entries(token_ids, values):
-            yield opening + orjson.dumps(entries)[1:-1]
-            opening = b","
-    yield b"[]" if opening == b"[" else b"]"
+        if data := json.add(token_ids, values):
+            yield data
+    yield json.end()

@@ -7,7 +7,7 @@ transaction that adds its result to a file. All that drivers write is fenced by 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -94,16 +94,6 @@ _POSTPONE = """
 UPDATE batch_lines SET num_tries = num_tries + 1,
     try_at = now() + make_interval(secs => %(pause_s)s)
 WHERE batch_id = %(id)s AND number = %(number)s AND state = 'pending'
-"""
-
-_OVER = """
-SELECT l.number, l.custom_id, l.error, p.request, r.output, r.last_seq, j.*
-FROM batch_lines l
-LEFT JOIN jobs j ON j.id = l.job_id LEFT JOIN job_results r ON r.job_id = l.job_id
-LEFT JOIN job_payloads p ON p.job_id = l.job_id
-WHERE l.batch_id = %s
-    AND (l.state = 'refused' OR l.state = 'submitted' AND j.finished_at IS NOT NULL)
-LIMIT %s
 """
 
 _NOTE_OVER = """
@@ -311,17 +301,6 @@ def left(connection: DictConnection, batch_id: UUID) -> Left:
     row = connection.execute(_LEFT, {"id": batch_id}).fetchone()
     assert row is not None
     return Left(**row)
-
-
-def lines_to_write(
-    connection: DictConnection, batch_id: UUID, *, limit: int
-) -> Generator[dict[str, Any]]:
-    """Refused lines, and lines whose jobs are over: the job's row with `output`, `request`.
-
-    One row in memory at a time. Close it if it isn't read to its end.
-    """
-    with connection.cursor() as cursor:
-        yield from cursor.stream(_OVER, (batch_id, limit))
 
 
 def note_over(connection: DictConnection, batch: BatchRow, written: WrittenLines) -> bool:

@@ -24,13 +24,13 @@ LOGPROBS_A_ROW = 256
 
 # Log-probabilities can be tens of MB: they are left out, and read bit by bit where they are shown.
 # Where a choice has some, it says `true`.
-_OUTPUT = """
+OUTPUT = """
 (CASE WHEN r.output IS NOT NULL THEN coalesce((
     SELECT jsonb_agg(CASE jsonb_typeof(c->'logprobs')
         WHEN 'object' THEN jsonb_set(c, '{logprobs}', 'true') ELSE c END ORDER BY n)
     FROM jsonb_array_elements(r.output) WITH ORDINALITY AS choices (c, n)
-), '[]') END) AS output
-"""
+), '[]') END)"""
+_OUTPUT = f"{OUTPUT} AS output"
 
 # How old a job is, and how long it may still take, when it is read: the clocks of other machines
 # are not compared with the times that Postgres wrote.
@@ -88,7 +88,7 @@ WHERE job_id = %(job_id)s AND tenant_id = %(tenant_id)s
 """
 
 # As text: what is read at a time is parsed elsewhere, and not by the driver at once.
-_LOGPROBS = """
+LOGPROBS = """
 SELECT jsonb_agg(token_id ORDER BY n)::text AS token_ids,
     jsonb_agg(logprob ORDER BY n)::text AS values
 FROM job_results r, jsonb_array_elements(r.output) AS choices (c), ROWS FROM (
@@ -257,7 +257,7 @@ async def read_logprobs(
     parameters |= {"num_tokens": LOGPROBS_A_QUERY, "tokens_a_row": LOGPROBS_A_ROW}
     for begin in itertools.count(0, LOGPROBS_A_QUERY):
         async with as_tenant(pool, tenant_id) as connection:
-            cursor = await connection.execute(_LOGPROBS, parameters | {"begin": begin})
+            cursor = await connection.execute(LOGPROBS, parameters | {"begin": begin})
             kept = await connection.execute(_IS_KEPT, parameters)
             rows, is_kept = await cursor.fetchall(), await kept.fetchone() is not None
         if not is_kept:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 from uuid import UUID
 
 import orjson
@@ -13,10 +15,12 @@ import structlog
 from api.dialects.answers import failure_of
 from api.dialects.fold import ShownJob
 from api.errors import error_object, status_of
+from api.json_pieces import LaterList, ListJson, Piece, pieces_of
 from api.prompts.registry import ModelRegistry
-from store import batch_driving
+from store import batch_driving, batch_results
 from store.batch_driving import WrittenLines
 from store.batch_turns import BatchRow
+from store.faults import is_outage
 from store.file_contents import FileContents
 from store.file_output import append_part, open_output
 from store.pools import DictConnection, SyncPool
@@ -27,9 +31,14 @@ from workers.batches.endpoints import ENDPOINTS
 LINES_A_PART = 500
 PART_BYTES = 4 << 20  # and a line: what a step holds in memory
 OK = 200
+COPY_BYTES = 1 << 20
 _TOKENS = ("input_tokens", "cached_tokens", "output_tokens")
 
 log = structlog.get_logger(__name__)
+
+
+# A long one is on disk: its log-probabilities may take more than the worker has.
+Line = bytes | IO[bytes]
 
 
 @dataclass(slots=True)
@@ -37,7 +46,7 @@ class _Written:
     """Lines on their way into one of the two files."""
 
     filename: str
-    lines: list[bytes] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
     file_id: UUID | None = None
 
 
@@ -51,10 +60,10 @@ class _Step:
     num_bytes: int = 0
     tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_TOKENS, 0))
 
-    def add(self, row: dict[str, Any], line: bytes, *, is_good: bool) -> None:
-        (self.good if is_good else self.bad).lines.append(line + b"\n")
+    def add(self, row: dict[str, Any], line: Line, *, is_good: bool) -> None:
+        (self.good if is_good else self.bad).lines.append(line)
         self.numbers.append(row["number"])
-        self.num_bytes += len(line)
+        self.num_bytes += len(line) if isinstance(line, bytes) else 0
         for name in _TOKENS:  # none of them without a job
             self.tokens[name] += row[name] or 0
 
@@ -79,26 +88,46 @@ class LineWriter:
         registry: ModelRegistry,
         *,
         part_bytes: int = PART_BYTES,
+        long_bytes: int = batch_results.LONG_BYTES,
     ) -> None:
         self._pool = pool
         self._contents = contents
         self._registry = registry
         self._part_bytes = part_bytes
+        self._long_bytes = long_bytes
 
     def write(self, batch: BatchRow) -> int:
         """Results of lines that are over; how many. Blocks. Raises LineWriterFenced."""
-        step = _Step()
+        with ExitStack() as spools:
+            step = self._gather(batch, spools)
+            if step.numbers:
+                self._commit(batch, step)
+        return len(step.numbers)
+
+    def _gather(self, batch: BatchRow, spools: ExitStack) -> _Step:
+        """What a part holds. A long line has a step of its own, and no connection while it is read:
+        each piece takes one for itself.
+        """
+        step, long = _Step(), None
         with self._pool.connection() as connection:
-            rows = batch_driving.lines_to_write(connection, batch["id"], limit=LINES_A_PART)
+            rows = batch_results.lines_to_write(
+                connection, batch["id"], limit=LINES_A_PART, long_bytes=self._long_bytes
+            )
             with closing(rows):
                 for row in rows:
-                    is_good, line = self._line(batch, row)
-                    step.add(row, line, is_good=is_good)
+                    if row["is_long"]:
+                        long = row
+                        break
+                    self._add(step, batch, row, spools)
                     if step.num_bytes >= self._part_bytes:
                         break
-        if step.numbers:
-            self._commit(batch, step)
-        return len(step.numbers)
+        if long is not None and not step.numbers:
+            self._add(step, batch, long, spools)
+        return step
+
+    def _add(self, step: _Step, batch: BatchRow, row: dict[str, Any], spools: ExitStack) -> None:
+        is_good, line = self._line(batch, row, spools)
+        step.add(row, line, is_good=is_good)
 
     def _commit(self, batch: BatchRow, step: _Step) -> None:
         with self._pool.connection() as connection, connection.transaction():
@@ -118,12 +147,13 @@ class LineWriter:
             connection, tenant_id, filename=written.filename
         )
         writer = self._contents.new_part(tenant_id, written.file_id)
-        writer.write(b"".join(written.lines))
+        for data in _contents(written.lines):
+            writer.write(data)
         part = writer.finish()
         if not append_part(connection, tenant_id, written.file_id, part):
             self._contents.remove_part(part)  # its owner deleted the file
 
-    def _line(self, batch: BatchRow, row: dict[str, Any]) -> tuple[bool, bytes]:
+    def _line(self, batch: BatchRow, row: dict[str, Any], spools: ExitStack) -> tuple[bool, Line]:
         """(Whether it is of the output file, the line). A result that can't be shown is an error,
         whatever is wrong with it: the other lines go on.
         """
@@ -133,10 +163,28 @@ class LineWriter:
         }
         try:
             is_good, content = self._content(batch, row)
-            return is_good, orjson.dumps(line | content)
-        except Exception:
+            return is_good, self._written(row, pieces_of(line | content), spools)
+        except Exception as error:
+            if is_outage(error):
+                raise
             log.exception("batch_line_not_shown", batch_id=batch["id"].hex, line=row["number"])
-            return False, orjson.dumps(line | request_error(InternalError(), row["id"]))
+            return False, orjson.dumps(line | request_error(InternalError(), row["id"])) + b"\n"
+
+    def _written(self, row: dict[str, Any], pieces: Sequence[Piece], spools: ExitStack) -> Line:
+        if len(pieces) == 1 and isinstance(pieces[0], bytes):
+            return pieces[0] + b"\n"
+        spool = spools.enter_context(TemporaryFile())  # noqa: SIM115 (the stack closes it)
+        for piece in pieces:
+            spool.writelines(self._list(row, piece) if isinstance(piece, LaterList) else (piece,))
+        spool.write(b"\n")
+        return spool
+
+    def _list(self, row: dict[str, Any], later: LaterList) -> Iterator[bytes]:
+        json = ListJson(later)
+        parts = batch_results.read_logprobs(self._pool, row["tenant_id"], row["id"], later.choice)
+        for token_ids, values in parts:
+            yield json.add(orjson.loads(token_ids), orjson.loads(values))
+        yield json.end()
 
     def _content(self, batch: BatchRow, row: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
         if row["error"] is not None:
@@ -153,6 +201,15 @@ class LineWriter:
 
 class LineWriterFenced(Exception):
     """Another driver has the batch; what this one wrote is in no file."""
+
+
+def _contents(lines: Sequence[Line]) -> Iterator[bytes]:
+    yield b"".join(line for line in lines if isinstance(line, bytes))
+    for line in lines:
+        if not isinstance(line, bytes):
+            line.seek(0)
+            while data := line.read(COPY_BYTES):
+                yield data
 
 
 def _failed_line(batch: BatchRow, failure: ServiceError, job_id: UUID) -> dict[str, Any]:

@@ -1,0 +1,59 @@
+"""What came of the lines of batches, as drivers read it: one line in memory at a time, and of a
+long one a part.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator
+from typing import Any
+from uuid import UUID
+
+from store.jobs import LOGPROBS, LOGPROBS_A_QUERY, LOGPROBS_A_ROW, OUTPUT
+from store.pools import DictConnection, SyncPool
+
+# As stored, compressed. Shown, log-probabilities take some fifty times as much memory.
+LONG_BYTES = 256 << 10
+
+# A long result's log-probabilities are left out, as in store/jobs.py.
+_OVER = f"""
+SELECT l.number, l.custom_id, l.error, p.request, r.last_seq, j.*,
+    coalesce(pg_column_size(r.output) > %(long_bytes)s, false) AS is_long,
+    CASE WHEN pg_column_size(r.output) > %(long_bytes)s THEN {OUTPUT} ELSE r.output END AS output
+FROM batch_lines l
+LEFT JOIN jobs j ON j.id = l.job_id LEFT JOIN job_results r ON r.job_id = l.job_id
+LEFT JOIN job_payloads p ON p.job_id = l.job_id
+WHERE l.batch_id = %(batch_id)s
+    AND (l.state = 'refused' OR l.state = 'submitted' AND j.finished_at IS NOT NULL)
+LIMIT %(limit)s
+"""
+
+
+def lines_to_write(
+    connection: DictConnection, batch_id: UUID, *, limit: int, long_bytes: int = LONG_BYTES
+) -> Generator[dict[str, Any]]:
+    """Refused lines, and lines whose jobs are over: the job's row with `output`, `request`, and
+    whether it `is_long`: then where a choice has log-probabilities it says `true`.
+
+    One row in memory at a time. Close it if it isn't read to its end.
+    """
+    parameters = {"batch_id": batch_id, "limit": limit, "long_bytes": long_bytes}
+    with connection.cursor() as cursor:
+        yield from cursor.stream(_OVER, parameters)
+
+
+def read_logprobs(
+    pool: SyncPool, tenant_id: UUID, job_id: UUID, choice: int
+) -> Generator[tuple[str, str]]:
+    """Token ids and log-probabilities of a choice in the order of its tokens: a few hundred at a
+    time, each as the JSON of a list. No connection is held in between.
+    """
+    parameters: dict[str, Any] = {"job_id": job_id, "tenant_id": tenant_id, "choice": choice}
+    parameters |= {"num_tokens": LOGPROBS_A_QUERY, "tokens_a_row": LOGPROBS_A_ROW}
+    for begin in itertools.count(0, LOGPROBS_A_QUERY):
+        with pool.connection() as connection:
+            rows = connection.execute(LOGPROBS, parameters | {"begin": begin}).fetchall()
+        for row in rows:
+            yield row["token_ids"], row["values"]
+        if len(rows) * LOGPROBS_A_ROW < LOGPROBS_A_QUERY:
+            return
