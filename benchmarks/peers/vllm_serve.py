@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -65,7 +66,8 @@ class VllmServe:
         raise RuntimeError(f"vllm serve isn't ready after {_START_S:.0f} s: see {_LOG}")
 
     def _end(self) -> None:
-        self.resume()
+        with contextlib.suppress(ProcessLookupError):
+            self.resume()
         self._process.terminate()
         try:
             self._process.wait(timeout=_STOP_S)
@@ -77,9 +79,11 @@ class VllmServe:
 def _command(model: Path, name: str, port: int) -> list[str]:
     """The settings that the engine's own benchmark gives vLLM; prefix caching is off there too."""
     return [
-        str(VENV / "bin" / "vllm"),
-        "serve",
-        str(model),
+        # What `vllm serve` runs; the command itself looks for a package of vLLM's own name.
+        str(VENV / "bin" / "python"),
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        f"--model={model}",
         f"--served-model-name={name}",
         "--host=127.0.0.1",
         f"--port={port}",
