@@ -38,14 +38,16 @@ async def _caller(
     request.state.held.enter_context(services.open_requests.take(key))
     turn = request.state.turn = Turn(services.turns, key.tenant_id)
     request.state.held.callback(turn.give_back)
-    if request.method != "DELETE" and not _has_body(request):  # a deletion waits for its job's end
+    request.state.bodies = services.large_bodies.of(key.tenant_id)
+    waits_for_job = request.method == "DELETE"  # for its end
+    if not waits_for_job and not _reads_body(request):
         await turn.take()
     return key
 
 
-def _has_body(request: Request) -> bool:
-    length = request.headers.get("content-length", "0")
-    return length != "0" or "transfer-encoding" in request.headers
+def _reads_body(request: Request) -> bool:
+    """Whether the route does: it says so in the document. Others let lie what is sent."""
+    return "requestBody" in (request.scope["route"].openapi_extra or {})
 
 
 # A valid key, whatever it may do.

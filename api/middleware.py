@@ -8,7 +8,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import structlog
 from starlette.datastructures import MutableHeaders
@@ -16,8 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import metrics
 from api.errors import error_response, unexpected_response
+from api.limits.pace import Pace
 from api.limits.turns import give_back_turn
-from api.settings import BODY_LIMITS, MAX_BODY_BYTES
+from api.settings import BODY_LIMITS, DROPPED_BYTES_PER_S, MAX_BODY_BYTES
 from tasks.errors import RequestTooLarge
 
 log = structlog.get_logger("api.access")
@@ -110,6 +111,7 @@ class BodyLimitMiddleware:
         self._app = app
         self._max_bytes = max_bytes
         self._limits = limits
+        self._drains = Pace(DROPPED_BYTES_PER_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -126,15 +128,26 @@ class BodyLimitMiddleware:
             message = await receive()
             num_bytes += len(message.get("body", b""))
             if num_bytes > max_bytes:
-                await _drain(receive)
+                await self._drain(receive)
                 raise RequestTooLarge
             return message
 
         await self._app(scope, counting_receive, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _drain(receive)
+        await self._drain(receive)
         await error_response(RequestTooLarge())(scope, receive, send)
+
+    async def _drain(self, receive: Receive) -> None:
+        num_bytes = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):
+                while num_bytes < _DRAIN_BYTES:
+                    message = await receive()
+                    if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                        return
+                    num_bytes += len(message["body"])
+                    await self._drains.turn(len(message["body"]))
 
 
 def _declared_length(scope: Scope) -> int:
@@ -142,16 +155,3 @@ def _declared_length(scope: Scope) -> int:
         if name == b"content-length":
             return int(value) if value.isdigit() else 0
     return 0
-
-
-async def _drain(receive: Receive) -> None:
-    num_bytes = 0
-    try:
-        async with asyncio.timeout(_DRAIN_S):
-            while num_bytes < _DRAIN_BYTES:
-                message = await receive()
-                if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                    return
-                num_bytes += len(message["body"])
-    except TimeoutError:
-        return

@@ -25,6 +25,7 @@ from api.files.store import FileStore
 from api.files.upload import Uploads
 from api.grammars.checker import GrammarChecker
 from api.hints import HintSender
+from api.limits.bodies import LargeBodies
 from api.limits.counters import Counters
 from api.limits.limiter import RateLimiter, TenantLimits
 from api.limits.places import Places
@@ -69,6 +70,7 @@ class Services:
     open_requests: Places
     waiting_requests: Places  # those of them that wait for a job
     turns: TenantGate  # of those of them that don't
+    large_bodies: LargeBodies
     redis: Redis
     authenticator: Authenticator
     registry: ModelRegistry
@@ -117,6 +119,7 @@ async def open_services(
         streams = OpenStreams(settings.max_streams)
         stack.enter_context(_before_shutdown(streams.end_all))
         store = _open_files(stack, settings)
+        large_bodies = LargeBodies()
         long_work = LongWork()
         stack.callback(long_work.close)
         yield Services(
@@ -125,6 +128,7 @@ async def open_services(
             open_requests=_places(settings, max_connections, spare=SPARE_REQUESTS),
             waiting_requests=_places(settings, max_connections),
             turns=TenantGate(settings.max_tenant_turns, TURN_WAIT_S),
+            large_bodies=large_bodies,
             redis=redis,
             authenticator=Authenticator(core_pool, _peppers(settings)),
             registry=registry,
@@ -143,6 +147,7 @@ async def open_services(
                 pool=pool,
                 store=store,
                 slots=TransferSlots(MAX_UPLOADS, MAX_TENANT_UPLOADS),
+                bodies=large_bodies,
                 quota_bytes=settings.files_quota_bytes,
             ),
             downloads=Downloads(

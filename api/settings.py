@@ -9,6 +9,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # Request bodies. Checked in this order: bytes, depth and size of the JSON, fields, chars, tokens.
 MAX_BODY_BYTES = 1 << 20
+# Of bodies that are refused unread, from all who send some: they must not fill the event loop.
+DROPPED_BYTES_PER_S = 32 << 20
 MAX_JSON_DEPTH = 32
 MAX_JSON_VALUES = 50_000  # more would hold the event loop for tens of ms
 

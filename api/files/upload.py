@@ -6,7 +6,7 @@ Whatever ends it early (a mistake of the client, its leaving, a fault of ours), 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from uuid import UUID
 
 import structlog
@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from api.files.multipart import Field, FileBegin, FormParser, Piece
 from api.files.slots import TransferSlots
 from api.files.store import FileStore
+from api.limits.bodies import LargeBodies
 from api.schemas.files import clean_filename, parse_form, parse_purpose
 from api.settings import MAX_FILE_BYTES, UPLOAD_IDLE_S
 from store.file_contents import CHUNK_BYTES, PartWriter
@@ -38,11 +39,18 @@ class Uploads:
     """Takes uploads. One an API process."""
 
     def __init__(
-        self, *, pool: AsyncPool, store: FileStore, slots: TransferSlots, quota_bytes: int
+        self,
+        *,
+        pool: AsyncPool,
+        store: FileStore,
+        slots: TransferSlots,
+        bodies: LargeBodies,
+        quota_bytes: int,
     ) -> None:
         self._pool = pool
         self._store = store
         self._slots = slots
+        self._bodies = bodies
         self._quota_bytes = quota_bytes
 
     async def take(self, request: Request, tenant_id: UUID) -> FileRow:
@@ -50,13 +58,14 @@ class Uploads:
         if request.headers.get("content-encoding", "identity") != "identity":
             raise InvalidRequest("Compressed request bodies are not supported.")
         parser = FormParser(request.headers.get("content-type", ""))
+        pace = self._bodies.of(tenant_id).pace
         with self._slots.take(tenant_id):
             file_id = uuid7()
             max_bytes = await self._reserve(tenant_id, file_id, _declared_bytes(request))
             writer = self._store.contents.new_part(tenant_id, file_id)
             incoming = _Incoming(self._store, writer, max_bytes)
             try:
-                await _receive(request, parser, incoming)
+                await _receive(_chunks(request, pace), parser, incoming)
                 return await self._commit(await incoming.finish(tenant_id, file_id))
             except BaseException:
                 await self._discard(tenant_id, file_id, writer)
@@ -155,10 +164,10 @@ class _Incoming:
         await self._store.run(self._writer.write, data)
 
 
-async def _receive(request: Request, parser: FormParser, incoming: _Incoming) -> None:
+async def _receive(chunks: AsyncIterator[bytes], parser: FormParser, incoming: _Incoming) -> None:
     try:
         async with asyncio.timeout(UPLOAD_MAX_S):
-            async for chunk in _chunks(request):
+            async for chunk in chunks:
                 for piece in parser.feed(chunk):
                     incoming.take(piece)
                 await incoming.write_when_full()
@@ -167,8 +176,8 @@ async def _receive(request: Request, parser: FormParser, incoming: _Incoming) ->
     parser.finish()
 
 
-async def _chunks(request: Request) -> AsyncIterator[bytes]:
-    """The body as it comes. Raises InvalidRequest if the client leaves or stalls."""
+async def _chunks(request: Request, pace: Callable[[int], Awaitable[None]]) -> AsyncIterator[bytes]:
+    """The body as it comes, at its pace. Raises InvalidRequest if the client leaves or stalls."""
     stream = request.stream()
     while True:
         try:
@@ -180,6 +189,7 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
             raise InvalidRequest("The upload stalled.") from None
         if chunk is None:
             return
+        await pace(len(chunk))
         yield chunk
 
 

@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from api.limits.pace import Pace
 from api.server.bounds import Timeouts
+from api.settings import DROPPED_BYTES_PER_S
 
 # Connections above the bound that can't be busy: those that come and are told to come again.
 SPARE = 256
@@ -44,6 +46,7 @@ class Connections:
     ) -> None:
         self.timeouts = timeouts or Timeouts()
         self.clock = clock
+        self.drops = Pace(DROPPED_BYTES_PER_S, clock)  # of bodies that were answered unread
         self._max_busy = max_busy
         self._max_open = max_busy + spare
         self._busy: set[Connection] = set()

@@ -66,6 +66,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self.transport.is_closing():
             return
+        if self._is_dropping:  # nobody needs it: it has to end as a head has, and is in no hurry
+            self._rest(self._all.drops.delay_s(len(data)))
         if not self._began_here:  # else what of it belongs to the request before can't be told
             self._num_bytes += len(data)
         if self._num_bytes > MAX_HEAD_BYTES + self._num_body_bytes:
@@ -100,7 +102,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._num_bytes -= len(body)
         self._num_body_bytes += len(body)
-        if self._is_answering:  # else nobody needs it: it has to end as a head has
+        if self._is_answering:
             earned_s = len(body) / MIN_BODY_BYTES_PER_S
             self._read_by = min(self._read_by + earned_s, self._all.clock() + self._timeouts.body_s)
         super().on_body(body)
@@ -156,6 +158,22 @@ class BoundedProtocol(HttpToolsProtocol):
     @property
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def _is_dropping(self) -> bool:
+        """Whether what comes is the rest of a body that was answered unread."""
+        return self.cycle is not None and self.cycle.response_complete and self.cycle.more_body
+
+    def _rest(self, delay_s: float) -> None:
+        """Read no more for so long, so that many who send what nobody reads don't fill the loop."""
+        if delay_s > 0:
+            self.flow.pause_reading()
+            self.loop.call_later(delay_s, self._go_on, self._all.clock() + delay_s)
+
+    def _go_on(self, due_at: float) -> None:
+        self._all.drops.note_begun(due_at)
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def _wait(self, timeout_s: float) -> None:
         self._read_by = self._all.clock() + timeout_s

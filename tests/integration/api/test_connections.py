@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from api.limits.pace import Pace
 from api.server.__main__ import server_config
 from api.server.bounds import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, Timeouts
 from api.server.connections import Connections
@@ -317,6 +318,30 @@ async def test_body_that_nobody_needs_earns_no_time() -> None:
         pushing.cancel()
         await asyncio.gather(pushing, return_exceptions=True)
         await until(lambda: not len(server.connections))
+
+
+async def test_bodies_that_nobody_needs_are_dropped_one_after_the_other() -> None:
+    async with serving() as server:
+        server.connections.drops = Pace(1)  # after the first piece nothing for a long time
+        first, second = await server.open(), await server.open()
+        for peer in (first, second):
+            await peer.send(_post("/early", 1 << 30))
+            assert (await peer.read_answer()).endswith(b"refused")
+            await peer.send(bytes(1_000))
+
+        waiting = server.connections._waiting
+        await until(lambda: [peer.flow.read_paused for peer in waiting] == [False, True])  # type: ignore[attr-defined]
+        assert _status(await server.ask("/livez")) == 200
+
+
+async def test_connection_serves_on_behind_a_body_that_nobody_needed() -> None:
+    async with serving() as server:
+        peer = await server.open()
+        await peer.send(_post("/early", 4 << 20))
+        assert (await peer.read_answer()).endswith(b"refused")
+        await peer.send(bytes(4 << 20) + _get("/livez"))
+
+        assert (await peer.read_answer()).endswith(b"alive")
 
 
 @pytest.mark.parametrize("path", ["/flood", "/large"])
