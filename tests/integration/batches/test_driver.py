@@ -15,7 +15,7 @@ from store import batch_driving, batch_turns
 from store.admission import LineNotPending
 from store.faults import is_outage
 from store.tenants import find_api_key
-from tests.integration.batches.conftest import Batches
+from tests.integration.batches.conftest import URL, Batches
 from workers.batches import driver as driving
 from workers.batches.driver import Driver
 from workers.batches.reading import FileReader, LeaseLost
@@ -79,6 +79,19 @@ def test_a_refusal_that_quotes_a_nul_stops_nobody(batches: Batches) -> None:
     [line] = batches.lines(batch, "error_file_id")
     assert line["response"]["status_code"] == 400
     assert len(batches.lines(batch)) == len(batches.lines(other)) == 1
+
+
+@pytest.mark.parametrize("ugly", ["\\u0000", "\\ud83d"], ids=["nul", "surrogate"])
+def test_a_custom_id_that_can_not_be_stored_stops_nobody(batches: Batches, ugly: str) -> None:
+    line = f'{{"custom_id": "a{ugly}", "url": "{URL}", "body": {{}}}}\n'.encode()
+    ugly_batch = batches.add(batches.tenant(), [line])
+    other = batches.add(batches.tenant(), [{}])
+
+    batches.drive(lambda: _ended(batches, ugly_batch, other))
+
+    row = batches.row(ugly_batch)
+    assert (row["status"], row["errors"][0]["line"]) == ("failed", 1)
+    assert batches.row(other)["status"] == "completed"
 
 
 def test_a_line_that_keeps_failing_is_refused_and_the_others_go_on(batches: Batches) -> None:
