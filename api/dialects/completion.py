@@ -42,9 +42,7 @@ class CompletionFold(ChunkFold):
     def _first(self) -> list[dict[str, Any]]:
         """The prompt in front of each choice, where that was asked for."""
         prompt = echoed_prompt(self._job)
-        if not prompt:
-            return []
-        return [_text_choice(index, prompt) for index in range(self._num_choices)]
+        return [_text_choice(index, prompt) for index in range(self._num_choices) if prompt]
 
     def _choice(self, index: int, text: str, logprobs: Any) -> dict[str, Any] | None:
         return _text_choice(index, text, logprobs=logprobs) if text or logprobs else None

@@ -169,9 +169,10 @@ class JobStream:
 
     def pending(self) -> Append | None:
         """What Redis has not confirmed yet."""
-        events = self._tail()
-        if not events:
+        if self.last_seq <= self._acked:
             return None
+        # Their numbers are consecutive.
+        events = self._events[max(0, self._acked - self._events[0].seq + 1) :]
         return Append(
             self.job_id,
             self.claimed.attempt,
@@ -222,13 +223,6 @@ class JobStream:
 
     def _terminals(self) -> list[TokenOutput]:
         return [choice.terminal for choice in self.choices if choice.terminal is not None]
-
-    def _tail(self) -> list[Event]:
-        """Events after the confirmed one; their numbers are consecutive."""
-        events = self._events
-        if not events:
-            return []
-        return events[max(0, self._acked - events[0].seq + 1) :]
 
     def _add_tokens(self, choice: Choice, output: TokenOutput) -> None:
         if not output.token_ids and not output.text:

@@ -15,8 +15,10 @@ from api.dialects.chat_logprobs import choice_logprobs
 from api.dialects.completion import CompletionFold, text_completion
 from api.dialects.fold import Fold, Frame, ShownJob
 from api.dialects.response import ResponseFold, response_object
+from api.dialects.response_items import ItemBuilder
 from api.json_pieces import LaterList
 from api.prompts.vocabulary import Vocabulary
+from api.tools.parser import TextPiece
 from tasks.errors import EngineFailed, InternalError, JobCancelled
 from tasks.events import EventType, make_event
 from tests.support.tiny_tokenizer import tiny_tokenizer
@@ -29,7 +31,7 @@ HI = [TOKENIZER.token_to_id(letter) for letter in "hi"]
 END = TOKENIZER.token_to_id("<|end|>")
 # [log probability, the likeliest]: the second token has no others.
 VALUES: list[list[Any]] = [[-0.5, [[HI[0], -0.5], [HI[1], -1.0]]], [-0.25, []], [-2.0, []]]
-LOGPROBS = {"token_ids": [*HI, END], "values": VALUES}
+LOGPROBS: dict[str, Any] = {"token_ids": [*HI, END], "values": VALUES}
 EXTENSION = {
     "job_id": "job_" + JOB_ID.hex,
     "status": "completed",
@@ -64,7 +66,7 @@ COMPLETION = {
     "model": "demo",
     "system_fingerprint": None,
 }
-ENTRIES = [
+ENTRIES: list[dict[str, Any]] = [
     {
         "token": "h",
         "logprob": -0.5,
@@ -76,7 +78,7 @@ ENTRIES = [
     },
     {"token": "i", "logprob": -0.25, "bytes": [105], "top_logprobs": []},
 ]
-OLD_LOGPROBS = {
+OLD_LOGPROBS: dict[str, Any] = {
     "tokens": ["h", "i", "<|end|>"],
     "token_logprobs": [-0.5, -0.25, -2.0],
     "top_logprobs": [{"h": -0.5, "i": -1.0}, None, None],
@@ -114,7 +116,7 @@ def test_a_chat_completion() -> None:
     job.row["output"][1] |= {"finish_reason": "length", "logprobs": LOGPROBS}
 
     call = {"type": "function", "function": {"name": "f", "arguments": '{"a": "b"}'}}
-    message = {"role": "assistant", "refusal": None, "annotations": []}
+    message: dict[str, Any] = {"role": "assistant", "refusal": None, "annotations": []}
     ids = [f"call_{JOB_ID.hex[-20:]}{choice:02x}00" for choice in (0, 2)]
     assert chat_completion(job) == {
         **CHAT,
@@ -144,10 +146,46 @@ def test_a_chat_completion() -> None:
     }
 
 
-def test_an_empty_answer_is_an_empty_text() -> None:
-    [choice] = chat_completion(_job([""]))["choices"]
+def test_an_empty_answer_is_an_empty_text_or_no_item() -> None:
+    job = _job([""])
+
+    [choice] = chat_completion(job)["choices"]
 
     assert choice["message"]["content"] == ""
+    assert response_object(job)["output"] == []
+
+
+def test_text_behind_a_call_is_a_message_of_its_own() -> None:
+    job = _job([f"{CALL}x"], tool_format="hermes")
+
+    assert response_object(job)["output"] == [_call(0, 0), _message(1, "x")]
+
+
+def test_log_probabilities_of_a_whole_response_are_read_while_it_is_sent() -> None:
+    job = _job(["hi"])
+    job.row["output"][0]["logprobs"] = True
+    fold = ResponseFold(job)
+    fold.feed(make_event(1, EventType.STARTED, attempt=1))
+    fold.feed(_token(2, "hi"))
+
+    *_, last = fold.finish(3, job.row)
+
+    [begin, later, end] = last.data
+    assert isinstance(later, LaterList)
+    assert _read(later) == ENTRIES
+    whole = orjson.loads(cast(bytes, begin) + orjson.dumps(ENTRIES) + cast(bytes, end))
+    assert whole["response"]["output"] == [_message(0, "hi", ENTRIES)]
+
+
+def test_half_a_call_at_the_end_is_text() -> None:
+    job = _job(["a <tool_"], tool_format="hermes")
+    fold = ResponseFold(job)
+    fold.feed(make_event(1, EventType.STARTED, attempt=1))
+    fold.feed(_token(2, "a <tool_"))
+
+    *_, last = _fields(fold.finish(3, job.row))
+
+    assert last["response"]["output"] == response_object(job)["output"] == [_message(0, "a <tool_")]
 
 
 def test_chunks_of_a_chat() -> None:
@@ -211,6 +249,10 @@ def test_an_error_is_a_chunk_that_no_client_resumes_after() -> None:
     for fold in (ChatFold(job), CompletionFold(job)):
         [frame] = fold.finish(7, job.row)
 
+        with pytest.raises(EngineFailed):
+            chat_completion(job)
+        with pytest.raises(EngineFailed):
+            text_completion(job)
         assert (frame.seq, frame.has_id) == (7, False)
         assert orjson.loads(cast(bytes, frame.data)) == {
             "error": {
@@ -248,7 +290,9 @@ def test_a_completion_without_its_prompt(request_: dict[str, Any]) -> None:
     job = _job(["hi"], **request_)
 
     [choice] = text_completion(job)["choices"]
-    frames = CompletionFold(job).feed(make_event(1, EventType.STARTED, attempt=1))
+    fold = CompletionFold(job)
+    frames = fold.feed(make_event(1, EventType.STARTED, attempt=1))
+    frames += fold.feed(make_event(2, EventType.STARTED, attempt=2))
 
     assert choice == {"index": 0, "text": "hi", "logprobs": None, "finish_reason": "stop"}
     assert frames == []
@@ -317,7 +361,7 @@ def test_log_probabilities_without_a_vocabulary_have_no_texts() -> None:
 
 # Responses
 
-OBJECT = {
+OBJECT: dict[str, Any] = {
     "id": "resp_" + JOB_ID.hex,
     "object": "response",
     "created_at": CREATED,
@@ -513,6 +557,18 @@ def test_events_of_a_call_behind_a_text() -> None:
     assert all(delta == place for delta in deltas)
     assert ("response.output_item.added", {"output_index": 1, "item": begun}) in events
     assert ("response.function_call_arguments.done", place | arguments) in events
+
+
+def test_items_that_are_closed_are_closed_once() -> None:
+    items = ItemBuilder(JOB_ID)
+    list(items.add(TextPiece("x")))
+
+    assert len(list(items.close("completed"))) == 3
+    assert list(items.close("completed")) == []
+
+
+def _fields(frames: list[Frame]) -> list[Any]:
+    return [orjson.loads(cast(bytes, frame.data)) for frame in frames]
 
 
 def _events(frames: list[Frame]) -> list[tuple[str, dict[str, Any]]]:
