@@ -1,0 +1,237 @@
+"""What the publisher sends, when it tries again, and when it lets a handler go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import redis
+
+from tasks.events import Event, EventType, make_event
+from tasks.stream import Append, Code, Reply
+from tests.unit.worker.test_job_stream import new_stream, output, stop
+from workers.inference import publisher as publishing
+from workers.inference.job_stream import JobStream
+from workers.inference.publisher import RETRY_INTERVAL_S, Publisher
+
+
+class _Writer:
+    """Takes appends, and answers what it is told to; at first that all is well."""
+
+    def __init__(self) -> None:
+        self.sent: list[list[Append]] = []
+        self.codes: list[Code] = []
+        self.is_away = False
+
+    def append(self, appends: Sequence[Append]) -> list[Reply]:
+        self.sent.append(list(appends))
+        if self.is_away:
+            raise redis.ConnectionError
+        codes = self.codes or [Code.OK] * len(appends)
+        return [
+            Reply(code, append.events[-1].seq) for code, append in zip(codes, appends, strict=True)
+        ]
+
+    @property
+    def numbers(self) -> list[list[int]]:
+        """Of the events of each append."""
+        return [[event.seq for event in append.events] for sent in self.sent for append in sent]
+
+
+class _Publisher(Publisher):
+    """One whose thread is the test's: `turn` does what there is to do."""
+
+    def __init__(self) -> None:
+        super().__init__(redis.Redis.from_url("redis://127.0.0.1:1/0"))
+        self.writer = _Writer()
+        self._writer = self.writer  # type: ignore[assignment]
+        self.trusted_until = time.monotonic() + 60
+
+    def turn(self, *outputs: Any) -> None:
+        """As one turn of its loop."""
+        self.on_step(outputs)
+        items, is_last = self._take()
+        assert not is_last
+        ended = [job for item in items for job in self._accept(item)]
+        if time.monotonic() >= self._retry_at:
+            self._publish()
+        for job in ended:
+            job.close()
+
+    def last_turn(self) -> None:
+        self._inbox.put(None)
+        self._run()
+
+
+@pytest.fixture
+def publisher() -> _Publisher:
+    return _Publisher()
+
+
+def _started(publisher: Publisher, request_id: str = "r", **fields: Any) -> JobStream:
+    stream = new_stream(**fields)
+    stream.add_started()
+    publisher.register(request_id, stream)
+    publisher.flush(stream)
+    return stream
+
+
+def _of(request_id: str, text: str, *ids: int, **fields: Any) -> Any:
+    made = output(text, *ids, **fields)
+    return type(made)(
+        request_id=request_id,
+        token_ids=made.token_ids,
+        text=made.text,
+        index=made.index,
+        finish_reason=made.finish_reason,
+    )
+
+
+def test_each_step_sends_what_is_new_and_the_end_lets_the_handler_go_on(
+    publisher: _Publisher,
+) -> None:
+    stream = _started(publisher)
+
+    publisher.turn(_of("r", "a", 1), _of("nobody", "b", 2))
+    publisher.turn()
+    before = stream.finished.is_set()
+    publisher.turn(stop(0))
+
+    assert publisher.writer.numbers == [[1, 2], [3]]
+    assert (before, stream.finished.is_set()) == (False, True)
+    assert stream.choices[0].text == "a"
+
+
+def test_a_job_is_over_with_the_last_of_its_choices(publisher: _Publisher) -> None:
+    stream = _started(publisher, num_choices=2)
+
+    publisher.turn(stop(0))
+    before = stream.finished.is_set()
+    publisher.turn(stop(1))
+
+    assert (before, stream.finished.is_set()) == (False, True)
+
+
+def test_each_job_hears_its_own_answer(publisher: _Publisher) -> None:
+    good, fenced = _started(publisher, "good"), _started(publisher, "fenced")
+    publisher.writer.codes = [Code.OK, Code.FENCED]
+
+    publisher.turn()
+    publisher.writer.codes = []
+    publisher.turn(_of("good", "a", 1), _of("fenced", "b", 2))
+
+    assert (good.is_fenced, fenced.is_fenced) == (False, True)
+    assert publisher.writer.numbers == [[1], [1], [2]]
+    assert fenced.choices[0].text == ""  # nothing of it counts any more
+
+
+def test_events_wait_while_redis_is_away_and_no_handler_waits_for_them(
+    publisher: _Publisher,
+) -> None:
+    stream = _started(publisher)
+    publisher.writer.is_away = True
+    began = time.monotonic()
+
+    publisher.turn(_of("r", "a", 1), stop(0))
+    publisher.turn()  # too early for another try
+    is_over = stream.finished.is_set()
+    publisher.writer.is_away = False
+    retry_at, publisher._retry_at = publisher._retry_at, 0.0
+    publisher.turn()
+
+    assert is_over
+    assert began + RETRY_INTERVAL_S <= retry_at < began + 60
+    assert publisher.writer.numbers == [[1, 2, 3]] * 2
+
+
+def test_the_last_turn_sends_what_is_left_though_redis_was_away(publisher: _Publisher) -> None:
+    stream = _started(publisher)
+    publisher.writer.is_away = True
+    publisher.turn()
+    publisher.writer.is_away = False
+
+    publisher.on_step([_of("r", "a", 1), stop(0)])
+    publisher.last_turn()
+
+    assert publisher.writer.numbers == [[1], [1, 2, 3]]
+    assert stream.finished.is_set()
+
+
+def test_a_log_is_begun_only_under_a_lease_that_surely_holds(publisher: _Publisher) -> None:
+    history: list[Event] = [make_event(1, EventType.STARTED, attempt=1)]
+    begins, goes_on = _started(publisher), new_stream(*history)
+    publisher.register("on", goes_on)
+    publisher.trusted_until = time.monotonic()
+
+    publisher.turn(_of("on", "a", 1))
+    untrusted = list(publisher.writer.numbers)
+    publisher.trusted_until = time.monotonic() + 60
+    publisher.turn()
+
+    assert untrusted == [[2]]
+    assert publisher.writer.numbers == [[2], [1]]
+    assert begins.pending() is None
+
+
+@pytest.mark.parametrize(("is_finished", "num_tries"), [(True, 1), (False, 2)])
+def test_events_of_a_finished_job_are_given_up_in_the_end(
+    publisher: _Publisher, monkeypatch: pytest.MonkeyPatch, is_finished: bool, num_tries: int
+) -> None:
+    monkeypatch.setattr(publishing, "LINGER_S", 0.0)
+    publisher.writer.is_away = True
+    stream = _started(publisher)
+    publisher.turn()
+    if is_finished:
+        stream.close()
+
+    publisher._retry_at = 0.0
+    publisher.turn()
+
+    assert len(publisher.writer.sent) == num_tries
+
+
+def test_outputs_that_can_not_be_understood_end_no_loop(publisher: _Publisher) -> None:
+    stream = _started(publisher)
+
+    publisher.on_step([_of("r", "a", 1, index=7)])
+    publisher.last_turn()
+
+    assert publisher.writer.numbers == [[1]]
+    assert not stream.finished.is_set()
+
+
+def test_a_fault_in_sending_lets_handlers_go_on(
+    publisher: _Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = _started(publisher)
+    monkeypatch.setattr(publisher, "_publish", lambda: 1 / 0)
+
+    publisher.on_step([stop(0)])
+    publisher.last_turn()
+
+    assert stream.finished.is_set()
+
+
+def test_jobs_are_listed_until_they_are_forgotten(publisher: _Publisher) -> None:
+    one, two = _started(publisher, "one"), _started(publisher, "two")
+
+    publisher.forget("one")
+    publisher.forget("one")
+
+    assert publisher.running() == [two]
+    publisher.turn()
+    assert one.pending() is None  # its events are on their way all the same
+
+
+def test_the_thread_works_until_it_is_stopped(publisher: _Publisher) -> None:
+    stream = _started(publisher)
+    publisher.start()
+    publisher.on_step([_of("r", "a", 1), stop(0)])
+
+    assert stream.finished.wait(5)
+    publisher.stop()
+
+    assert not publisher._thread.is_alive()
+    assert sum(publisher.writer.numbers, []) == [1, 2, 3]
