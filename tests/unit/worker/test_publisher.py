@@ -234,4 +234,4 @@ def test_the_thread_works_until_it_is_stopped(publisher: _Publisher) -> None:
     publisher.stop()
 
     assert not publisher._thread.is_alive()
-    assert sum(publisher.writer.numbers, []) == [1, 2, 3]
+    assert [n for numbers in publisher.writer.numbers for n in numbers] == [1, 2, 3]
