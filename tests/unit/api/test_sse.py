@@ -1,0 +1,486 @@
+"""One response of server-sent events: what it writes, what wakes it, and each of its ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import pytest
+from psycopg import OperationalError
+
+from api.json_pieces import LaterList, Piece
+from api.long_work import SHORT_CHARS
+from api.settings import HEARTBEAT_S, SEND_TIMEOUT_S
+from api.streams.channel import Listener
+from api.streams.open_streams import MIN_POSITION_INTERVAL_S, OpenStreams
+from api.streams.sse import EVENTS_A_TURN, EventStreamResponse
+from tasks.errors import ServiceUnavailable
+from tasks.events import Event, EventType, make_event
+
+MAX_AGE_S = 100.0
+
+
+class _Hub:
+    def __init__(self) -> None:
+        self.joined: list[tuple[UUID, Listener]] = []
+        self.left: list[tuple[UUID, Listener]] = []
+
+    async def join(self, job_id: UUID, listener: Listener) -> str:
+        self.joined.append((job_id, listener))
+        listener.wake()  # the head is not written: nothing may follow yet
+        return "channel"
+
+    def leave(self, job_id: UUID, listener: Listener) -> None:
+        self.left.append((job_id, listener))
+
+
+class _LongWork:
+    def __init__(self) -> None:
+        self.num_turns = 0
+        self.ran: list[int] = []
+
+    async def turn(self) -> None:
+        self.num_turns += 1
+
+    async def run(self, function: Callable[..., Any], events: Sequence[Event], row: Any) -> Any:
+        self.ran.append(len(events))
+        return function(events, row)
+
+
+class _Reader:
+    """Gives what it was told to, a list a time."""
+
+    def __init__(self) -> None:
+        self.job_id = uuid4()
+        self.long_work = _LongWork()
+        self.attached: list[Any] = []
+        self.batches: list[list[Event]] = []
+        self.notes: list[str] = []
+        self.num_asked = 0
+        self.is_done = False
+        self.is_waiting = False
+        self.is_due = False
+        self.finished: dict[str, Any] | None = None
+        self.error: Exception | None = None
+
+    def attach(self, channel: Any, now: float) -> None:
+        self.attached.append((channel, now))
+
+    async def next(self) -> Sequence[Event]:
+        self.num_asked += 1
+        if self.error:
+            raise self.error
+        events = self.batches.pop(0) if self.batches else []
+        self.is_done = any(event.type == EventType.DONE for event in events)
+        return events
+
+    def tick(self, _now: float) -> bool:
+        return self.is_due
+
+    def note_log_may_have_more(self) -> None:
+        self.notes.append("log")
+
+    def note_reconnect(self, _now: float) -> None:
+        self.notes.append("reconnect")
+
+    def note_position_is_due(self) -> None:
+        self.notes.append("position")
+
+    async def read_list(self, later: LaterList) -> AsyncIterator[bytes]:
+        yield b"[%d" % later.choice
+        yield b"]"
+
+
+class _Encoder:
+    def __init__(self) -> None:
+        self.is_broken = False
+        self.opening = b""
+        self.calls: list[tuple[list[int], Any]] = []
+        self.pieces: list[Piece] | None = None
+
+    def begin(self) -> bytes:
+        return self.opening
+
+    def encode(self, events: Sequence[Event], finished: Any) -> list[Piece]:
+        self.calls.append(([event.seq for event in events], finished))
+        return [b"<%d>" % event.seq for event in events] if self.pieces is None else self.pieces
+
+
+class _Client:
+    """A response and what its client got."""
+
+    def __init__(self) -> None:
+        self.hub, self.reader, self.encoder = _Hub(), _Reader(), _Encoder()
+        self.streams = OpenStreams(2)
+        self.messages: list[dict[str, Any]] = []
+        self.num_left = 0
+        self.leaves = asyncio.Event()
+        self.may_send = asyncio.Event()
+        self.may_send.set()
+        self.error: Exception | None = None
+        self.response = EventStreamResponse(
+            hub=cast(Any, self.hub),
+            streams=self.streams,
+            reader=cast(Any, self.reader),
+            encoder=self.encoder,
+            max_age_s=MAX_AGE_S,
+            headers={"X-Job": "7"},
+            on_left=self._note_left,
+        )
+        self.task: asyncio.Task[None] | None = None
+
+    def _note_left(self) -> None:
+        self.num_left += 1
+
+    async def receive(self) -> dict[str, Any]:
+        await self.leaves.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        await self.may_send.wait()
+        if self.error:
+            raise self.error
+        self.messages.append(message)
+
+    async def opens(self) -> None:
+        self.task = asyncio.create_task(self.response({}, self.receive, self.send))
+        await self.settles()
+
+    async def settles(self) -> None:
+        """Whatever can go on by itself has."""
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+    async def closes(self) -> None:
+        assert self.task is not None
+        await asyncio.wait_for(self.task, 5)
+        assert self.hub.left == [(self.reader.job_id, self.response)]
+        assert self.streams._streams == set()
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [m["body"] for m in self.messages if m["type"] == "http.response.body"]
+
+    @property
+    def has_end(self) -> bool:
+        return any(message.get("more_body") is False for message in self.messages)
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[_Client]:
+    client = _Client()
+    yield client
+    if client.task:
+        client.task.cancel()
+        with suppress(asyncio.CancelledError):
+            await client.task
+
+
+def _token(seq: int) -> Event:
+    return make_event(seq, EventType.TOKEN, index=0, text="x", token_ids=[seq])
+
+
+def _done(seq: int) -> Event:
+    return make_event(seq, EventType.DONE)
+
+
+async def test_a_stream_from_its_head_to_its_end(client: _Client) -> None:
+    client.encoder.opening = b"hello"
+    client.reader.batches = [[_token(1), _token(2)], [_done(3)], [_token(4)]]
+    began = time.monotonic()
+
+    await client.opens()
+    await client.closes()
+
+    assert client.messages == [
+        {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [
+                (b"content-type", b"text/event-stream; charset=utf-8"),
+                (b"cache-control", b"no-cache, no-store, no-transform"),
+                (b"x-accel-buffering", b"no"),
+                (b"x-job", b"7"),
+            ],
+        },
+        *(
+            {"type": "http.response.body", "body": body, "more_body": more}
+            for body, more in [(b"hello", True), (b"<1><2>", True), (b"<3>", True), (b"", False)]
+        ),
+    ]
+    assert client.hub.joined == [(client.reader.job_id, client.response)]
+    [(channel, now)] = client.reader.attached
+    assert channel == "channel"
+    assert began <= now <= time.monotonic()
+    assert client.num_left == 0
+
+
+async def test_nothing_to_say_is_nothing_written(client: _Client) -> None:
+    await client.opens()
+
+    assert [message["type"] for message in client.messages] == ["http.response.start"]
+    assert client.reader.num_asked == 1
+
+
+async def test_what_wakes_a_stream(client: _Client) -> None:
+    await client.opens()
+
+    for number, wake in enumerate(
+        (client.response.wake, client.response.wake_for_log, client.response.wake_after_reconnect),
+        start=1,
+    ):
+        client.reader.batches = [[_token(number)]]
+        wake()
+        await client.settles()
+
+    assert client.bodies == [b"<1>", b"<2>", b"<3>"]
+    assert client.reader.notes == ["log", "reconnect"]
+
+
+async def test_news_that_come_while_others_are_sent_are_sent_too(client: _Client) -> None:
+    await client.opens()
+    client.reader.batches = [[_token(1)], []]
+    client.may_send.clear()
+    client.response.wake()
+    await client.settles()
+
+    client.response.wake()
+    client.response.wake()
+    client.reader.batches = [[], [_token(2)]]
+    client.may_send.set()
+    await client.settles()
+
+    assert client.bodies == [b"<1>", b"<2>"]
+
+
+async def test_a_client_that_leaves_is_noticed(client: _Client) -> None:
+    await client.opens()
+
+    client.leaves.set()
+    await client.closes()
+    client.reader.batches = [[_token(1)]]
+    client.response.wake()
+    await client.settles()
+
+    assert client.num_left == 1
+    assert client.bodies == []
+
+
+async def test_an_end_from_outside_is_an_orderly_one(client: _Client) -> None:
+    await client.opens()
+    client.reader.batches = [[_token(1)]]
+
+    client.response.end("shutdown")
+    await client.closes()
+
+    assert (client.bodies, client.has_end, client.num_left) == ([b""], True, 0)
+
+
+async def test_a_stream_that_can_not_go_on_ends(client: _Client) -> None:
+    client.encoder.is_broken = True
+    client.reader.batches = [[_token(1)], [_token(2)]]
+
+    await client.opens()
+    await client.closes()
+
+    assert (client.bodies, client.has_end, client.num_left) == ([b"<1>", b""], True, 0)
+
+
+@pytest.mark.parametrize("error", [OperationalError(), ServiceUnavailable(), ZeroDivisionError()])
+async def test_a_fault_cuts_the_stream(client: _Client, error: Exception) -> None:
+    await client.opens()
+    client.reader.error = error
+
+    client.response.wake()
+    await client.closes()
+
+    assert (client.has_end, client.num_left) == (False, 0)
+
+
+async def test_a_connection_that_breaks_is_a_client_that_left(client: _Client) -> None:
+    await client.opens()
+    client.error = ConnectionResetError()
+    client.reader.batches = [[_token(1)]]
+    client.response.wake()
+    await client.settles()
+    assert client.task is not None
+    assert not client.task.done()  # the server says so
+
+    client.leaves.set()
+    await client.closes()
+
+    assert client.num_left == 1
+
+
+async def test_a_client_that_stops_reading_is_given_up(client: _Client) -> None:
+    await client.opens()
+    client.may_send.clear()
+    client.reader.batches = [[_token(1)]]
+    client.response.wake()
+    await client.settles()
+    now = time.monotonic()
+
+    client.response.tick(now + SEND_TIMEOUT_S - 1)
+    await client.settles()
+    assert client.task is not None
+    assert not client.task.done()
+    client.response.tick(now + SEND_TIMEOUT_S)
+    await client.closes()
+
+    assert client.num_left == 1
+
+
+async def test_a_stream_that_waits_for_news_is_not_given_up(client: _Client) -> None:
+    await client.opens()
+
+    client.response.tick(time.monotonic() + SEND_TIMEOUT_S + 1)
+    await client.settles()
+
+    assert client.task is not None
+    assert not client.task.done()
+
+
+async def test_a_stream_has_a_greatest_age(client: _Client) -> None:
+    await client.opens()
+    now = time.monotonic()
+
+    client.response.tick(now + MAX_AGE_S - 1)
+    await client.settles()
+    assert not client.has_end
+    client.response.tick(now + MAX_AGE_S)
+    await client.closes()
+
+    assert (client.has_end, client.num_left) == (True, 0)
+
+
+async def test_a_silent_stream_has_a_heartbeat(client: _Client) -> None:
+    await client.opens()
+    now = time.monotonic()
+
+    client.response.tick(now + HEARTBEAT_S - 1)
+    await client.settles()
+    early = client.reader.num_asked
+    client.response._sent_at -= HEARTBEAT_S
+    client.response.tick(time.monotonic())
+    await client.settles()
+    client.response.tick(time.monotonic())
+    await client.settles()
+
+    assert early == 1
+    assert client.bodies == [b":\n"]
+
+
+async def test_a_stream_that_speaks_needs_no_heartbeat(client: _Client) -> None:
+    await client.opens()
+    client.response._sent_at -= HEARTBEAT_S
+    client.reader.batches = [[_token(1)]]
+
+    client.response.wake()
+    await client.settles()
+
+    assert client.bodies == [b"<1>"]
+
+
+async def test_a_reader_that_wants_to_look_is_let(client: _Client) -> None:
+    await client.opens()
+
+    client.response.tick(time.monotonic())
+    await client.settles()
+    before = client.reader.num_asked
+    client.reader.is_due = True
+    client.response.tick(time.monotonic())
+    await client.settles()
+
+    assert (before, client.reader.num_asked) == (1, 2)
+
+
+async def test_the_place_in_the_queue_is_looked_up_now_and_then(client: _Client) -> None:
+    await client.opens()
+    now = time.monotonic() + MIN_POSITION_INTERVAL_S
+    client.response.tick(now)  # it doesn't wait
+    client.reader.is_waiting = True
+
+    for moment in (now - MIN_POSITION_INTERVAL_S - 1, now, now + 1, now + MIN_POSITION_INTERVAL_S):
+        client.response.tick(moment)
+        await client.settles()
+
+    assert client.reader.notes == ["position"] * 2
+    assert client.reader.num_asked == 3
+
+
+@pytest.mark.parametrize(
+    ("num_events", "is_finished", "num_turns"),
+    [
+        (EVENTS_A_TURN, False, 0),
+        (EVENTS_A_TURN + 1, False, 2),
+        (2 * EVENTS_A_TURN, False, 2),
+        (1, True, 1),
+    ],
+)
+async def test_what_is_caught_up_with_is_sent_in_turns(
+    client: _Client, num_events: int, is_finished: bool, num_turns: int
+) -> None:
+    await client.opens()
+    client.reader.batches = [[_token(seq) for seq in range(1, num_events + 1)]]
+    client.reader.finished = {"output": []} if is_finished else None
+
+    client.response.wake()
+    await client.settles()
+
+    numbers = [number for numbers, _ in client.encoder.calls for number in numbers]
+    assert numbers == list(range(1, num_events + 1))
+    assert client.reader.long_work.num_turns == num_turns
+    assert len(client.bodies) == max(1, num_turns)
+    assert client.reader.long_work.ran == []
+    assert {type(row) for _, row in client.encoder.calls} == {dict if is_finished else type(None)}
+
+
+@pytest.mark.parametrize(("num_chars", "ran"), [(SHORT_CHARS, []), (SHORT_CHARS + 1, [1])])
+async def test_a_long_result_is_encoded_where_it_holds_up_nobody(
+    client: _Client, num_chars: int, ran: list[int]
+) -> None:
+    await client.opens()
+    client.reader.finished = {"output": [{"index": 0, "text": "x" * num_chars}]}
+    client.reader.batches = [[_done(1)]]
+
+    client.response.wake()
+    await client.closes()
+
+    assert client.reader.long_work.ran == ran
+    assert client.bodies == [b"<1>", b""]
+
+
+async def test_lists_are_read_where_they_stand(client: _Client) -> None:
+    await client.opens()
+    later = LaterList(4, lambda *_: [])
+    client.encoder.pieces = [b"a", b"b", later, b"c", later]
+    client.reader.batches = [[_token(1)]]
+
+    client.response.wake()
+    await client.settles()
+
+    assert client.bodies == [b"ab", b"[4", b"]", b"c", b"[4", b"]"]
+
+
+async def test_a_stream_that_there_is_no_room_for_is_refused(client: _Client) -> None:
+    client.streams.end_all()
+
+    with pytest.raises(ServiceUnavailable):
+        await client.response({}, client.receive, client.send)
+
+    assert client.hub.joined == []
+
+
+async def test_a_request_that_is_cancelled_from_outside_stays_cancelled(client: _Client) -> None:
+    await client.opens()
+    assert client.task is not None
+
+    client.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await client.task
+
+    assert client.hub.left
