@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from api import metrics
+from api.streams.starts import Starts
 from tasks.errors import ServiceUnavailable
 
 # Place-in-queue queries a second this process makes for its waiting streams altogether.
@@ -27,6 +28,7 @@ class OpenStreams:
         self._max_streams = max_streams
         self._streams: set[Stream] = set()
         self._is_closing = False
+        self.starts = Starts()
 
     @property
     def position_interval_s(self) -> float:

@@ -88,6 +88,12 @@ class Reader:
         return job_id
 
     @property
+    def tenant_id(self) -> UUID:
+        """Whose job it is."""
+        tenant_id: UUID = self._row["tenant_id"]
+        return tenant_id
+
+    @property
     def long_work(self) -> LongWork:
         """Where what takes long waits for its turn."""
         return self._sources.long_work

@@ -70,6 +70,7 @@ class EventStreamResponse(Response):
         self._position_at = time.monotonic() + streams.position_interval_s
         self._is_open = False  # the head is written: now events may follow
         self._is_woken = False
+        self._is_starting = False  # in its turn among the tenant's streams
         self._ending: str | None = None  # how it ends, once that is settled
         self._is_given_up = False
         self._sender: asyncio.Task[None] | None = None
@@ -115,7 +116,13 @@ class EventStreamResponse(Response):
     def wake(self) -> None:
         """Look for events to send."""
         self._is_woken = True
-        if self._sender is None and self._is_open and not self._is_given_up:
+        if self._sender is None and self._is_open and not self._is_starting:
+            self._is_starting = True
+            self._streams.starts.begin(self._reader.tenant_id, self._start)
+
+    def _start(self) -> None:
+        self._is_starting = False
+        if not self._is_given_up:
             self._sender = asyncio.create_task(self._send_pending())
 
     def wake_for_log(self) -> None:

@@ -141,7 +141,8 @@ class Stack:
         self._report(Step.DONE, "database migrated, catalog loaded, demo tenant and key at hand")
 
     def _start_processes(self, platform: Platform) -> None:
-        api = processes.api(platform, port=self._api_port(), metrics_port=ports.choose())
+        api_metrics = ports.choose()
+        api = processes.api(platform, port=self._api_port(), metrics_port=api_metrics)
         flower = processes.flower(
             platform,
             port=ports.next_free(_FLOWER_PORT),
@@ -162,7 +163,9 @@ class Stack:
             self._report(Step.DONE, spec.name + (f" on {spec.url}" if spec.url else ""))
         self._report_refused(platform)
         self._supervisor.watch()
-        self._supervisor.set_ready({"api": api.url or "", "flower": flower.url or ""})
+        addresses = {"api": api.url or "", "flower": flower.url or ""}
+        metrics = f"http://127.0.0.1:{api_metrics}/metrics"
+        self._supervisor.set_ready(addresses | {"metrics": metrics})
 
     def _report_refused(self, platform: Platform) -> None:
         with connect(platform.database.owner, application_name="millrace-up") as connection:

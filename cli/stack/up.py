@@ -161,6 +161,7 @@ def _show(state: StateFolder, running: Running, console: Console, is_json: bool)
         "",
         f"API      {url}   (schema: {url}/openapi.json)",
         f"Flower   {running.addresses['flower']}   (user {FLOWER_USER}, password in {secrets})",
+        f"metrics  {running.addresses.get('metrics', '')}   (the API's; each process has its own)",
         f"key      {key}   (source {state.env_path} sets MILLRACE_URL, MILLRACE_API_KEY)",
         "",
         "Try:",

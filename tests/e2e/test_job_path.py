@@ -40,6 +40,17 @@ def clients(cluster: Cluster, tenants: list[Tenant]) -> Iterator[list[httpx.Clie
         yield [stack.enter_context(cluster.http(tenant)) for tenant in tenants]
 
 
+def test_metrics_are_on_a_port_of_their_own_and_no_route_of_the_api(cluster: Cluster) -> None:
+    port = cluster.apis[0].spec.environment["MILLRACE_METRICS_PORT"]
+
+    on_api = httpx.get(f"{cluster.url}/metrics", trust_env=False)
+    on_own = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)
+
+    assert (on_api.status_code, on_api.json()["error"]["code"]) == (404, "unknown_url")
+    assert "millrace_api_requests_total" in on_own.text
+    assert "millrace_api" not in on_api.text
+
+
 def test_300_jobs_of_three_tenants_end_once_and_are_billed_once(
     cluster: Cluster, clients: list[httpx.Client]
 ) -> None:
