@@ -46,15 +46,19 @@ def num_chars(prompt: Prompt) -> int:
 
 
 def is_short(prompt: Prompt, max_chars: int) -> bool:
-    """Whether it has no more characters than that. Takes no longer for a long one."""
+    """Whether it has few characters and few values. Takes no longer for a long one."""
     if not isinstance(prompt, ChatPrompt):
         return num_chars(prompt) <= max_chars
     left = max_chars
-    for text in texts_of([prompt.messages, prompt.tools]):
-        left -= len(text)
-        if left < 0:
-            return False
-    return True
+    waiting: list[Any] = [prompt.messages, prompt.tools]
+    while waiting and left >= 0:
+        value = waiting.pop()
+        left -= len(value) if isinstance(value, str) else 1
+        if isinstance(value, Mapping | list | tuple):
+            left -= len(value)
+            if left >= 0:
+                waiting += [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+    return left >= 0
 
 
 def texts_of(value: Any) -> Iterator[str]:

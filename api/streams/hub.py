@@ -31,6 +31,7 @@ from tasks.events import parse_message
 log = structlog.get_logger(__name__)
 
 TICK_S = 1.0
+TICKS_A_TURN = 1_000  # channels, which take a few ms
 PING_AFTER_S = 5.0  # of silence; as long again without an answer, and the connection is dead
 MAX_BACKOFF_S = 2.0
 SUBSCRIBE_CHUNK = 500
@@ -184,8 +185,10 @@ class StreamHub:
             try:
                 await self._leave_deserted()
                 now = time.monotonic()
-                for channel in tuple(self._channels.values()):
+                for number, channel in enumerate(tuple(self._channels.values()), start=1):
                     channel.tick(now)
+                    if number % TICKS_A_TURN == 0:
+                        await asyncio.sleep(0)
                 if turn % 2:
                     await self._ask_for_ends(now)
             except (DatabaseError, RedisError, OSError) as error:

@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 
 BATCH_SIZE = 256
 JUDGE_AFTER_S = 2.0
+CROWD = 32  # readers of one job in this process, who take some ms together for each event
 UNNUMBERED = 0  # sequence number of events that are not replayed
 
 
@@ -101,6 +102,11 @@ class Reader:
     def read_list(self, later: LaterList) -> AsyncIterator[bytes]:
         """A list of the finished job's, as JSON, bit by bit."""
         return self._sources.read_list(self._row, later)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether many read the same events."""
+        return self._channel is not None and len(self._channel.listeners) > CROWD
 
     @property
     def is_waiting(self) -> bool:

@@ -183,8 +183,11 @@ class EventStreamResponse(Response):
             await self._write(_HEARTBEAT)
 
     async def _write_events(self, events: Sequence[Event]) -> None:
-        """What a client that follows gets is written at once, what one catches up with in turns."""
-        if len(events) <= EVENTS_A_TURN and self._reader.finished is None:
+        """What a client that follows gets is written at once; in turns what one catches up with,
+        and what a crowd follows: one event of a job would keep the loop busy for all of them.
+        """
+        is_little = len(events) <= EVENTS_A_TURN and self._reader.finished is None
+        if is_little and not self._reader.is_crowded:
             await self._write_pieces(self._encoder.encode(events, None))
             return
         for begin in range(0, len(events), EVENTS_A_TURN):

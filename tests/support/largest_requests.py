@@ -6,6 +6,7 @@ a route without any is found. No pytest in here: benchmarks use it too.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,6 +29,16 @@ _CALL = '<tool_call>\n{"name": "f", "arguments": {"a": "%s"}}\n</tool_call>'
 _WORDS = "word " * 200_000  # just under a MiB, as all bodies here
 _PARTS = [{"role": "user", "content": [{"type": "text", "text": "x"}] * 250} for _ in range(39)]
 _TURNS = [{"role": "user", "content": "many words " * 30} for _ in range(2_048)]
+_STRANGERS = [{"role": "user", "content": "x"} | {f"k{n}": n for n in range(9)}] * 2_000
+_ARGUMENTS = json.dumps({"a": list(range(8_000))})
+_CALLS = [{"role": "assistant", "tool_calls": [
+    {"id": "c", "type": "function", "function": {"name": "f", "arguments": _ARGUMENTS}}
+    for _ in range(18)
+]}, {"role": "user", "content": "x"}]  # fmt: skip
+_CALL_ITEMS = [
+    {"type": "function_call", "call_id": "c", "name": "f", "arguments": _ARGUMENTS}
+    for _ in range(18)
+]
 _SCHEMA = {
     "type": "object",
     "properties": {f"property_{n}": {"type": "string", "maxLength": 9} for n in range(3_000)},
@@ -203,14 +214,16 @@ def largest_requests(own: Belongings) -> dict[Route, list[Request]]:
     }
 
 
-def send(client: httpx.Client, route: Route, request: Request) -> int:
+def send(
+    client: httpx.Client, route: Route, request: Request, *, patience_s: float = PATIENCE_S
+) -> int:
     """Send it and throw the answer away as it comes: the status, 0 where none came in time."""
     content = request.content()
     headers = {"Content-Type": "application/json"} | request.headers
     ends_at = time.monotonic() + 60
     try:
         with client.stream(
-            route[0], request.path, content=content, headers=headers, timeout=PATIENCE_S
+            route[0], request.path, content=content, headers=headers, timeout=patience_s
         ) as answer:
             for _ in answer.iter_raw():
                 if time.monotonic() > ends_at:
@@ -223,23 +236,33 @@ def send(client: httpx.Client, route: Route, request: Request) -> int:
 def _bodies(path: str, own: Belongings) -> Iterator[Request]:
     """Legal or not: a mistake may cost as much to find."""
     model = {"model": own.model}
-    chat, bad_tokens = {**model, "messages": _PARTS}, [{"role": "user", "content": 7}] * 9_000
-    bodies: dict[str, Any] = {
-        "words": {**model, "messages": [{"role": "user", "content": _WORDS}]},
-        "turns": {**model, "messages": _TURNS},
-        "parts": chat,
-        "prompt": {**model, "prompt": _WORDS},
+    is_response = path.startswith("/v1/responses")
+    text, turns = ("input", "input") if is_response else ("prompt", "messages")
+    short = {**model, text: "x"}
+    unknown = {f"unknown_{n}": n for n in range(23_000)}
+    chats: dict[str, Any] = {
+        "turns": _TURNS,
+        "parts": _PARTS,
+        "calls": _CALL_ITEMS if is_response else _CALLS,
+        "mistakes": [{"role": "user", "content": 7}] * 9_000,
+        "unknown inside": [{"role": "user", "content": "x", **unknown}],
+        "unknown everywhere": _STRANGERS,
+    }
+    bodies: dict[str, Any] = {name: {**model, turns: chat} for name, chat in chats.items()} | {
+        "words": {**model, text: _WORDS},
+        "words of a chat": {**model, turns: [{"role": "user", "content": _WORDS}]},
+        "escapes": {**model, text: "\\u0000 " * 100_000},
+        "control tokens": {**model, text: "<|end|>" * 140_000},
         "token ids": {**model, "prompt": [n % 200 + 10 for n in range(49_000)]},
-        "input": {**model, "input": _WORDS},
-        "items": {**model, "input": _PARTS},
-        "tools": {**model, "messages": _TURNS[:1], "tools": _TOOLS, "tool_choice": "required"},
-        "schema": {**model, "prompt": "x", "structured_outputs": {"json": _SCHEMA}},
-        "bias": {**model, "prompt": "x", "logit_bias": {str(n + 10): 1.0 for n in range(300)}},
-        "unknown": {**model, "prompt": "x", **{f"unknown_{n}": n for n in range(24_000)}},
-        "nested": {**model, "prompt": "x", "unknown": _nested()},
-        "mistakes": {**model, "messages": bad_tokens, "input": bad_tokens},
-        "long name": {"model": _WORDS, "prompt": "x"},
-        "metadata": {**model, "prompt": "x", "metadata": {f"k{n}": "v" for n in range(20_000)}},
+        "tools": {**model, turns: _TURNS[:1], "tools": _TOOLS, "tool_choice": "required"},
+        "schema": {**short, "structured_outputs": {"json": _SCHEMA}},
+        "bias": {**short, "logit_bias": {str(n + 10): 1.0 for n in range(300)}},
+        "biases": {**short, "logit_bias": {f"x{n}": "x" for n in range(20_000)}},
+        "stops": {**short, "stop": [7] * 40_000},
+        "unknown": {**short, **unknown},
+        "nested": {**short, "unknown": _nested()},
+        "long name": {**short, "model": _WORDS},
+        "metadata": {**short, "metadata": {f"k{n}": "v" for n in range(20_000)}},
     }
     for name, body in bodies.items():
         yield Request(path, body, name=name)

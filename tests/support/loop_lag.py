@@ -1,64 +1,17 @@
-"""How long an event loop was held. No pytest in here: benchmarks use it too.
-
-`watch_callbacks` looks inside, at a loop of this process: the CPU time of each callback, which a
-busy machine doesn't change. `Lag` looks from outside, at a server: how late it answers `/livez`.
+"""How late a server answers `/livez`, whatever else the machine does. For how long its event loop
+was held says `watched_api.py`. No pytest in here: benchmarks use it.
 """
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import http.client
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
-from unittest import mock
+from typing import Self
 from urllib.parse import urlsplit
 
 PROBE_EVERY_S = 0.005
-
-
-@dataclass
-class Worst:
-    """The longest callback so far."""
-
-    cpu_s: float = 0.0
-    callback: str = ""
-
-    def take(self, cpu_s: float, handle: Any) -> None:
-        if cpu_s > self.cpu_s:
-            self.cpu_s, self.callback = cpu_s, repr(handle)
-
-    def reset(self) -> None:
-        self.cpu_s, self.callback = 0.0, ""
-
-
-@contextmanager
-def watch_callbacks(loop: asyncio.AbstractEventLoop) -> Iterator[Worst]:
-    """Measures the callbacks of one of asyncio's own loops, in whatever thread it runs. The garbage
-    of the whole process is not collected meanwhile, as it isn't a callback's own.
-    """
-    worst = Worst()
-    run = asyncio.Handle._run
-
-    def timed(handle: Any) -> None:
-        if handle._loop is not loop:
-            run(handle)
-            return
-        began = time.thread_time()
-        run(handle)
-        worst.take(time.thread_time() - began, handle)
-
-    gc.disable()
-    try:
-        with mock.patch.object(asyncio.Handle, "_run", timed):
-            yield worst
-    finally:
-        gc.enable()
 
 
 class Lag:

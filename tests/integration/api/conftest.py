@@ -30,7 +30,7 @@ from tests.support.tiny_tokenizer import write_model_folder
 PEPPER = "a pepper for tests"
 CONTEXT_LENGTH = 256
 
-_CATALOG = """
+CATALOG = """
 [models.tiny]
 source = "tiny"
 max_output_tokens = 128
@@ -57,7 +57,7 @@ class Tenant:
 def catalog_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("catalog")
     write_model_folder(folder / "tiny", context_length=CONTEXT_LENGTH)
-    (folder / "catalog.toml").write_text(_CATALOG)
+    (folder / "catalog.toml").write_text(CATALOG)
     return folder / "catalog.toml"
 
 

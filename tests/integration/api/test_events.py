@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 
 import httpx
 import pytest
@@ -66,6 +67,20 @@ async def test_late_reader_gets_the_same_events_as_a_live_one(
     numbered = [event for event in live.events if event.seq]
     assert from_log.events == numbered
     assert from_postgres.events == numbered
+
+
+async def test_everybody_in_a_crowd_gets_the_same_events(
+    http: httpx.AsyncClient, producer: Producer, running: RunningJob
+) -> None:
+    async with AsyncExitStack() as stack:
+        crowd = [await stack.enter_async_context(reading(http, running.id)) for _ in range(40)]
+        await until(lambda: all(seen.events for seen in crowd))
+        for number in range(20):
+            running.say(f"{number} ")
+        producer.finish(running)
+
+    assert {seen.text for seen in crowd} == {"".join(f"{number} " for number in range(20))}
+    assert all(seen.events == crowd[0].events for seen in crowd)
 
 
 async def test_reader_joins_in_the_middle_by_header_or_query(

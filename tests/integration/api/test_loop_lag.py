@@ -1,50 +1,49 @@
-"""No answer holds the event loop, however long it is."""
+"""No request holds the event loop, however much it sends or asks for."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+import math
+from pathlib import Path
 
 import httpx
 import pytest
 
 from store.pools import DictConnection
-from tests.integration.api.conftest import Tenant, serve_api
+from tests.integration.api.conftest import CATALOG, Tenant, new_tenant
 from tests.support.largest import Answer, Owner
-from tests.support.largest_requests import Request, send
-from tests.support.loop_lag import Worst, watch_callbacks
+from tests.support.largest_requests import (
+    Request,
+    Route,
+    Size,
+    largest_requests,
+    own_the_most,
+    send,
+)
+from tests.support.tiny_tokenizer import write_model_folder
+from tests.support.watched_api import WatchedApi, watched_api
 
-# The aim is 50 ms, on a machine that does nothing else. This is CPU time of one callback, which is
-# a multiple of that on a busy one; before answers were cut each of these cases took seconds.
-MOST_CPU_S = 0.3
+# The aim is 50 ms on a machine that does nothing else. This is CPU time of the process between two
+# beats of its loop: waiting for a processor doesn't count, but with cold caches the same work takes
+# a multiple of it, and threads that hold nobody up add theirs. So it is twice the aim, and only
+# what is above it in every round counts: what a request does it does each time.
+MOST_HELD_S = 0.1
+ROUNDS = 6
+# A client that waits for an answer goes by then: what is to be measured happens before.
+PATIENCE_S = 1.0
+
+CONTEXT_LENGTH = 32_768  # of prompts that are read, counted and stored
 
 ANSWER = Answer(num_tokens=700, num_choices=8, top_logprobs=5)
 ONE = Answer(num_tokens=5_600, num_choices=1, top_logprobs=5)
 
 
-@contextmanager
-def serve_in_thread() -> Iterator[tuple[str, Worst]]:
-    """The API on a loop of its own, so that what a test does isn't counted."""
-    started: Future[tuple[str, asyncio.AbstractEventLoop]] = Future()
-    stop = asyncio.Event()
-
-    async def serve() -> None:
-        async with serve_api() as url:
-            started.set_result((url, asyncio.get_running_loop()))
-            await stop.wait()
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    url, loop = started.result(timeout=60)
-    try:
-        with watch_callbacks(loop) as worst:
-            yield url, worst
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
+@pytest.fixture(scope="session")
+def catalog_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a model that takes long prompts."""
+    folder = tmp_path_factory.mktemp("catalog")
+    write_model_folder(folder / "tiny", context_length=CONTEXT_LENGTH)
+    (folder / "catalog.toml").write_text(CATALOG)
+    return folder / "catalog.toml"
 
 
 @pytest.fixture
@@ -53,38 +52,33 @@ def owned(owner: DictConnection, tenant: Tenant, catalog: None) -> Owner:
 
 
 @pytest.mark.slow
-def test_long_answers_are_sent_in_pieces(environment: None, owned: Owner, tenant: Tenant) -> None:
-    job = owned.jobs("job", ANSWER, 100)[-1]
-    chat, completion = owned.job("chat", ANSWER), owned.job("completion", ANSWER)
-    response = owned.job("response", ONE, request={"model": "tiny", "input": "x"})
-    paths = [
-        f"/v1/jobs/job_{job.hex}/events",
-        f"/v1/jobs/job_{job.hex}",
-        "/v1/jobs?limit=100",
-        f"/v1/chat/completions/chatcmpl-{chat.hex}",
-        f"/v1/chat/completions/chatcmpl-{chat.hex}/events",
-        f"/v1/completions/cmpl-{completion.hex}",
-        f"/v1/completions/cmpl-{completion.hex}/events",
-        f"/v1/responses/resp_{response.hex}",
-        f"/v1/responses/resp_{response.hex}?stream=true",
-    ]
+def test_no_request_holds_the_loop(environment: None, owner: DictConnection, catalog: None) -> None:
+    rich = new_tenant(owner, "large", credit_micros=10**15)
+    own = own_the_most(Owner(owner, rich.id, "tiny"), Size(num_jobs=2))
 
     held = {}
     with (
-        serve_in_thread() as (url, worst),
-        httpx.Client(base_url=url, headers=tenant.headers, trust_env=False) as client,
+        watched_api() as api,
+        httpx.Client(base_url=api.url, headers=rich.headers, trust_env=False) as client,
     ):
         client.get("/v1/models").raise_for_status()
-        for path in paths:
-            worst.reset()
-            assert send(client, ("GET", path), Request(path)) == 200, path
-            held[path] = (worst.cpu_s, worst.callback)
-        worst.reset()
-        body = b'{"a":[' + b"[],{}," * 160_000 + b"1]}"
-        assert send(client, ("POST", ""), Request("/v1/jobs", body)) == 400
-        held["values"] = (worst.cpu_s, worst.callback)
+        for route, requests in largest_requests(own).items():
+            for request in requests:
+                name = f"{route[0]} {request.path} {request.name}"
+                held[name] = _held_s(api, client, route, request)
 
-    assert {path: of for path, of in held.items() if of[0] > MOST_CPU_S} == {}
+    assert {name: s for name, s in held.items() if s > MOST_HELD_S} == {}
+
+
+def _held_s(api: WatchedApi, client: httpx.Client, route: Route, request: Request) -> float:
+    least_s = math.inf
+    for _ in range(ROUNDS):
+        api.held_s()  # what was before doesn't count
+        send(client, route, request, patience_s=PATIENCE_S)
+        least_s = min(least_s, api.held_s())
+        if least_s <= MOST_HELD_S:
+            break
+    return least_s
 
 
 async def test_what_is_sent_in_pieces_is_the_whole_answer(
