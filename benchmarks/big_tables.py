@@ -15,6 +15,7 @@ from uuid import UUID
 
 from psycopg import sql
 
+from benchmarks.big_surroundings import Surroundings, surround
 from store.pools import DictConnection
 from store.tenants import create_tenant
 from tasks.ids import uuid7
@@ -72,8 +73,10 @@ FROM generate_series(1, %(num)s::int) AS n, LATERAL (
 _JOB_COLUMNS = """id, tenant_id, api_key_id, model, model_requested, pool, service_tier, lane,
     max_fails, deadline_at, hinted_at, hint_count, input_tokens, max_output_tokens, price_version,
     input_price, cached_price, output_price, currency, request_hash, created_at, status"""
+# One request in ten is what many send, again and again.
 _JOB_VALUES = """tenant_id, 'key', 'demo', 'demo', %(pool)s, 'default', {lane}, 3, {deadline},
-    now() - interval '1 minute', 1, 100, 50, 1, 1000000, 250000, 2000000, 'USD', uuid_send(id)"""
+    now() - interval '1 minute', 1, 100, 50, 1, 1000000, 250000, 2000000, 'USD',
+    CASE WHEN n %% 10 = 0 THEN 'often'::bytea ELSE uuid_send(id) END"""
 
 _FILL: Sequence[tuple[str, str]] = (
     (
@@ -161,6 +164,7 @@ class BigTables:
     light: Sequence[UUID]  # tenants with one queued job each, the first ones among the oldest
     num_queued: int
     num_finished: int
+    around: Surroundings
 
     def queued_job(self, connection: DictConnection, tenant_id: UUID) -> UUID:
         """The queued job of a tenant that is claimed last."""
@@ -186,8 +190,9 @@ def build(
         owner.execute(_LIGHT_TENANTS, (light,))
         _fill(owner, flood, light, num_queued, num_finished)
         owner.execute(_HOLD)
+        around = surround(owner, flood, light, num=num_finished)
     _analyze(owner)
-    return BigTables(flood, light, num_queued, num_finished)
+    return BigTables(flood, light, num_queued, num_finished, around)
 
 
 def _fill(

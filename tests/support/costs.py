@@ -4,8 +4,7 @@ whatever plan the server chose are in it. Times depend on the machine, pages on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from store.pools import DictConnection
@@ -17,33 +16,30 @@ FROM pg_stat_get_backend_io(%s) WHERE object = 'relation'
 """
 
 
-@dataclass
-class Cost:
-    """Of the calls in a `counting` block, known at its end."""
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A session of Postgres, in no transaction, and how to run a statement on it."""
 
-    num_pages: int = 0
-
-
-@contextmanager
-def counting(observer: DictConnection, connection: DictConnection) -> Iterator[Cost]:
-    """Count the pages that `connection` touches; both are in no transaction."""
-    before = _num_pages(observer, connection)
-    cost = Cost()
-    yield cost
-    cost.num_pages = _num_pages(observer, connection) - before
+    pid: int
+    execute: Callable[[str], object]
 
 
-def pages_of(
-    observer: DictConnection, connection: DictConnection, call: Callable[[], object]
-) -> int:
-    """The pages of one call."""
-    with counting(observer, connection) as cost:
-        call()
-    return cost.num_pages
+def backend_of(connection: DictConnection) -> Backend:
+    """The session of a connection."""
+    return Backend(
+        connection.info.backend_pid, lambda statement: connection.execute(statement.encode())
+    )
 
 
-def _num_pages(observer: DictConnection, connection: DictConnection) -> int:
-    connection.execute(_FLUSH)
-    row = observer.execute(_PAGES, (connection.info.backend_pid,)).fetchone()
+def pages_of(observer: DictConnection, backend: Backend, call: Callable[[], object]) -> int:
+    """The pages that one call touches."""
+    before = _num_pages(observer, backend)
+    call()
+    return _num_pages(observer, backend) - before
+
+
+def _num_pages(observer: DictConnection, backend: Backend) -> int:
+    backend.execute(_FLUSH)
+    row = observer.execute(_PAGES, (backend.pid,)).fetchone()
     assert row is not None
     return int(row["num"])
