@@ -45,7 +45,8 @@ _FILL: Sequence[str] = (
     INSERT INTO batches (id, tenant_id, api_key_id, endpoint, completion_window, service_tier,
         input_file_id, input_bytes, status, completed_at, expires_at, next_step_at, deleted_at)
     SELECT uuidv7(-n * interval '1 s' * (86400.0 * 20 / %(num)s::int)), %(flood)s, 'key',
-        '/v1/chat/completions', '24h', 'batch', %(input)s, 1000, 'completed', now(), now(), now(),
+        '/v1/chat/completions', '24h', 'batch', %(input)s, 1000, 'completed',
+        now() - n * interval '1 s' * (86400.0 * 20 / %(num)s::int), now(), now(),
         CASE WHEN n <= 2 THEN now() END
     FROM generate_series(1, %(num)s::int / 10) AS n
     UNION ALL
@@ -59,17 +60,21 @@ _FILL: Sequence[str] = (
     """,
     """
     INSERT INTO batch_lines (batch_id, number, custom_id, body, prefix, state, job_id)
-    SELECT %(batch)s, n, 'line-' || n, CASE WHEN n %% 2 = 0 THEN '{}'::bytea END, '',
+    SELECT %(batch)s, n, 'line-' || n, CASE WHEN n %% 2 = 0 THEN '{}'::bytea END, ''::bytea,
         CASE WHEN n %% 2 = 0 THEN 'pending' WHEN n <= 16 THEN 'submitted' ELSE 'over' END,
         CASE WHEN n %% 2 > 0 THEN (SELECT id FROM jobs WHERE status = 'queued' LIMIT 1) END
     FROM generate_series(1, %(num)s::int) AS n
+    UNION ALL
+    SELECT id, 1, 'line', '{}'::bytea, ''::bytea, 'pending', NULL::uuid FROM batches
+    WHERE status = 'in_progress' AND id <> %(batch)s
     """,
     """
     INSERT INTO files (id, tenant_id, purpose, filename, num_bytes, num_parts, status, created_at,
         expires_at, deleted_at, purged_at)
     SELECT uuidv7(-n * interval '1 s'), coalesce((%(light)s::uuid[])[n], %(flood)s), 'user_data',
         'file', 10, 1, 'processed', now() - n * interval '1 s', now() + n * interval '1 s',
-        CASE WHEN n > %(num)s::int / 20 THEN now() END, CASE WHEN n > %(num)s::int / 20 THEN now() END
+        CASE WHEN n > %(num)s::int / 20 THEN now() END,
+        CASE WHEN n > %(num)s::int / 20 THEN now() END
     FROM generate_series(1, %(num)s::int / 10) AS n
     UNION ALL SELECT %(input)s, %(flood)s, 'batch', 'file', 10, 1, 'processed', now(), NULL, NULL,
         NULL

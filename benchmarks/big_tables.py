@@ -101,7 +101,7 @@ _FILL: Sequence[tuple[str, str]] = (
         "job_results",
         """INSERT INTO job_results (job_id, tenant_id, output, last_seq, event_log, created_at)
         SELECT id, tenant_id, '[]', 52,
-            CASE WHEN ended_at > now() - interval '23 hours' THEN '\\x00'::bytea END, ended_at
+            '\\x00', ended_at
         FROM new_finished ORDER BY id""",
     ),
     (

@@ -12,10 +12,10 @@ from store.pools import DictConnection
 UPLOAD_TTL_S = UPLOAD_MAX_S + 900  # an upload that is older has lost its process
 
 _EXPIRE = """
-UPDATE files SET deleted_at = now() WHERE id IN (
+UPDATE files SET deleted_at = now() WHERE id = ANY(ARRAY(
     SELECT id FROM files WHERE deleted_at IS NULL AND expires_at <= now()
     ORDER BY expires_at LIMIT %s FOR UPDATE SKIP LOCKED
-)
+))
 """
 
 _DELETED = """

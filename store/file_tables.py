@@ -50,6 +50,7 @@ files = Table(
         "id",
         postgresql_where=text("deleted_at IS NOT NULL AND purged_at IS NULL"),
     ),
+    Index("files_purged", "id", postgresql_where=text("purged_at IS NOT NULL")),
 )
 
 file_parts = Table(

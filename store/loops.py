@@ -55,7 +55,8 @@ class PostgresLoop(threading.Thread):
         """The thread's body: steps over one connection, a new one after each failure."""
         while not self._stopped.is_set():
             try:
-                with connect(self._url, application_name=f"millrace-{self.name}") as connection:
+                name = f"millrace-{self.name}"
+                with connect(self._url, application_name=name, plans_once=True) as connection:
                     self._serve(connection)
             except (OperationalError, InterfaceError) as error:
                 log.warning("loop_lost_postgres", loop=self.name, error=str(error).strip())

@@ -24,8 +24,7 @@ WITH turn AS MATERIALIZED (
     SELECT pg_advisory_xact_lock(%(turns)s)
 ), due AS MATERIALIZED (
     SELECT o.* FROM job_outcomes o CROSS JOIN turn
-    WHERE settled_at IS NULL AND settle_fails < %(max_fails)s
-        AND (%(job_ids)s::uuid[] IS NULL OR job_id = ANY(%(job_ids)s))
+    WHERE settled_at IS NULL AND settle_fails < %(max_fails)s{of_jobs}
     ORDER BY job_id LIMIT %(limit)s FOR UPDATE OF o SKIP LOCKED
 ), priced AS MATERIALIZED (
     SELECT d.*, r.amount_micros AS reserved, CASE WHEN d.payer = 'tenant'
@@ -67,15 +66,17 @@ WITH turn AS MATERIALIZED (
     UPDATE job_outcomes o SET settled_at = now() FROM due d WHERE o.job_id = d.job_id
 )
 SELECT count(*) AS num_settled, (SELECT count(*) FROM entered) AS num_entered,
-    coalesce(array_agg(job_id) FILTER (WHERE cost > reserved), '{}') AS over_reservation,
+    coalesce(array_agg(job_id) FILTER (WHERE cost > reserved), '{{}}') AS over_reservation,
     coalesce(array_agg(job_id) FILTER (
-        WHERE reserved IS NULL AND job_id IN (SELECT job_id FROM entered)), '{}')
+        WHERE reserved IS NULL AND job_id IN (SELECT job_id FROM entered)), '{{}}')
         AS without_reservation,
     coalesce(array_agg(job_id) FILTER (
         WHERE tenant_id IN (SELECT id FROM tenants WHERE tokens_per_min IS NOT NULL)
-            AND job_id IN (SELECT job_id FROM entered)), '{}') AS rate_limited
+            AND job_id IN (SELECT job_id FROM entered)), '{{}}') AS rate_limited
 FROM charged
 """
+
+_OF_JOBS = " AND job_id = ANY(%(job_ids)s)"
 
 _TURNS = 0x6D696C6C_73657474  # the key of the settlers' lock: "millsett"
 
@@ -121,7 +122,8 @@ def settle(
         "max_fails": MAX_SETTLE_FAILS,
         "turns": _TURNS,
     }
-    row = connection.execute(_SETTLE, parameters).fetchone()
+    statement = _SETTLE.format(of_jobs="" if job_ids is None else _OF_JOBS)
+    row = connection.execute(statement.encode(), parameters).fetchone()
     assert row is not None
     return Settled(
         num_settled=row["num_settled"],

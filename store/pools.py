@@ -44,7 +44,8 @@ def connection_options(application_name: str, *, plans_once: bool = False) -> di
 
     `plans_once`: each statement is prepared and planned when it is first used, for any values. To
     plan a claim over the partitions of a year takes longer than to run it, and would be done ten
-    times before Postgres kept the plan.
+    times before Postgres kept the plan. Nor does such a plan trust statistics, which know nothing
+    of a flood that has just come.
     """
     plan = " -c plan_cache_mode=force_generic_plan" if plans_once else ""
     return {

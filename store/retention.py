@@ -58,13 +58,13 @@ ORDER BY o.job_id LIMIT %(batch)s
 """
 
 _BATCHES = f"""
-DELETE FROM batches WHERE id IN (
+DELETE FROM batches WHERE id = ANY(ARRAY(
     SELECT b.id FROM batches b
     WHERE b.id < uuid7_floor(now() - make_interval(secs => %(keep_s)s)) AND NOT {LIVE_BATCH}
         AND coalesce(b.completed_at, b.failed_at, b.expired_at, b.cancelled_at)
             < now() - make_interval(secs => %(keep_s)s)
     ORDER BY b.id LIMIT %(batch)s FOR UPDATE SKIP LOCKED
-)
+))
 """
 
 # Admission renews an expired key in place; the age is looked at again once the row is locked.
@@ -78,20 +78,22 @@ DELETE FROM idempotency_keys k USING (
     AND k.created_at < now() - make_interval(hours => %(ttl_h)s)
 """
 
-# Those of endpoints that are switched off are over when their day is.
+# Those of endpoints that are switched off are over when their day is. Here and above an array, not
+# IN: however many the planner expects, each is then looked up by its id.
 _WEBHOOK_DELIVERIES = """
 WITH old AS (
-    DELETE FROM webhook_deliveries WHERE id IN (
+    DELETE FROM webhook_deliveries WHERE id = ANY(ARRAY(
         SELECT id FROM webhook_deliveries
         WHERE created_at < now() - make_interval(secs => %(keep_s)s) AND next_attempt_at IS NULL
         ORDER BY created_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED
-    ) RETURNING 1
+    )) RETURNING 1
 ), late AS (
-    UPDATE webhook_deliveries SET next_attempt_at = NULL, given_up_at = now() WHERE id IN (
+    UPDATE webhook_deliveries SET next_attempt_at = NULL, given_up_at = now()
+    WHERE id = ANY(ARRAY(
         SELECT id FROM webhook_deliveries
         WHERE next_attempt_at IS NOT NULL AND try_until < now() - interval '1 hour'
-        LIMIT %(batch)s FOR UPDATE SKIP LOCKED
-    ) RETURNING 1
+        ORDER BY try_until LIMIT %(batch)s FOR UPDATE SKIP LOCKED
+    )) RETURNING 1
 )
 SELECT greatest((SELECT count(*) FROM old), (SELECT count(*) FROM late)) AS num
 """

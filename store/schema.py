@@ -162,6 +162,7 @@ worker_leases = Table(
 
 _LANE = ("pool", "service_tier", "lane")
 _QUEUED = text("status = 'queued'")
+_LISTED = text("deleted_at IS NULL AND (is_stored OR finished_at IS NULL)")
 
 jobs = Table(
     "jobs",
@@ -225,8 +226,8 @@ jobs = Table(
         "deadline_at",
         postgresql_where=text("status IN ('queued', 'in_progress')"),
     ),
-    Index("jobs_of_tenant", "tenant_id", "id"),
-    Index("jobs_request_hash", "request_hash", postgresql_using="hash"),
+    Index("jobs_listed", "tenant_id", "status", "id", postgresql_where=_LISTED),
+    Index("jobs_first_try", "api_key_id", "request_hash", "id"),
     Index("jobs_of_batch", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
     Index(
         "jobs_to_purge",

@@ -78,6 +78,25 @@ webhook_deliveries = Table(
         "next_attempt_at",
         postgresql_where=text("next_attempt_at IS NOT NULL"),
     ),
+    Index(
+        "webhook_deliveries_late",
+        "try_until",
+        postgresql_where=text("next_attempt_at IS NOT NULL"),
+    ),
     Index("webhook_deliveries_listed", "endpoint_id", "created_at", "id"),
+    *(
+        Index(
+            f"webhook_deliveries_{state}",
+            "endpoint_id",
+            "created_at",
+            "id",
+            postgresql_where=text(f"{column} IS NOT NULL"),
+        )
+        for state, column in (
+            ("pending", "next_attempt_at"),
+            ("delivered", "delivered_at"),
+            ("failed", "given_up_at"),
+        )
+    ),
     Index("webhook_deliveries_age", "created_at"),
 )

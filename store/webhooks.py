@@ -58,12 +58,15 @@ SELECT * FROM webhook_deliveries
 WHERE tenant_id = %(tenant_id)s AND endpoint_id = %(endpoint_id)s
     AND (%(after)s::uuid IS NULL OR (created_at, id) < (
         SELECT created_at, id FROM webhook_deliveries
-        WHERE id = %(after)s AND endpoint_id = %(endpoint_id)s))
-    AND CASE %(status)s::text WHEN 'pending' THEN next_attempt_at IS NOT NULL
-        WHEN 'delivered' THEN delivered_at IS NOT NULL
-        WHEN 'failed' THEN given_up_at IS NOT NULL ELSE true END
+        WHERE id = %(after)s AND endpoint_id = %(endpoint_id)s)){of_state}
 ORDER BY created_at DESC, id DESC LIMIT %(limit)s
 """
+# Each has an index of its own, which finds the few of one state among very many of others.
+_OF_STATE = {
+    "pending": " AND next_attempt_at IS NOT NULL",
+    "delivered": " AND delivered_at IS NOT NULL",
+    "failed": " AND given_up_at IS NOT NULL",
+}
 
 _RESEND = """
 UPDATE webhook_deliveries SET attempts = 0, next_attempt_at = now(), delivered_at = NULL,
@@ -166,12 +169,12 @@ async def list_deliveries(
     parameters = {
         "tenant_id": tenant_id,
         "endpoint_id": endpoint_id,
-        "status": status,
         "after": after,
         "limit": limit,
     }
+    query = _DELIVERIES.format(of_state=_OF_STATE[status] if status else "")
     async with as_tenant(pool, tenant_id) as connection:
-        return await (await connection.execute(_DELIVERIES, parameters)).fetchall()
+        return await (await connection.execute(query.encode(), parameters)).fetchall()
 
 
 async def get_delivery(pool: AsyncPool, tenant_id: UUID, delivery_id: UUID) -> Row | None:

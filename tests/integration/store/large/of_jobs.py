@@ -1,9 +1,9 @@
-"""Cases of jobs as the API and workers handle them. A name is the function's, and what is special."""
+"""Cases of jobs as the API and workers handle them. Names: a function, and what is special."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from benchmarks.big_tables import POOL
 from store import (
@@ -151,6 +151,9 @@ CASES = {
     "admission.find_first_try of what many sent": lambda w: w.asks(
         admission.find_first_try, w.new_job(request_hash=b"often")
     ),
+    "admission.find_first_try of what another key sent": lambda w: w.asks(
+        admission.find_first_try, w.new_job(request_hash=b"often", api_key_id="other")
+    ),
     "admission.find_first_use": _first_use,
     "attempts.claim_ticket": _claim_own,
     "attempts.claim_ticket of a light tenant": _claim_light,
@@ -170,7 +173,7 @@ CASES = {
     "leases.disown": _disown,
     "leases.set_draining": lambda w: w.works(leases.set_draining, lease(w.roles.worker)),
     "leases.give_up": lambda w: w.works(leases.give_up, lease(w.roles.worker)),
-    "leases.expire_process": lambda w: w.works(leases.expire_process, hostname="host", pid=1),
+    "leases.expire_process": lambda w: w.works(leases.expire_process, hostname="gone", pid=1),
     "leases.list_live": lambda w: w.works(leases.list_live),
     "leases.live_workers": lambda w: w.asks(leases.live_workers),
     "reaping.reap_lost": _reap_lost,
@@ -188,6 +191,7 @@ CASES = {
     "outcomes.oldest_unsettled": lambda w: w.works(outcomes.oldest_unsettled, older_than_s=10),
     "rate_limits.unused_tokens": lambda w: w.bills(rate_limits.unused_tokens, w.ids_of("finished")),
     "hints.rehint": lambda w: w.works(hints.rehint),
+    "hints.give_back": lambda w: w.works(hints.give_back, w.ids_of("queued")),
     "jobs.get_job": lambda w: w.asks(jobs.get_job, w.flood, w.id_of("finished")),
     "jobs.get_job_with_request": lambda w: w.asks(
         jobs.get_job_with_request, w.flood, w.id_of("queued")

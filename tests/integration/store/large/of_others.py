@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -224,7 +222,7 @@ CASES: dict[str, Any] = {
     "file_retention.deleted_files": lambda w: w.works(
         file_retention.deleted_files, after=UUID(int=0), batch=10
     ),
-    "file_retention.note_purged": lambda w: w.works(file_retention.note_purged, w.id_of("files")),
+    "file_retention.note_purged": lambda w: w.works(file_retention.note_purged, uuid7()),
     "file_retention.purged_files": lambda w: w.works(
         file_retention.purged_files, after=UUID(int=0), batch=10
     ),
