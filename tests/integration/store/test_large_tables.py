@@ -21,7 +21,7 @@ CASES = {**of_jobs.CASES, **of_others.CASES}
 BOUNDS = {**of_jobs.BOUNDS, **of_others.BOUNDS}
 EXEMPT = exempt.EXEMPT
 
-CONNECTIONS = ("DictConnection", "AsyncPool")
+CONNECTIONS = ("DictConnection", "AsyncPool", "SyncPool")
 
 # Those who run these have one plan for all values (store.pools); others are planned as it comes.
 PLANNED_ONCE = {"attempts", "hints", "leases", "outcomes", "reaping", "reservations"}

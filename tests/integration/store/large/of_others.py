@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 
 from store import (
     batch_driving,
+    batch_results,
     batch_turns,
     batches,
     catalog,
@@ -188,8 +189,8 @@ CASES: dict[str, Any] = {
     "batch_driving.postpone_line": _drives_id(batch_driving.postpone_line, 2, pause_s=1),
     "batch_driving.running_jobs": _drives_id(batch_driving.running_jobs, limit=10),
     "batch_driving.left": _drives_id(batch_driving.left),
-    "batch_driving.lines_to_write": _drives_id(
-        lambda worker, batch: list(batch_driving.lines_to_write(worker, batch, limit=10))
+    "batch_results.lines_to_write": _drives_id(
+        lambda worker, batch: list(batch_results.lines_to_write(worker, batch, limit=10))
     ),
     "batch_driving.note_over": _written,
     "batches.create_batch": _create_batch,
