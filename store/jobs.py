@@ -56,8 +56,7 @@ WHERE j.id = %(job_id)s AND j.tenant_id = %(tenant_id)s AND {_KEPT}
 """
 
 # The newest of each status asked for, then the newest of all: those of a rare status are not
-# searched for among the others. They are asked for as a range of rows, since one index alone has
-# that order: by `id` the planner may walk all jobs. The bounds of `id` by itself leave months out.
+# searched for among the others. The bounds of `id` leave months out.
 # A page ends early, after its first job, where all it says would be too much at once. Tokens stand
 # for bytes: they are known without reading the outputs.
 MAX_PAGE_TOKENS = 50_000
@@ -71,12 +70,11 @@ WITH page AS (
     FROM (
         SELECT of_status.* FROM unnest(%(statuses)s::text[]) AS asked (status), LATERAL (
             SELECT * FROM jobs
-            WHERE (tenant_id, status, id) < (%(tenant_id)s, asked.status, {_BEFORE})
-                AND (tenant_id, status, id) > (%(tenant_id)s, asked.status, {_BEHIND})
+            WHERE tenant_id = %(tenant_id)s AND jobs.status = asked.status
                 AND id < {_BEFORE} AND id > {_BEHIND}
                 AND deleted_at IS NULL AND (is_stored OR finished_at IS NULL)
                 AND {_KEPT.replace("j.", "jobs.")}
-            ORDER BY tenant_id DESC, status DESC, id DESC LIMIT %(limit)s + 1
+            ORDER BY id DESC LIMIT %(limit)s + 1
         ) of_status ORDER BY id DESC LIMIT %(limit)s + 1
     ) newest
 )
