@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from typing import cast
-from uuid import uuid4
+from typing import Any, cast
+from uuid import UUID, uuid4
 
+import pytest
+from psycopg import OperationalError
 from redis.asyncio import Redis
 
-from api.streams.hub import StreamHub
+from api.streams import hub as hubs
+from api.streams.channel import SILENT_S
+from api.streams.hub import PING_AFTER_S, SUBSCRIBE_CHUNK, StreamHub
 from store.pools import AsyncPool
+from tasks.events import EventType, make_event
 from tasks.keys import stream_channel
 
 
@@ -77,14 +84,264 @@ async def test_a_listener_that_leaves_halfway_breaks_nobodys_connection_and_is_f
 
 
 class _Listener:
+    """Notes down what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
     def wake(self) -> None:
-        return None
+        self.heard.append("wake")
 
     def wake_for_log(self) -> None:
-        return None
+        self.heard.append("log")
 
     def wake_after_reconnect(self) -> None:
-        return None
+        self.heard.append("reconnect")
 
     def tick(self, now: float) -> None:
-        return None
+        self.heard.append("tick")
+
+
+class _PubSub:
+    """One connection: says what it is given, None for a silence."""
+
+    def __init__(self) -> None:
+        self.messages: asyncio.Queue[dict[str, Any] | Exception | None] = asyncio.Queue()
+        self.commands: list[tuple[str, ...]] = []
+        self.is_closed = False
+
+    async def connect(self) -> None:
+        self.commands.append(("connect",))
+
+    async def subscribe(self, *names: str) -> None:
+        self.commands.append(("subscribe", *names))
+
+    async def unsubscribe(self, *names: str) -> None:
+        self.commands.append(("unsubscribe", *names))
+
+    async def ping(self) -> None:
+        self.commands.append(("ping",))
+
+    async def get_message(self, timeout: float) -> dict[str, Any] | None:
+        assert timeout == PING_AFTER_S
+        message = await self.messages.get()
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+    def say(self, kind: str, name: str | None, data: bytes = b"") -> None:
+        channel = None if name is None else name.encode()
+        self.messages.put_nowait({"type": kind, "channel": channel, "data": data})
+
+
+class _Connections:
+    """A Redis that gives a new connection each time."""
+
+    def __init__(self) -> None:
+        self.made: list[_PubSub] = []
+
+    def pubsub(self) -> _PubSub:
+        self.made.append(_PubSub())
+        return self.made[-1]
+
+
+async def _settle() -> None:
+    """Whatever can go on by itself has."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def hub() -> AsyncIterator[tuple[StreamHub, _Connections]]:
+    connections = _Connections()
+    hub = StreamHub(cast(AsyncPool, None), cast(Redis, connections))
+    await hub.start()
+    await _settle()
+    yield hub, connections
+    await hub.stop()
+    assert all(connection.is_closed for connection in connections.made)
+
+
+Hub = tuple[StreamHub, _Connections]
+
+
+async def test_a_job_is_subscribed_to_once_however_many_listen(hub: Hub) -> None:
+    streams, connections = hub
+    job_id, one, two = uuid4(), _Listener(), _Listener()
+
+    first = await streams.join(job_id, one)
+    second = await streams.join(job_id, two)
+    [connection] = connections.made
+    before = streams.is_subscribed(job_id)
+    connection.say("subscribe", first.name)
+    await _settle()
+
+    assert first is second
+    assert connection.commands == [("connect",), ("subscribe", first.name)]
+    assert (before, streams.is_subscribed(job_id)) == (False, True)
+    assert one.heard == two.heard == ["reconnect"]
+    assert streams.num_channels == 1
+
+
+async def test_a_message_wakes_those_who_listen_to_its_job(hub: Hub) -> None:
+    streams, connections = hub
+    mine, other = _Listener(), _Listener()
+    channel = await streams.join(uuid4(), mine)
+    await streams.join(uuid4(), other)
+    [connection] = connections.made
+
+    connection.say("message", channel.name, _message(1))
+    connection.say("message", "nobody", _message(1))
+    connection.say("pong", None)
+    await _settle()
+
+    assert (mine.heard, other.heard) == (["wake"], [])
+    assert channel.ring.last_seq == 1
+    assert len(connections.made) == 1
+
+
+async def test_a_silent_connection_is_asked_and_one_that_does_not_answer_is_made_anew(
+    hub: Hub,
+) -> None:
+    streams, connections = hub
+    channel = await streams.join(uuid4(), _Listener())
+    [connection] = connections.made
+    connection.say("subscribe", channel.name)
+
+    for _ in range(2):
+        connection.messages.put_nowait(None)
+        connection.say("pong", None)
+    await _settle()
+    assert connection.commands.count(("ping",)) == 2
+    assert channel.is_subscribed
+    connection.messages.put_nowait(None)
+    connection.messages.put_nowait(None)
+    await _until(lambda: len(connections.made) == 2)
+
+    assert connection.commands.count(("ping",)) == 3
+    assert connection.is_closed
+    assert not channel.is_subscribed
+    assert connections.made[1].commands == [("connect",), ("subscribe", channel.name)]
+
+
+async def test_a_connection_that_breaks_is_made_anew_with_all_its_channels(hub: Hub) -> None:
+    streams, connections = hub
+    channels = [await streams.join(uuid4(), _Listener()) for _ in range(SUBSCRIBE_CHUNK + 1)]
+
+    connections.made[0].messages.put_nowait(ConnectionError())
+    await _until(lambda: len(connections.made) == 2 and len(connections.made[1].commands) == 3)
+
+    connect, first, second = connections.made[1].commands
+    names = [channel.name for channel in channels]
+    assert connect == ("connect",)
+    assert first == ("subscribe", *names[:SUBSCRIBE_CHUNK])
+    assert second == ("subscribe", *names[SUBSCRIBE_CHUNK:])
+
+
+async def test_what_nobody_listens_to_is_left(hub: Hub) -> None:
+    streams, connections = hub
+    stays, goes = _Listener(), _Listener()
+    kept, left = await streams.join(uuid4(), stays), await streams.join(uuid4(), goes)
+    again = await streams.join(left.job_id, stays)
+
+    streams.leave(left.job_id, goes)
+    has_listeners = streams.has_listeners(left.job_id)
+    streams.leave(left.job_id, stays)
+    streams.leave(left.job_id, stays)
+    streams.leave(uuid4(), stays)
+    await streams._leave_deserted()
+    await streams._leave_deserted()
+
+    assert again is left
+    assert has_listeners
+    assert not streams.has_listeners(left.job_id)
+    assert streams.has_listeners(kept.job_id)
+    assert streams.num_channels == 1
+    assert connections.made[0].commands[-1] == ("unsubscribe", left.name)
+    assert [c[0] for c in connections.made[0].commands].count("unsubscribe") == 1
+    connections.made[0].say("message", left.name, _message(1))
+    await _settle()
+    assert left.ring.last_seq == 0
+
+
+async def test_an_end_that_this_process_made_is_told_at_once(hub: Hub) -> None:
+    streams, _ = hub
+    listener = _Listener()
+    channel = await streams.join(uuid4(), listener)
+
+    streams.note_over(channel.job_id)
+    streams.note_over(uuid4())
+
+    assert (channel.over.is_set(), listener.heard) == (True, ["wake"])
+
+
+async def test_who_waits_for_an_end_listens_as_long_as_it_waits(hub: Hub) -> None:
+    streams, _ = hub
+    job_id = uuid4()
+
+    async with streams.watch(job_id) as channel:
+        during = streams.has_listeners(job_id)
+        streams.note_over(job_id)
+        channel.confirm_subscription()
+        channel.tick(time.monotonic() + 60)
+
+    assert (during, streams.has_listeners(job_id)) == (True, False)
+
+
+async def test_postgres_is_asked_for_the_ends_of_silent_jobs_some_at_a_time(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams, _ = hub
+    quiet = [await streams.join(uuid4(), _Listener()) for _ in range(5)]
+    now = time.monotonic()
+    loud = await streams.join(uuid4(), _Listener())
+    loud.hear(make_event(1, EventType.STARTED), now + SILENT_S)
+    asked: list[list[UUID]] = []
+
+    async def ends(_pool: object, ids: Sequence[UUID]) -> set[UUID]:
+        asked.append(list(ids))
+        return {quiet[1].job_id, quiet[4].job_id} & set(ids)
+
+    monkeypatch.setattr(hubs, "finished_jobs", ends)
+    monkeypatch.setattr(hubs, "FINISHED_CHUNK", 2)
+    await streams._ask_for_ends(now + SILENT_S)
+
+    assert [len(ids) for ids in asked] == [2, 2, 1]
+    assert sum(map(len, asked)) == len({id_ for ids in asked for id_ in ids}) == 5
+    assert [channel.over.is_set() for channel in quiet] == [False, True, False, False, True]
+
+
+async def test_a_fault_in_one_tick_does_not_stop_the_next(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams, _ = hub
+    monkeypatch.setattr(hubs, "TICK_S", 0.001)
+    faults = [OperationalError(), ZeroDivisionError(), None]
+    calls: list[float] = []
+
+    async def ask(now: float) -> None:
+        calls.append(now)
+        if error := faults[min(len(calls), len(faults)) - 1]:
+            raise error
+
+    monkeypatch.setattr(streams, "_ask_for_ends", ask)
+    listener = _Listener()
+    await streams.join(uuid4(), listener)
+    await _until(lambda: len(calls) >= 3)
+
+    assert listener.heard.count("tick") >= 2 * (len(calls) - 1)
+
+
+async def _until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not is_so() and time.monotonic() < deadline:
+        await asyncio.sleep(0.005)
+    assert is_so()
+
+
+def _message(seq: int) -> bytes:
+    event = make_event(seq, EventType.STARTED, attempt=1)
+    return b"%d %b" % (seq, event.payload)
