@@ -55,7 +55,8 @@ class _Reader:
     """Gives what it was told to, a list a time."""
 
     def __init__(self) -> None:
-        self.job_id = uuid4()
+        self.job_id, self.tenant_id = uuid4(), uuid4()
+        self.is_crowded = False
         self.long_work = _LongWork()
         self.attached: list[Any] = []
         self.batches: list[list[Event]] = []
@@ -437,6 +438,17 @@ async def test_what_is_caught_up_with_is_sent_in_turns(
     assert len(client.bodies) == max(1, num_turns)
     assert client.reader.long_work.ran == []
     assert {type(row) for _, row in client.encoder.calls} == {dict if is_finished else type(None)}
+
+
+async def test_what_a_crowd_follows_is_sent_in_turns(client: _Client) -> None:
+    await client.opens()
+    client.reader.is_crowded = True
+    client.reader.batches = [[_token(1)]]
+
+    client.response.wake()
+    await client.settles()
+
+    assert (client.bodies, client.reader.long_work.num_turns) == ([b"<1>"], 1)
 
 
 @pytest.mark.parametrize(("num_chars", "ran"), [(SHORT_CHARS, []), (SHORT_CHARS + 1, [1])])
