@@ -112,6 +112,16 @@ class TestHistory:
         assert _seqs(events) == seqs
         assert events[-1].type == "done"
 
+    @pytest.mark.parametrize(("cursor", "seqs"), [(0, [1, 2, 3]), (1, [2, 3]), (2, [2])])
+    def test_a_log_that_ends_without_its_end_is_ended(self, cursor: int, seqs: list[int]) -> None:
+        """A reader that has all of it hears of the end under a number that it has."""
+        log = compress_event_log([_token(1), _token(2)])
+
+        events = remaining_events(cursor, event_log=log, output=OUTPUT, last_seq=3)
+
+        assert _seqs(events) == seqs
+        assert events[-1].type == "done"
+
     def test_cursor_beyond_the_log_gets_all_text(self) -> None:
         events = remaining_events(9, event_log=self.LOG, output=OUTPUT, last_seq=3)
 
