@@ -338,6 +338,6 @@ def end(connection: DictConnection, batch: BatchRow, status: str) -> None:
 
 
 def _limit_files(connection: DictConnection, batch: BatchRow) -> None:
-    ids = [batch[name] for name in ("output_file_id", "error_file_id") if batch[name]]
+    ids = (batch["output_file_id"], batch["error_file_id"])
     ttl_s = batch["output_ttl_s"] or BATCH_TTL_S
     limit_outputs(connection, batch["tenant_id"], ids, ttl_s=ttl_s)

@@ -73,9 +73,9 @@ def append_part(
 
 
 def limit_outputs(
-    connection: DictConnection, tenant_id: UUID, file_ids: Sequence[UUID], *, ttl_s: int
+    connection: DictConnection, tenant_id: UUID, file_ids: Sequence[UUID | None], *, ttl_s: int
 ) -> None:
-    """Nothing more is written to them: they expire so long after they were made."""
+    """Nothing more is written to them: they expire so long after they were made. None is none."""
     parameters = {"ids": list(file_ids), "tenant_id": tenant_id, "ttl_s": ttl_s}
     connection.execute(_LIMIT, parameters)
 

@@ -33,7 +33,12 @@ _SQL: list[tuple[str, str, _Text]] = [
     ("not dropped", r"\bNOT (?=EXISTS|IN|[a-z(])", ""),
     ("lock", r"\s+FOR (?:NO KEY )?UPDATE(?: OF \w+)?(?: SKIP LOCKED)?", ""),
     ("order", r"\bDESC\b", "ASC"),
-    ("order", r"(?<=ORDER BY )(?:\w+\.)?\w+(?=[\s,)])", "1"),
+    # Backwards: a constant in its place would count as a column, often the very one.
+    (
+        "order",
+        r"(?<=ORDER BY )(?:\w+\.)?\w+(?=[,)]|\s+(?!DESC|ASC|=)|$)",
+        lambda found: f"{found[0]} DESC",
+    ),
     ("extreme", r"\bleast\b", "greatest"),
     ("extreme", r"\bgreatest\b", "least"),
     ("extreme", r"\bmin\(", "max("),

@@ -269,6 +269,10 @@ def test_lists_sums_and_quotas_are_a_tenants_own(database: DatabaseUrls, rows: R
             assert await _begin(pool, one.tenant, uuid7()) == 10
             assert await _begin(pool, one.tenant, uuid7()) == 10
             assert await _begin(pool, one.tenant, uuid7()) is None
-            await batches.create_batch(pool, _new_batch(one.tenant), QUOTA)
+            newer = _new_batch(one.tenant)
+            await batches.create_batch(pool, newer, QUOTA)
+            [newest] = await batches.list_batches(pool, one.tenant, after=None, limit=1)
+            older = await batches.list_batches(pool, one.tenant, after=newer.id, limit=9)
+            assert (newest["id"], [row["id"] for row in older]) == (newer.id, [one.batch])
 
     _as_owner(database, act)

@@ -47,10 +47,19 @@ def test_statements_are_dropped_and_results_become_none() -> None:
         ("SELECT a FROM t WHERE a <= now()", "SELECT a FROM t WHERE a < now()"),
         ("SELECT a FROM t FOR UPDATE SKIP LOCKED", "SELECT a FROM t"),
         ("SELECT a FROM t WHERE b IS NULL", "SELECT a FROM t WHERE b IS NOT NULL"),
+        ("SELECT a FROM t ORDER BY t.a, b", "SELECT a FROM t ORDER BY t.a DESC, b"),
+        ("SELECT a FROM t ORDER BY a LIMIT 1", "SELECT a FROM t ORDER BY a DESC LIMIT 1"),
+        ("SELECT a FROM t ORDER BY a DESC LIMIT 1", "SELECT a FROM t ORDER BY a ASC LIMIT 1"),
     ],
 )
 def test_sql_in_strings(sql: str, mistake: str) -> None:
     assert f'Q = "{mistake}"\n' in _changed("x.py", f'Q = "{sql}"\n')
+
+
+def test_what_only_states_a_truth_is_left_alone() -> None:
+    changed = _changed("x.py", "def f(a, b):\n    assert a\n    g(zip(a, b, strict=True))\n")
+
+    assert changed == {"def f(a, b):\n    assert a\n    pass\n"}
 
 
 def test_between_keeps_its_and() -> None:

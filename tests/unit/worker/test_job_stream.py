@@ -155,6 +155,28 @@ def test_end_by_the_engine_stands() -> None:
     assert stream.terminal.finish_reason is FinishReason.STOP
 
 
+def test_an_end_without_the_engine_is_one() -> None:
+    stream = new_stream()
+    before = stream.is_over
+
+    stream.end(TokenOutput(request_id="r", finish_reason=FinishReason.ERROR))
+
+    assert (before, stream.is_over) == (False, True)
+
+
+def test_the_first_token_comes_once() -> None:
+    stream = new_stream()
+    stream.add_output(output(""))
+    before = stream.first_token_at
+    stream.add_output(output("a", 1))
+    first = stream.first_token_at
+    stream.add_output(output("b", 2))
+
+    assert before is None
+    assert first is not None
+    assert stream.first_token_at == first
+
+
 def test_nul_is_replaced_wherever_text_goes() -> None:
     """Postgres stores NUL in no text and no JSON; a checkpoint with one would fail for all jobs."""
     stream = new_stream()

@@ -35,6 +35,11 @@ def test_attempts_count_until_they_end(runtime: Runtime) -> None:
     assert runtime.num_attempts == 1
 
 
+def test_two_jobs_more_than_slots_are_held(runtime: Runtime) -> None:
+    """They wait at the engine, so that no slot idles."""
+    assert runtime.max_running == runtime.engine.max_num_seqs + 2
+
+
 def test_worker_that_stops_begins_no_attempt(runtime: Runtime) -> None:
     runtime.draining.set()
 
