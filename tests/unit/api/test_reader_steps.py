@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from api.streams import reader as reading
 from api.streams.channel import Channel
-from api.streams.reader import BATCH_SIZE, JUDGE_AFTER_S, UNNUMBERED, Reader, Sources
+from api.streams.reader import BATCH_SIZE, CROWD, JUDGE_AFTER_S, UNNUMBERED, Reader, Sources
 from tasks.errors import RateLimitExceeded
 from tasks.events import Event, EventType, compress_event_log, make_event, make_gap
 
@@ -359,3 +359,15 @@ async def test_a_reader_that_is_ahead_of_a_job_that_is_over_asks_postgres(world:
     reader.tick(JUDGE_AFTER_S)
 
     assert await _next(reader) == [10, 11]
+
+
+def test_many_who_follow_one_job_are_a_crowd(world: _World) -> None:
+    reader, channel = world.reader()
+    fresh = Reader(reader._sources, reader._row, 0)
+    channel.listeners.update(cast(Any, object()) for _ in range(CROWD))
+
+    before = (fresh.is_crowded, reader.is_crowded)
+    channel.listeners.add(cast(Any, object()))
+
+    assert before == (False, False)
+    assert reader.is_crowded
