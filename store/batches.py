@@ -12,6 +12,7 @@ from psycopg.types.json import Jsonb
 from store.batch_turns import LIVE, BatchRow
 from store.pools import AsyncPool, as_tenant
 from tasks.errors import BatchQuotaExceeded
+from tasks.ids import GREATEST_ID
 
 # Batches of one tenant are made one after the other: each must see what the others take.
 _LOCK = "SELECT pg_advisory_xact_lock(1650553960, hashtext(%(tenant_id)s::text))"  # "batch"
@@ -130,8 +131,8 @@ async def list_batches(
     pool: AsyncPool, tenant_id: UUID, *, after: UUID | None, limit: int
 ) -> list[BatchRow]:
     """Newest first, those older than `after`."""
-    parameters = {"tenant_id": tenant_id, "after": after, "limit": limit}
-    older = "AND (%(after)s::uuid IS NULL OR b.id < %(after)s) ORDER BY b.id DESC LIMIT %(limit)s"
+    parameters = {"tenant_id": tenant_id, "before": after or GREATEST_ID, "limit": limit}
+    older = "AND b.id < %(before)s ORDER BY b.id DESC LIMIT %(limit)s"
     async with as_tenant(pool, tenant_id) as connection:
         cursor = await connection.execute(f"{_ROW} {older}", parameters)
         return await cursor.fetchall()

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from store.file_contents import StoredPart
 from store.pools import AsyncPool, as_tenant
+from tasks.ids import GREATEST_ID, LEAST_ID
 
 FileRow = dict[str, Any]
 
@@ -111,8 +112,8 @@ SELECT {_COLUMNS} FROM files
 WHERE {_LIVE} AND (%(purpose)s::text IS NULL OR purpose = %(purpose)s)
 """
 
-_NEWEST_FIRST = " AND (%(after)s::uuid IS NULL OR id < %(after)s) ORDER BY id DESC LIMIT %(limit)s"
-_OLDEST_FIRST = " AND (%(after)s::uuid IS NULL OR id > %(after)s) ORDER BY id LIMIT %(limit)s"
+_NEWEST_FIRST = " AND id < %(after)s ORDER BY id DESC LIMIT %(limit)s"
+_OLDEST_FIRST = " AND id > %(after)s ORDER BY id LIMIT %(limit)s"
 
 _PARTS = """
 SELECT object_key, num_bytes FROM file_parts WHERE file_id = %s AND tenant_id = %s ORDER BY number
@@ -187,6 +188,7 @@ async def list_files(
     is_newest_first: bool,
 ) -> list[FileRow]:
     """A tenant's files, those after `after` in the order asked for."""
+    after = after or (GREATEST_ID if is_newest_first else LEAST_ID)
     parameters = {"tenant_id": tenant_id, "purpose": purpose, "after": after, "limit": limit}
     query = _LIST + (_NEWEST_FIRST if is_newest_first else _OLDEST_FIRST)
     async with as_tenant(pool, tenant_id) as connection:

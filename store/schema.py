@@ -226,6 +226,7 @@ jobs = Table(
         "deadline_at",
         postgresql_where=text("status IN ('queued', 'in_progress')"),
     ),
+    Index("jobs_of_tenant", "tenant_id", "id"),
     Index("jobs_listed", "tenant_id", "status", "id", postgresql_where=_LISTED),
     Index("jobs_first_try", "api_key_id", "request_hash", "id"),
     Index("jobs_of_batch", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),

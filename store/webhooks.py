@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 from psycopg import sql
 
 from store.pools import SET_TENANT, AsyncPool, as_tenant
+from tasks.ids import GREATEST_ID
 
 MAX_ENDPOINTS = 10  # a tenant
 
@@ -34,7 +35,7 @@ FROM tenant RETURNING {_SHOWN}
 _COUNT = "SELECT count(*) AS num FROM webhook_endpoints WHERE tenant_id = %s"
 
 _OLDER = """
-    AND (%(after)s::uuid IS NULL OR id < %(after)s) ORDER BY id DESC LIMIT %(limit)s
+    AND id < %(before)s ORDER BY id DESC LIMIT %(limit)s
 """
 
 _ROTATE = f"""
@@ -108,7 +109,7 @@ async def list_endpoints(
     pool: AsyncPool, tenant_id: UUID, *, after: UUID | None, limit: int
 ) -> list[Row]:
     """Newest first, those older than `after`."""
-    parameters = {"tenant_id": tenant_id, "after": after, "limit": limit}
+    parameters = {"tenant_id": tenant_id, "before": after or GREATEST_ID, "limit": limit}
     query = f"SELECT {_SHOWN} FROM webhook_endpoints WHERE tenant_id = %(tenant_id)s {_OLDER}"
     async with as_tenant(pool, tenant_id) as connection:
         return await (await connection.execute(query, parameters)).fetchall()

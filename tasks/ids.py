@@ -20,6 +20,10 @@ EVENT_PREFIX = "evt_"
 DELIVERY_PREFIX = "whd_"
 PROJECT_PREFIX = "proj_"  # a tenant, where OpenAI says project
 
+# Where a list begins: no id is less, none is greater.
+LEAST_ID = UUID(int=0)
+GREATEST_ID = UUID(int=2**128 - 1)
+
 _DIGITS = re.compile("[0-9a-f]{32}")
 
 _lock = threading.Lock()

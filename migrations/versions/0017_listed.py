@@ -2,7 +2,7 @@
 the first try of a request that is often sent, deliveries of one state, files whose contents are gone.
 
 Reads every job twice, and admission waits meanwhile: two seconds for each million. Works with the
-previous release: its lists of jobs sort all of a tenant's until it is replaced.
+previous release.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ depends_on = None
 _STATES = {"pending": "next_attempt_at", "delivered": "delivered_at", "failed": "given_up_at"}
 
 _UP = (
-    # Takes the place of `jobs_of_tenant`: no write has an index more to change.
     """
     CREATE INDEX jobs_listed ON jobs (tenant_id, status, id)
         WHERE deleted_at IS NULL AND (is_stored OR finished_at IS NULL)
     """,
-    "DROP INDEX jobs_of_tenant",
     # A hash would find the same request of everybody, and of all time.
     "CREATE INDEX jobs_first_try ON jobs (api_key_id, request_hash, id)",
     "DROP INDEX jobs_request_hash",
@@ -45,7 +43,6 @@ _DOWN = (
     *(f"DROP INDEX webhook_deliveries_{state}" for state in _STATES),
     "CREATE INDEX jobs_request_hash ON jobs USING hash (request_hash)",
     "DROP INDEX jobs_first_try",
-    "CREATE INDEX jobs_of_tenant ON jobs (tenant_id, id)",
     "DROP INDEX jobs_listed",
 )
 

@@ -25,10 +25,8 @@ CONNECTIONS = ("DictConnection", "AsyncPool", "SyncPool")
 
 # Those who run these have one plan for all values (store.pools); others are planned as it comes.
 PLANNED_ONCE = {"attempts", "hints", "leases", "outcomes", "reaping", "reservations"}
-# Of a list of all statuses Postgres may read a month by its primary key, not by the tenant's index.
-NOT_YET = {"jobs.list_jobs", "jobs.list_jobs behind one"}
 _PLANNED = [
-    pytest.param(name, mode, marks=[pytest.mark.xfail(strict=False)] if name in NOT_YET else [])
+    (name, mode)
     for mode in ("force_generic_plan", "force_custom_plan")
     for name in CASES
     if mode == "force_generic_plan" or name.partition(".")[0] not in PLANNED_ONCE
