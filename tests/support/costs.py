@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from store.pools import DictConnection
 
-_FLUSH = "SELECT pg_stat_force_next_flush()"
+# Run by a session, makes its counts known.
+FLUSH = "SELECT pg_stat_force_next_flush()"
 _PAGES = """
 SELECT coalesce(sum(hits) + sum(reads), 0)::bigint AS num
 FROM pg_stat_get_backend_io(%s) WHERE object = 'relation'
@@ -33,13 +34,18 @@ def backend_of(connection: DictConnection) -> Backend:
 
 def pages_of(observer: DictConnection, backend: Backend, call: Callable[[], object]) -> int:
     """The pages that one call touches."""
-    before = _num_pages(observer, backend)
+    before = _flushed(observer, backend)
     call()
-    return _num_pages(observer, backend) - before
+    return _flushed(observer, backend) - before
 
 
-def _num_pages(observer: DictConnection, backend: Backend) -> int:
-    backend.execute(_FLUSH)
-    row = observer.execute(_PAGES, (backend.pid,)).fetchone()
+def num_pages(observer: DictConnection, pid: int) -> int:
+    """What a session has touched up to its last flush."""
+    row = observer.execute(_PAGES, (pid,)).fetchone()
     assert row is not None
     return int(row["num"])
+
+
+def _flushed(observer: DictConnection, backend: Backend) -> int:
+    backend.execute(FLUSH)
+    return num_pages(observer, backend.pid)
