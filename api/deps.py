@@ -8,13 +8,20 @@ from uuid import UUID
 from fastapi import Depends, Header, Path, Query, Request
 
 from api.auth import require
-from api.limits.turns import Turn
+from api.limits.places import Places
+from api.limits.turns import Turn, give_back_turn
 from api.services import Services
 from api.settings import MAX_WAIT_S
 from store.api_keys import Scope
 from store.jobs import JobRow, get_job
 from store.tenants import ApiKey
-from tasks.errors import FileMissing, InvalidRequest, JobNotFound
+from tasks.errors import (
+    FileMissing,
+    InvalidApiKey,
+    InvalidRequest,
+    JobNotFound,
+    RateLimitExceeded,
+)
 from tasks.ids import parse_file_id, parse_job_id
 
 MAX_IDEMPOTENCY_KEY = 255
@@ -28,14 +35,32 @@ async def _services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(_services)]
 
 
+async def _authenticated(services: Services, authorization: str | None) -> ApiKey:
+    try:
+        return await services.authenticator.authenticate(authorization)
+    except InvalidApiKey:
+        await services.refusals.turn_without_key()
+        raise
+
+
+async def _take_place(request: Request, services: Services, places: Places, key: ApiKey) -> None:
+    """For as long as the request is open."""
+    try:
+        request.state.held.enter_context(places.take(key))
+    except RateLimitExceeded:
+        give_back_turn(request.scope["state"])
+        await services.refusals.turn(key.tenant_id)
+        raise
+
+
 async def _caller(
     request: Request,
     services: ServicesDep,
     # In the document it is the security scheme, see api/openapi.py.
     authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> ApiKey:
-    key = await services.authenticator.authenticate(authorization)
-    request.state.held.enter_context(services.open_requests.take(key))
+    key = await _authenticated(services, authorization)
+    await _take_place(request, services, services.open_requests, key)
     turn = request.state.turn = Turn(services.turns, key.tenant_id)
     request.state.held.callback(turn.give_back)
     request.state.bodies = services.large_bodies.of(key.tenant_id)
@@ -74,16 +99,16 @@ async def _webhook_writer(caller: Caller) -> ApiKey:
     return caller
 
 
-def may_wait(request: Request, services: Services, caller: ApiKey) -> None:
+async def may_wait(request: Request, services: Services, caller: ApiKey) -> None:
     """To be called by what may hold its connection until a job's end, before anything is admitted.
 
     Raises RateLimitExceeded if too many of the caller's do.
     """
-    request.state.held.enter_context(services.waiting_requests.take(caller))
+    await _take_place(request, services, services.waiting_requests, caller)
 
 
 async def _waits(request: Request, services: ServicesDep, caller: Caller) -> None:
-    may_wait(request, services, caller)
+    await may_wait(request, services, caller)
 
 
 # For a route that waits in any case.

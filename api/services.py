@@ -29,8 +29,9 @@ from api.limits.bodies import LargeBodies
 from api.limits.counters import Counters
 from api.limits.limiter import RateLimiter, TenantLimits
 from api.limits.places import Places
+from api.limits.refusal_pace import RefusalPace
 from api.limits.refusals import Refusals
-from api.limits.turns import TURN_WAIT_S
+from api.limits.turns import TURN_WAIT_S, TURNS_BESIDE_OTHERS
 from api.long_work import LongWork
 from api.prompts.encoder import PromptEncoder
 from api.prompts.registry import ModelRegistry
@@ -69,6 +70,7 @@ class Services:
     core_pool: AsyncPool  # admission, keys, catalog, health, ends of streams
     open_requests: Places
     waiting_requests: Places  # those of them that wait for a job
+    refusals: RefusalPace
     turns: TenantGate  # of those of them that don't
     large_bodies: LargeBodies
     redis: Redis
@@ -127,7 +129,10 @@ async def open_services(
             core_pool=core_pool,
             open_requests=_places(settings, max_connections, spare=SPARE_REQUESTS),
             waiting_requests=_places(settings, max_connections),
-            turns=TenantGate(settings.max_tenant_turns, TURN_WAIT_S),
+            refusals=RefusalPace(),
+            turns=TenantGate(
+                settings.max_tenant_turns, TURN_WAIT_S, beside_others=TURNS_BESIDE_OTHERS
+            ),
             large_bodies=large_bodies,
             redis=redis,
             authenticator=Authenticator(core_pool, _peppers(settings)),

@@ -179,7 +179,7 @@ async def complete(
 ) -> Response:
     """A completion of either kind: the whole of it, or with `stream` its chunks."""
     asked = await read_json_object(request, partial(read_asked, schema, caller))
-    may_wait(request, services, caller)
+    await may_wait(request, services, caller)
     accepted = await submit(services, caller, asked, retry)
     headers = answer_headers(accepted, asked)
     job = await shown_job(services, caller, accepted, asked.known)

@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
 
 from tasks.errors import RateLimitExceeded
 
+# Another tenant is there for so long after it last entered.
+PRESENCE_S = 5.0
+
 
 @dataclass(slots=True)
 class _Lane:
     """Of one tenant, while it has a turn or waits for one."""
 
-    turns: asyncio.Semaphore
-    num_users: int = field(default=0)
+    num_turns: int = 0
+    waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
 
 
 class TenantGate:
     """How much one tenant may have under way at once. For one event loop."""
 
-    def __init__(self, max_turns: int, max_wait_s: float) -> None:
+    def __init__(
+        self,
+        max_turns: int,
+        max_wait_s: float,
+        *,
+        beside_others: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`beside_others`: at once while other tenants are there; as many as alone if None."""
         self._max_turns = max_turns
         self._max_wait_s = max_wait_s
+        self._beside_others = min(beside_others or max_turns, max_turns)
+        self._clock = clock
         self._lanes: dict[UUID, _Lane] = {}
+        self._last: tuple[UUID, float] | None = None  # who entered last, and when
+        self._last_other: tuple[UUID, float] | None = None  # of all others
 
     @asynccontextmanager
     async def turn(self, tenant_id: UUID) -> AsyncIterator[None]:
@@ -38,28 +55,51 @@ class TenantGate:
 
     async def enter(self, tenant_id: UUID) -> None:
         """Take a turn, to be given back by `leave`. Raises RateLimitExceeded as `turn` does."""
-        lane = self._lanes.setdefault(tenant_id, _Lane(asyncio.Semaphore(self._max_turns)))
-        lane.num_users += 1
-        try:
-            await self._wait(lane)
-        except BaseException:
-            self._forget(tenant_id, lane)
-            raise
+        self._note(tenant_id)
+        lane = self._lanes.setdefault(tenant_id, _Lane())
+        if lane.waiting or lane.num_turns >= self._limit(tenant_id):
+            await self._wait(tenant_id, lane)  # whoever lets it in counts it
+        else:
+            lane.num_turns += 1
 
     def leave(self, tenant_id: UUID) -> None:
         """Give a turn back."""
         lane = self._lanes[tenant_id]
-        lane.turns.release()
-        self._forget(tenant_id, lane)
+        lane.num_turns -= 1
+        self._let_in(tenant_id, lane)
 
-    def _forget(self, tenant_id: UUID, lane: _Lane) -> None:
-        lane.num_users -= 1
-        if not lane.num_users:
-            del self._lanes[tenant_id]
+    def _let_in(self, tenant_id: UUID, lane: _Lane) -> None:
+        """As many as there is room for, in the order they came."""
+        limit = self._limit(tenant_id)
+        while lane.waiting and lane.num_turns < limit:
+            waiter = lane.waiting.popleft()
+            if not waiter.done():
+                lane.num_turns += 1
+                waiter.set_result(None)
+        if not lane.num_turns and not lane.waiting:
+            self._lanes.pop(tenant_id, None)
 
-    async def _wait(self, lane: _Lane) -> None:
+    async def _wait(self, tenant_id: UUID, lane: _Lane) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        lane.waiting.append(waiter)
         try:
             async with asyncio.timeout(self._max_wait_s):
-                await lane.turns.acquire()
-        except TimeoutError:
-            raise RateLimitExceeded("Too many of your requests are under way at once.") from None
+                await waiter
+        except BaseException as error:
+            if waiter.done() and not waiter.cancelled():  # let in at the same moment
+                self.leave(tenant_id)
+            if isinstance(error, TimeoutError):
+                message = "Too many of your requests are under way at once."
+                raise RateLimitExceeded(message) from None
+            raise
+
+    def _note(self, tenant_id: UUID) -> None:
+        if self._last is not None and self._last[0] != tenant_id:
+            self._last_other = self._last
+        self._last = (tenant_id, self._clock())
+
+    def _limit(self, tenant_id: UUID) -> int:
+        last = self._last
+        other = last if last is not None and last[0] != tenant_id else self._last_other
+        is_alone = other is None or self._clock() - other[1] > PRESENCE_S
+        return self._max_turns if is_alone else self._beside_others

@@ -7,9 +7,11 @@ and then never waits, and what comes at once is spread: between two pieces the l
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from uuid import UUID
 
 # A loop that is late has much to do, for whomever: the next piece waits so many times as long. So
@@ -22,9 +24,16 @@ MAX_REST_S = 0.5
 class Pace:
     """One queue. Used on the event loop alone."""
 
-    def __init__(self, bytes_per_s: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        bytes_per_s: int,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        max_delay_s: float = math.inf,
+    ) -> None:
         self._bytes_per_s = bytes_per_s
         self._clock = clock
+        self._max_delay_s = max_delay_s
         self._free_at = clock()
 
     @property
@@ -36,7 +45,7 @@ class Pace:
         """Line up with these bytes. They are to be handled after so many seconds."""
         now = self._clock()
         begins_at = max(now, self._free_at)
-        self._free_at = begins_at + num_bytes / self._bytes_per_s
+        self._free_at = min(begins_at + num_bytes / self._bytes_per_s, now + self._max_delay_s)
         return begins_at - now
 
     async def turn(self, num_bytes: int) -> None:
@@ -56,9 +65,14 @@ class Pace:
 class TenantPace:
     """A queue for each tenant. Used on the event loop alone."""
 
-    def __init__(self, bytes_per_s: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._bytes_per_s = bytes_per_s
-        self._clock = clock
+    def __init__(
+        self,
+        bytes_per_s: int,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        max_delay_s: float = math.inf,
+    ) -> None:
+        self._new_pace = partial(Pace, bytes_per_s, clock, max_delay_s=max_delay_s)
         self._paces: OrderedDict[UUID, Pace] = OrderedDict()  # whoever was there last, last
 
     def __len__(self) -> int:
@@ -68,6 +82,6 @@ class TenantPace:
         """The tenant's queue, to be used at once: idle ones are forgotten."""
         while self._paces and next(iter(self._paces.values())).is_idle:
             self._paces.popitem(last=False)
-        pace = self._paces.pop(tenant_id, None) or Pace(self._bytes_per_s, self._clock)
+        pace = self._paces.pop(tenant_id, None) or self._new_pace()
         self._paces[tenant_id] = pace
         return pace

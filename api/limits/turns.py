@@ -13,6 +13,8 @@ from uuid import UUID
 from store.tenant_gate import TenantGate
 
 TURN_WAIT_S = 10.0
+# At once while other tenants ask, too: what is worked on is what their requests wait behind.
+TURNS_BESIDE_OTHERS = 1
 
 
 class Turn:

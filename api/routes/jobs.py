@@ -55,7 +55,7 @@ async def create(
 ) -> Response:
     """Admit a job. 202 as soon as it is committed, or when it is over within `wait_s`."""
     if wait_s:
-        may_wait(request, services, caller)
+        await may_wait(request, services, caller)
     asked = await read_json_object(request, partial(read_asked, CreateJob, caller))
     admitted = await submit(services, caller, asked, retry)
     location = {"Location": f"/v1/jobs/{format_job_id(admitted.job_id)}"}
@@ -99,7 +99,7 @@ async def get(
 ) -> Response:
     """One job; with `wait_s` when it is over, or after so many seconds."""
     if wait_s:
-        may_wait(request, services, caller)
+        await may_wait(request, services, caller)
         give_back_turn(request.scope["state"])
     row = await wait_for_end(services, caller, job_id, wait_s)
     check_is_shown(row)

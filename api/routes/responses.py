@@ -60,7 +60,7 @@ async def create(
     parsed = asked.parsed
     earlier = await earlier_messages(services, caller, parsed.previous_response_id)
     if parsed.stream or not parsed.background:
-        may_wait(request, services, caller)
+        await may_wait(request, services, caller)
     asked = replace(asked, generation=parsed.going_on(asked.generation, earlier))
     admitted = await submit(services, caller, asked, retry)
     headers = answer_headers(admitted, asked)
@@ -102,7 +102,7 @@ async def get(
 ) -> Response:
     """The response as it is now, or its events behind a number on, at any replica."""
     if stream:
-        may_wait(request, services, caller)
+        await may_wait(request, services, caller)
     job = await _find(services, caller, response_id)
     if not stream:
         return await answer(

@@ -65,3 +65,15 @@ def test_tenants_dont_wait_for_each_other_and_are_forgotten_when_idle() -> None:
     clock.now += 60
     paces.of(uuid4()).delay_s(1)
     assert len(paces) == 1
+
+
+def test_a_queue_with_a_bound_never_grows_beyond_it() -> None:
+    clock = Clock()
+    pace = Pace(10, clock, max_delay_s=2.0)
+
+    delays = [pace.delay_s(1) for _ in range(100)]
+
+    assert delays[:3] == pytest.approx([0.0, 0.1, 0.2])
+    assert max(delays) == pytest.approx(2.0)
+    clock.now += 2.1
+    assert pace.delay_s(1) == 0.0

@@ -5,7 +5,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from store.tenant_gate import TenantGate
+from store.tenant_gate import PRESENCE_S, TenantGate
 from tasks.errors import RateLimitExceeded
 
 
@@ -63,4 +63,79 @@ async def test_failure_and_cancellation_give_turns_back() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
 
+    assert not gate._lanes
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def _begun(gate: TenantGate, tenant: UUID, num: int) -> int:
+    """How many of `num` have a turn at once. The rest waits."""
+    free, order = asyncio.Event(), list[UUID]()
+    tasks = [asyncio.create_task(_hold(gate, tenant, free, order)) for _ in range(num)]
+    for _ in range(num):
+        await asyncio.sleep(0)
+    num_begun = len(order)
+    free.set()
+    await asyncio.gather(*tasks)
+    assert len(order) == num
+    return num_begun
+
+
+async def test_one_has_fewer_turns_while_others_are_there() -> None:
+    clock, many, one = Clock(), uuid4(), uuid4()
+    gate = TenantGate(4, max_wait_s=10, beside_others=2, clock=clock)
+
+    alone = await _begun(gate, many, 6)
+    await _begun(gate, one, 1)
+    beside = await _begun(gate, many, 6)
+    clock.now += PRESENCE_S
+    still_beside = await _begun(gate, many, 6)
+    clock.now += 0.1
+    alone_again = await _begun(gate, many, 6)
+
+    assert (alone, beside, still_beside, alone_again) == (4, 2, 2, 4)
+    assert not gate._lanes
+
+
+async def test_those_who_wait_get_the_turns_that_others_leave_them() -> None:
+    clock, many, one = Clock(), uuid4(), uuid4()
+    gate = TenantGate(3, max_wait_s=10, beside_others=1, clock=clock)
+    order, free = list[UUID](), [asyncio.Event() for _ in range(5)]
+    await _begun(gate, one, 1)
+    tasks = [asyncio.create_task(_hold(gate, many, event, order)) for event in free]
+    for _ in free:
+        await asyncio.sleep(0)
+    assert len(order) == 1
+
+    clock.now += PRESENCE_S + 1
+    free[0].set()
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+    assert len(order) == 1 + 3
+    for event in free:
+        event.set()
+    await asyncio.gather(*tasks)
+    assert not gate._lanes
+
+
+async def test_who_is_let_in_and_leaves_at_the_same_moment_keeps_no_turn() -> None:
+    gate, free, order = TenantGate(1, max_wait_s=10), asyncio.Event(), list[UUID]()
+    tenant = uuid4()
+    await gate.enter(tenant)
+    waiter = asyncio.create_task(_hold(gate, tenant, free, order))
+    await asyncio.sleep(0)
+
+    gate.leave(tenant)  # lets the waiter in
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+
+    assert not order
     assert not gate._lanes
