@@ -16,8 +16,8 @@ struct bf16 {
     uint16_t bits;
 };
 
-inline float to_float(float x) { return x; }
-inline float to_float(bf16 x) {
+MILLRACE_INLINE float to_float(float x) { return x; }
+MILLRACE_INLINE float to_float(bf16 x) {
     uint32_t bits = uint32_t(x.bits) << 16;
     float f;
     std::memcpy(&f, &bits, sizeof f);
@@ -25,24 +25,24 @@ inline float to_float(bf16 x) {
 }
 
 // Rounds to nearest, ties to even.
-inline uint16_t bf16_bits(float x) {
+MILLRACE_INLINE uint16_t bf16_bits(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
     return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 template <class T>
-inline T from_float(float x);
+MILLRACE_INLINE T from_float(float x);
 template <>
-inline float from_float<float>(float x) {
+MILLRACE_INLINE float from_float<float>(float x) {
     return x;
 }
 template <>
-inline bf16 from_float<bf16>(float x) {
+MILLRACE_INLINE bf16 from_float<bf16>(float x) {
     return bf16{bf16_bits(x)};
 }
 
-inline void store_as(float* to, Floats v) { store(to, v); }
-inline void store_as(bf16* to, Floats v) {
+MILLRACE_INLINE void store_as(float* to, Floats v) { store(to, v); }
+MILLRACE_INLINE void store_as(bf16* to, Floats v) {
 #if defined(__AVX512BF16__)
     __m256bh half = _mm512_cvtneps_pbh((__m512)v.parts[0]);
     std::memcpy(to, &half, sizeof half);
@@ -51,16 +51,16 @@ inline void store_as(bf16* to, Floats v) {
 #endif
 }
 
-inline Floats load_as_floats(const float* from) { return load<Floats>(from); }
-inline Floats load_as_floats(const bf16* from) {
+MILLRACE_INLINE Floats load_as_floats(const float* from) { return load<Floats>(from); }
+MILLRACE_INLINE Floats load_as_floats(const bf16* from) {
     typedef uint16_t Halves __attribute__((vector_size(kRegisterBytes / 2)));
-    return as_floats(make<Ints>([=](int i) {
+    return as_floats(make<Ints>([=](int i) __attribute__((always_inline)) {
         return __builtin_convertvector(read<Halves>(from + i * kPartLanes), Ints::Part) << 16;
     }));
 }
 
 // exp, to about 2 units in the last place for x in [-87, 88]; clamped outside.
-inline Floats exponential(Floats x) {
+MILLRACE_INLINE Floats exponential(Floats x) {
     x = select(x < -87.0f, broadcast(-87.0f), x);
     x = select(x > 88.0f, broadcast(88.0f), x);
     const float round_magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
@@ -86,7 +86,7 @@ struct Unit<float> {
     static constexpr int size = 1;
     typedef Floats Vector;
     typedef float Scalar;
-    static inline Floats multiply_add(Floats acc, Vector v, Scalar s) { return acc + v * s; }
+    static MILLRACE_INLINE Floats multiply_add(Floats acc, Vector v, Scalar s) { return acc + v * s; }
 };
 
 template <>
@@ -94,7 +94,7 @@ struct Unit<bf16> {
     static constexpr int size = 2;
     typedef Ints Vector;
     typedef int32_t Scalar;
-    static inline Floats multiply_add(Floats acc, Vector v, Scalar s) {
+    static MILLRACE_INLINE Floats multiply_add(Floats acc, Vector v, Scalar s) {
 #if defined(__AVX512BF16__)
         return {{(Floats::Part)_mm512_dpbf16_ps((__m512)acc.parts[0], (__m512bh)v.parts[0],
                                                 (__m512bh)_mm512_set1_epi32(s))}};
@@ -107,7 +107,7 @@ struct Unit<bf16> {
 };
 
 template <class T>
-inline typename Unit<T>::Scalar load_unit(const T* from) {
+MILLRACE_INLINE typename Unit<T>::Scalar load_unit(const T* from) {
     return read<typename Unit<T>::Scalar>(from);
 }
 

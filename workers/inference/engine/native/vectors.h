@@ -8,6 +8,9 @@
 #include <cstdint>
 #include <cstring>
 
+// Sums live in registers only if nothing on their way is a call.
+#define MILLRACE_INLINE inline __attribute__((always_inline))
+
 namespace millrace {
 
 #if defined(__AVX512F__)
@@ -28,14 +31,14 @@ struct Lanes {
     typedef Scalar Part __attribute__((vector_size(kRegisterBytes)));
     Part parts[kParts];
 
-    Scalar operator[](int i) const { return parts[i / kPartLanes][i % kPartLanes]; }
+    MILLRACE_INLINE Scalar operator[](int i) const { return parts[i / kPartLanes][i % kPartLanes]; }
 };
 
 typedef Lanes<float> Floats;
 typedef Lanes<int32_t> Ints;
 
 template <class V, class PartOf>
-inline __attribute__((always_inline)) V make(const PartOf& part_of) {
+MILLRACE_INLINE V make(const PartOf& part_of) {
     V v;
 #pragma GCC unroll 4
     for (int i = 0; i < kParts; ++i) v.parts[i] = part_of(i);
@@ -43,39 +46,39 @@ inline __attribute__((always_inline)) V make(const PartOf& part_of) {
 }
 
 template <class V>
-inline V read(const void* from) {
+MILLRACE_INLINE V read(const void* from) {
     V v;
     std::memcpy(&v, from, sizeof v);
     return v;
 }
 
 template <class V>
-inline V load(const void* from) {
-    return make<V>([=](int i) {
+MILLRACE_INLINE V load(const void* from) {
+    return make<V>([=](int i) __attribute__((always_inline)) {
         return read<typename V::Part>(static_cast<const char*>(from) + i * kRegisterBytes);
     });
 }
 
-inline void store(float* to, const Floats& v) {
+MILLRACE_INLINE void store(float* to, const Floats& v) {
 #pragma GCC unroll 4
     for (int i = 0; i < kParts; ++i) std::memcpy(to + i * kPartLanes, &v.parts[i], kRegisterBytes);
 }
 
-inline Floats broadcast(float x) {
-    return make<Floats>([=](int) { return x - Floats::Part{}; });
+MILLRACE_INLINE Floats broadcast(float x) {
+    return make<Floats>([=](int) __attribute__((always_inline)) { return x - Floats::Part{}; });
 }
 
-inline Ints broadcast(int32_t x) {
-    return make<Ints>([=](int) { return x - Ints::Part{}; });
+MILLRACE_INLINE Ints broadcast(int32_t x) {
+    return make<Ints>([=](int) __attribute__((always_inline)) { return x - Ints::Part{}; });
 }
 
 #define MILLRACE_OPERATOR(V, S, op)                                              \
-    inline V operator op(V a, V b) {                                             \
-        return make<V>([&](int i) { return a.parts[i] op b.parts[i]; });         \
+    MILLRACE_INLINE V operator op(V a, V b) {                                             \
+        return make<V>([&](int i) __attribute__((always_inline)) { return a.parts[i] op b.parts[i]; });         \
     }                                                                            \
-    inline V operator op(V a, S b) { return a op broadcast(b); }                 \
-    inline V operator op(S a, V b) { return broadcast(a) op b; }                 \
-    inline V& operator op##=(V& a, V b) { return a = a op b; }
+    MILLRACE_INLINE V operator op(V a, S b) { return a op broadcast(b); }                 \
+    MILLRACE_INLINE V operator op(S a, V b) { return broadcast(a) op b; }                 \
+    MILLRACE_INLINE V& operator op##=(V& a, V b) { return a = a op b; }
 MILLRACE_OPERATOR(Floats, float, +)
 MILLRACE_OPERATOR(Floats, float, -)
 MILLRACE_OPERATOR(Floats, float, *)
@@ -86,16 +89,16 @@ MILLRACE_OPERATOR(Ints, int32_t, <<)
 MILLRACE_OPERATOR(Ints, int32_t, >>)
 #undef MILLRACE_OPERATOR
 
-inline Floats operator-(Floats a) {
-    return make<Floats>([&](int i) { return -a.parts[i]; });
+MILLRACE_INLINE Floats operator-(Floats a) {
+    return make<Floats>([&](int i) __attribute__((always_inline)) { return -a.parts[i]; });
 }
 
 // Comparisons: all bits of a lane are set where it is true.
 #define MILLRACE_COMPARISON(V, S, op)                                            \
-    inline Ints operator op(V a, V b) {                                          \
-        return make<Ints>([&](int i) { return a.parts[i] op b.parts[i]; });      \
+    MILLRACE_INLINE Ints operator op(V a, V b) {                                          \
+        return make<Ints>([&](int i) __attribute__((always_inline)) { return a.parts[i] op b.parts[i]; });      \
     }                                                                            \
-    inline Ints operator op(V a, S b) { return a op broadcast(b); }
+    MILLRACE_INLINE Ints operator op(V a, S b) { return a op broadcast(b); }
 MILLRACE_COMPARISON(Floats, float, <)
 MILLRACE_COMPARISON(Floats, float, >)
 MILLRACE_COMPARISON(Floats, float, ==)
@@ -104,23 +107,23 @@ MILLRACE_COMPARISON(Ints, int32_t, >=)
 #undef MILLRACE_COMPARISON
 
 // a where the mask is set, else b.
-inline Floats select(Ints mask, Floats a, Floats b) {
-    return make<Floats>([&](int i) { return mask.parts[i] ? a.parts[i] : b.parts[i]; });
+MILLRACE_INLINE Floats select(Ints mask, Floats a, Floats b) {
+    return make<Floats>([&](int i) __attribute__((always_inline)) { return mask.parts[i] ? a.parts[i] : b.parts[i]; });
 }
 
-inline Floats maximum(Floats a, Floats b) { return select(a > b, a, b); }
+MILLRACE_INLINE Floats maximum(Floats a, Floats b) { return select(a > b, a, b); }
 
-inline Floats as_floats(Ints v) {
-    return make<Floats>([&](int i) { return (Floats::Part)v.parts[i]; });
+MILLRACE_INLINE Floats as_floats(Ints v) {
+    return make<Floats>([&](int i) __attribute__((always_inline)) { return (Floats::Part)v.parts[i]; });
 }
 
-inline Ints as_ints(Floats v) {
-    return make<Ints>([&](int i) { return (Ints::Part)v.parts[i]; });
+MILLRACE_INLINE Ints as_ints(Floats v) {
+    return make<Ints>([&](int i) __attribute__((always_inline)) { return (Ints::Part)v.parts[i]; });
 }
 
 // Of all lanes, two halves at a time.
 template <class Join>
-inline float fold(Floats v, const Join& join) {
+MILLRACE_INLINE float fold(Floats v, const Join& join) {
     float lanes[kLanes];
     store(lanes, v);
 #pragma GCC unroll 4
@@ -129,12 +132,12 @@ inline float fold(Floats v, const Join& join) {
     return lanes[0];
 }
 
-inline float sum(Floats v) {
-    return fold(v, [](float a, float b) { return a + b; });
+MILLRACE_INLINE float sum(Floats v) {
+    return fold(v, [](float a, float b) __attribute__((always_inline)) { return a + b; });
 }
 
-inline float largest(Floats v) {
-    return fold(v, [](float a, float b) { return a > b ? a : b; });
+MILLRACE_INLINE float largest(Floats v) {
+    return fold(v, [](float a, float b) __attribute__((always_inline)) { return a > b ? a : b; });
 }
 
 }  // namespace millrace
