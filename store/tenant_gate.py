@@ -14,6 +14,9 @@ from tasks.errors import RateLimitExceeded
 
 # Another tenant is there for so long after it last entered.
 PRESENCE_S = 5.0
+# Those who wait behind a few of their own that take longer than this get in beside them: what fills
+# the event loop are many short ones, and a long one must not hold up all of its tenant.
+LONG_S = 0.05
 
 
 @dataclass(slots=True)
@@ -22,6 +25,7 @@ class _Lane:
 
     num_turns: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
+    timer: asyncio.TimerHandle | None = None
 
 
 class TenantGate:
@@ -35,7 +39,7 @@ class TenantGate:
         beside_others: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`beside_others`: at once while other tenants are there; as many as alone if None."""
+        """`beside_others`: short ones at once while other tenants are there. None: no fewer."""
         self._max_turns = max_turns
         self._max_wait_s = max_wait_s
         self._beside_others = min(beside_others or max_turns, max_turns)
@@ -70,18 +74,36 @@ class TenantGate:
 
     def _let_in(self, tenant_id: UUID, lane: _Lane) -> None:
         """As many as there is room for, in the order they came."""
-        limit = self._limit(tenant_id)
+        self._fill(lane, self._limit(tenant_id))
+        self._watch(lane)
+        if not lane.num_turns and not lane.waiting:
+            self._lanes.pop(tenant_id, None)
+
+    def _fill(self, lane: _Lane, limit: int) -> None:
         while lane.waiting and lane.num_turns < limit:
             waiter = lane.waiting.popleft()
             if not waiter.done():
                 lane.num_turns += 1
                 waiter.set_result(None)
-        if not lane.num_turns and not lane.waiting:
-            self._lanes.pop(tenant_id, None)
+
+    def _watch(self, lane: _Lane) -> None:
+        """Time begins anew for those who wait."""
+        if lane.timer is not None:
+            lane.timer.cancel()
+            lane.timer = None
+        if lane.waiting and lane.num_turns < self._max_turns:
+            lane.timer = asyncio.get_running_loop().call_later(LONG_S, self._let_one_more, lane)
+
+    def _let_one_more(self, lane: _Lane) -> None:
+        """Nobody has left for long."""
+        self._fill(lane, lane.num_turns + 1)
+        self._watch(lane)
 
     async def _wait(self, tenant_id: UUID, lane: _Lane) -> None:
         waiter = asyncio.get_running_loop().create_future()
         lane.waiting.append(waiter)
+        if lane.timer is None:
+            self._watch(lane)
         try:
             async with asyncio.timeout(self._max_wait_s):
                 await waiter

@@ -7,6 +7,7 @@ import pytest
 
 from store.tenant_gate import PRESENCE_S, TenantGate
 from tasks.errors import RateLimitExceeded
+from tests.support.waiting import until
 
 
 async def _hold(gate: TenantGate, tenant: UUID, free: asyncio.Event, order: list[UUID]) -> None:
@@ -138,4 +139,39 @@ async def test_who_is_let_in_and_leaves_at_the_same_moment_keeps_no_turn() -> No
         await waiter
 
     assert not order
+    assert not gate._lanes
+
+
+async def test_a_long_one_does_not_hold_up_the_others_of_its_tenant() -> None:
+    gate, many = TenantGate(3, max_wait_s=10, beside_others=1), uuid4()
+    order, free = list[UUID](), asyncio.Event()
+    await _begun(gate, uuid4(), 1)
+
+    tasks = [asyncio.create_task(_hold(gate, many, free, order)) for _ in range(5)]
+    await until(lambda: len(order) == 3)
+    await until(lambda: gate._lanes[many].timer is None)
+
+    assert len(order) == 3, "no more than alone"
+    free.set()
+    await asyncio.gather(*tasks)
+    assert len(order) == 5
+    assert not gate._lanes
+
+
+async def test_short_ones_go_one_after_the_other() -> None:
+    gate, many = TenantGate(3, max_wait_s=10, beside_others=1), uuid4()
+    at_once, most = 0, 0
+    await _begun(gate, uuid4(), 1)
+
+    async def work() -> None:
+        nonlocal at_once, most
+        async with gate.turn(many):
+            at_once += 1
+            most = max(most, at_once)
+            await asyncio.sleep(0)
+            at_once -= 1
+
+    await asyncio.gather(*(work() for _ in range(50)))
+
+    assert most == 1
     assert not gate._lanes
