@@ -12,42 +12,21 @@ from api.streams.open_streams import MIN_POSITION_INTERVAL_S, POSITION_QUERIES_P
 from tasks.errors import ServiceUnavailable
 from tasks.events import Event, EventType, make_event
 from tasks.keys import stream_channel
-
-
-class _Listener:
-    """Notes down what it hears; leaves at once if it is told to."""
-
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-
-    def wake(self) -> None:
-        self.heard.append("wake")
-
-    def wake_for_log(self) -> None:
-        self.heard.append("log")
-
-    def wake_after_reconnect(self) -> None:
-        self.heard.append("reconnect")
-
-    def tick(self, now: float) -> None:
-        self.heard.append(f"tick {now:g}")
-
-    def end(self, how: str) -> None:
-        self.heard.append(f"end {how}")
+from tests.support.listeners import Listener
 
 
 def _token(seq: int) -> Event:
     return make_event(seq, EventType.TOKEN, index=0, text="x", token_ids=[seq])
 
 
-def _channel(*listeners: _Listener) -> Channel:
+def _channel(*listeners: Listener) -> Channel:
     channel = Channel(uuid4(), 0.0)
     channel.listeners.update(listeners)
     return channel
 
 
 def test_news_wake_all_and_what_is_old_nobody() -> None:
-    one, two = _Listener(), _Listener()
+    one, two = Listener(), Listener()
     channel = _channel(one, two)
 
     channel.hear(_token(1), 0.0)
@@ -59,7 +38,7 @@ def test_news_wake_all_and_what_is_old_nobody() -> None:
 
 
 def test_the_end_wakes_even_if_it_was_heard_before() -> None:
-    listener = _Listener()
+    listener = Listener()
     channel = _channel(listener)
 
     channel.hear(make_event(1, EventType.DONE), 0.0)
@@ -70,7 +49,7 @@ def test_the_end_wakes_even_if_it_was_heard_before() -> None:
 
 
 def test_an_end_that_postgres_tells_of_wakes_all() -> None:
-    listener = _Listener()
+    listener = Listener()
     channel = _channel(listener)
 
     channel.note_over()
@@ -79,7 +58,7 @@ def test_an_end_that_postgres_tells_of_wakes_all() -> None:
 
 
 def test_a_subscription_that_is_confirmed_has_the_log_read() -> None:
-    listener = _Listener()
+    listener = Listener()
     channel = _channel(listener)
     before = channel.is_subscribed
 
@@ -99,7 +78,7 @@ def test_a_job_is_silent_until_something_is_heard_and_while_it_is_not_over() -> 
 
 
 def test_the_log_is_compared_ever_more_rarely_while_nothing_is_heard() -> None:
-    listener = _Listener()
+    listener = Listener()
     channel = _channel(listener)
     looked = []
     for now in range(200):
@@ -116,7 +95,7 @@ def test_the_log_is_compared_ever_more_rarely_while_nothing_is_heard() -> None:
 
 
 def test_what_is_heard_begins_the_comparisons_anew() -> None:
-    listener = _Listener()
+    listener = Listener()
     channel = _channel(listener)
     for now in range(50):
         channel.tick(float(now))
@@ -132,7 +111,7 @@ def test_what_is_heard_begins_the_comparisons_anew() -> None:
 
 
 def test_streams_are_refused_at_the_limit_and_let_in_when_one_has_ended() -> None:
-    streams, one, two = OpenStreams(2), _Listener(), _Listener()
+    streams, one, two = OpenStreams(2), Listener(), Listener()
     streams.add(one)
     streams.check_room()
     streams.add(two)
@@ -140,14 +119,14 @@ def test_streams_are_refused_at_the_limit_and_let_in_when_one_has_ended() -> Non
     with pytest.raises(ServiceUnavailable):
         streams.check_room()
     with pytest.raises(ServiceUnavailable):
-        streams.add(_Listener())
+        streams.add(Listener())
     streams.remove(one)
     streams.remove(one)
     streams.add(one)
 
 
 def test_all_streams_end_with_the_process_and_none_begins() -> None:
-    streams, one, two = OpenStreams(9), _Listener(), _Listener()
+    streams, one, two = OpenStreams(9), Listener(), Listener()
     streams.add(one)
     streams.add(two)
 
@@ -155,14 +134,14 @@ def test_all_streams_end_with_the_process_and_none_begins() -> None:
 
     assert one.heard == two.heard == ["end shutdown"]
     with pytest.raises(ServiceUnavailable):
-        streams.add(_Listener())
+        streams.add(Listener())
 
 
 def test_many_streams_look_up_their_places_less_often() -> None:
     streams = OpenStreams(1_000)
     few = streams.position_interval_s
     for _ in range(500):
-        streams.add(_Listener())
+        streams.add(Listener())
 
     assert few == MIN_POSITION_INTERVAL_S
     assert streams.position_interval_s == 500 / POSITION_QUERIES_PER_S

@@ -19,6 +19,7 @@ from api.streams.hub import PING_AFTER_S, SUBSCRIBE_CHUNK, StreamHub
 from store.pools import AsyncPool
 from tasks.events import EventType, make_event
 from tasks.keys import stream_channel
+from tests.support.listeners import Listener
 
 
 class _SlowPubSub:
@@ -75,31 +76,12 @@ async def test_a_listener_that_leaves_halfway_breaks_nobodys_connection_and_is_f
     with suppress(asyncio.CancelledError):
         await leaving
     pubsub.may_answer.set()
-    other = await hub.join(uuid4(), _Listener())
+    other = await hub.join(uuid4(), Listener())
     await hub.stop()
 
     assert pubsub.num_cancelled == 0
     assert pubsub.subscribed == [stream_channel(job_id), other.name]
     assert not hub.has_listeners(job_id)
-
-
-class _Listener:
-    """Notes down what it hears."""
-
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-
-    def wake(self) -> None:
-        self.heard.append("wake")
-
-    def wake_for_log(self) -> None:
-        self.heard.append("log")
-
-    def wake_after_reconnect(self) -> None:
-        self.heard.append("reconnect")
-
-    def tick(self, now: float) -> None:
-        self.heard.append("tick")
 
 
 class _PubSub:
@@ -170,7 +152,7 @@ Hub = tuple[StreamHub, _Connections]
 
 async def test_a_job_is_subscribed_to_once_however_many_listen(hub: Hub) -> None:
     streams, connections = hub
-    job_id, one, two = uuid4(), _Listener(), _Listener()
+    job_id, one, two = uuid4(), Listener(), Listener()
 
     first = await streams.join(job_id, one)
     second = await streams.join(job_id, two)
@@ -188,7 +170,7 @@ async def test_a_job_is_subscribed_to_once_however_many_listen(hub: Hub) -> None
 
 async def test_a_message_wakes_those_who_listen_to_its_job(hub: Hub) -> None:
     streams, connections = hub
-    mine, other = _Listener(), _Listener()
+    mine, other = Listener(), Listener()
     channel = await streams.join(uuid4(), mine)
     await streams.join(uuid4(), other)
     [connection] = connections.made
@@ -207,7 +189,7 @@ async def test_a_silent_connection_is_asked_and_one_that_does_not_answer_is_made
     hub: Hub,
 ) -> None:
     streams, connections = hub
-    channel = await streams.join(uuid4(), _Listener())
+    channel = await streams.join(uuid4(), Listener())
     [connection] = connections.made
     connection.say("subscribe", channel.name)
 
@@ -229,7 +211,7 @@ async def test_a_silent_connection_is_asked_and_one_that_does_not_answer_is_made
 
 async def test_a_connection_that_breaks_is_made_anew_with_all_its_channels(hub: Hub) -> None:
     streams, connections = hub
-    channels = [await streams.join(uuid4(), _Listener()) for _ in range(SUBSCRIBE_CHUNK + 1)]
+    channels = [await streams.join(uuid4(), Listener()) for _ in range(SUBSCRIBE_CHUNK + 1)]
 
     connections.made[0].messages.put_nowait(ConnectionError())
     await _until(lambda: len(connections.made) == 2 and len(connections.made[1].commands) == 3)
@@ -243,7 +225,7 @@ async def test_a_connection_that_breaks_is_made_anew_with_all_its_channels(hub: 
 
 async def test_what_nobody_listens_to_is_left(hub: Hub) -> None:
     streams, connections = hub
-    stays, goes = _Listener(), _Listener()
+    stays, goes = Listener(), Listener()
     kept, left = await streams.join(uuid4(), stays), await streams.join(uuid4(), goes)
     again = await streams.join(left.job_id, stays)
 
@@ -269,7 +251,7 @@ async def test_what_nobody_listens_to_is_left(hub: Hub) -> None:
 
 async def test_an_end_that_this_process_made_is_told_at_once(hub: Hub) -> None:
     streams, _ = hub
-    listener = _Listener()
+    listener = Listener()
     channel = await streams.join(uuid4(), listener)
 
     streams.note_over(channel.job_id)
@@ -295,9 +277,9 @@ async def test_postgres_is_asked_for_the_ends_of_silent_jobs_some_at_a_time(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     streams, _ = hub
-    quiet = [await streams.join(uuid4(), _Listener()) for _ in range(5)]
+    quiet = [await streams.join(uuid4(), Listener()) for _ in range(5)]
     now = time.monotonic()
-    loud = await streams.join(uuid4(), _Listener())
+    loud = await streams.join(uuid4(), Listener())
     loud.hear(make_event(1, EventType.STARTED), now + SILENT_S)
     asked: list[list[UUID]] = []
 
@@ -328,11 +310,11 @@ async def test_a_fault_in_one_tick_does_not_stop_the_next(
             raise error
 
     monkeypatch.setattr(streams, "_ask_for_ends", ask)
-    listener = _Listener()
+    listener = Listener()
     await streams.join(uuid4(), listener)
     await _until(lambda: len(calls) >= 3)
 
-    assert listener.heard.count("tick") >= 2 * (len(calls) - 1)
+    assert sum(said.startswith("tick") for said in listener.heard) >= 2 * (len(calls) - 1)
 
 
 async def _until(is_so: Callable[[], bool]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, cast
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import orjson
 import pytest
@@ -24,7 +24,7 @@ from tasks.errors import (
     RateLimitExceeded,
 )
 from tasks.jobs import OnDisconnect
-from tasks.limits import NO_LIMITS
+from tests.support.caller import new_caller
 from workers.batches import submitting
 from workers.batches.submitting import (
     MAX_LINE_TRIES,
@@ -38,22 +38,6 @@ from workers.batches.submitting import (
 from workers.batches.writing import request_error
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "x"}], "unknown": 1}
-
-
-def _key(*, is_live: bool = True) -> ApiKey:
-    return ApiKey(
-        key_id="key",
-        hash=b"",
-        pepper_version=1,
-        scopes=frozenset(),
-        is_live=is_live,
-        tenant_id=uuid4(),
-        tiers=(),
-        default_tier="default",
-        on_disconnect=None,
-        attach_retries=True,
-        limits=NO_LIMITS,
-    )
 
 
 def _line(number: int, *, num_tries: int = 0) -> dict[str, Any]:
@@ -111,7 +95,7 @@ def _batch(**fields: Any) -> dict[str, Any]:
 @pytest.fixture
 def keys(monkeypatch: pytest.MonkeyPatch) -> list[ApiKey | None]:
     """The one key there is."""
-    found: list[ApiKey | None] = [_key()]
+    found: list[ApiKey | None] = [new_caller()]
 
     async def find(_pool: Any, key_id: str) -> ApiKey | None:
         assert key_id == "key"
@@ -186,7 +170,7 @@ async def test_a_job_that_was_there_is_noted_down() -> None:
     assert submitter.calls == [("note_submitted", 1, JOB)]
 
 
-@pytest.mark.parametrize("key", [None, _key(is_live=False)])
+@pytest.mark.parametrize("key", [None, new_caller(is_live=False)])
 async def test_without_a_live_key_no_line_gets_a_job(
     keys: list[ApiKey | None], key: ApiKey | None
 ) -> None:
