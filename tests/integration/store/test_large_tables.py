@@ -35,6 +35,7 @@ _PLANNED = [
 # Trees get a level deeper, and a statement looks into 17 partitions and some indexes.
 MAX_GROWTH = 1.5
 MAX_MORE_PAGES = 60
+BUILD_10M_S = 3_600
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,11 @@ def small(services: Services) -> Iterator[World]:
     scope="module",
     params=[
         pytest.param((40_000, 40_000), id="40k"),
-        pytest.param((1_500_000, 10_000_000), id="10m", marks=pytest.mark.slow),
+        pytest.param(
+            (1_500_000, 10_000_000),
+            id="10m",
+            marks=[pytest.mark.slow, pytest.mark.timeout(BUILD_10M_S)],
+        ),
     ],
 )
 def large(services: Services, request: pytest.FixtureRequest) -> Iterator[World]:
