@@ -117,8 +117,14 @@ def test_all_that_was_started_ends_once_and_in_order(ended: list[str]) -> None:
     assert ended == ["idle look", "cancels", "heartbeat", "publisher", "engine", "pool"]
 
 
-def test_a_worker_that_never_started_has_nothing_to_end() -> None:
+def test_a_worker_that_never_started_has_nothing_to_end(
+    monkeypatch: pytest.MonkeyPatch, ended: list[str]
+) -> None:
+    monkeypatch.setattr(bootstrap, "_runtime", None)
+
     bootstrap._stop()
+
+    assert ended == []
 
 
 def test_every_end_waits_for_what_runs(drain: _Drain, ended: list[str]) -> None:
