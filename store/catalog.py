@@ -21,8 +21,9 @@ from store.catalog_file import (
 from store.model_assets import ReadFile, open_model, read_model_files
 from store.pools import AsyncPool, DictConnection
 
-# Reads a model's files and raises CatalogError for one that can't be served in this dtype.
-CheckModel = Callable[[ReadFile, str], None]
+# Reads a model's files and raises CatalogError for one that can't be served in this dtype. Without
+# a folder it is one of the hub.
+CheckModel = Callable[[ReadFile, str, Path | None], None]
 
 # Two operators applying at once would race for the next price book version.
 _APPLY_LOCK = 0x6D6C7201
@@ -136,9 +137,10 @@ def _apply_model(
     check: CheckModel | None,
 ) -> None:
     try:
-        read = open_model(entry.source, resolve_source(entry.source, folder), entry.revision)
+        source = resolve_source(entry.source, folder)
+        read = open_model(entry.source, source, entry.revision)
         if check is not None:
-            check(read, entry.dtype)
+            check(read, entry.dtype, source)
         files = read_model_files(entry.source, read)
         context_length, max_output_tokens = model_limits(entry, files.config)
     except CatalogError as error:

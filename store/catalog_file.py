@@ -19,6 +19,7 @@ from tasks.queues import ServiceTier
 
 Micros = Annotated[int, Field(ge=0, le=10**15)]  # per million tokens
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$")]
+MAX_TOKENS = 2**31 - 1  # of a context: what a column holds
 # A pool is one part of a queue's name, whose parts are separated by dots.
 PoolName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
@@ -46,8 +47,8 @@ class CatalogModel(_Strict):
     source: str = Field(min_length=1)  # hub id, or a folder: absolute or beside the catalog file
     revision: str | None = None
     dtype: Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"] = "auto"
-    context_length: int | None = Field(default=None, ge=1)
-    max_output_tokens: int | None = Field(default=None, ge=1)
+    context_length: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    max_output_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
     capabilities: list[Literal["chat", "completion"]] = Field(default=["chat"], min_length=1)
     prices: dict[str, TierPrices]
 
@@ -131,7 +132,7 @@ def model_limits(entry: CatalogModel, config: Mapping[str, object] | None) -> tu
     context_length = entry.context_length
     if context_length is None:
         positions = (config or {}).get("max_position_embeddings")
-        if not isinstance(positions, int) or positions < 1:
+        if type(positions) is not int or not 1 <= positions <= MAX_TOKENS:
             raise CatalogError("neither the catalog nor config.json says its context length")
         context_length = positions
     return context_length, min(entry.max_output_tokens or context_length, context_length)

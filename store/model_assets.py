@@ -81,14 +81,14 @@ def _template_in_config(assets: dict[str, bytes]) -> str | None:
     config = _parse("tokenizer_config.json", assets.get(TOKENIZER_CONFIG, b"{}"))
     template = config.get("chat_template")
     if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
+        named = [e for e in template if isinstance(e, dict) and e.get("name") == "default"]
+        template = named[0].get("template") if named else None
     return template if isinstance(template, str) else None
 
 
 def _parse(name: str, data: bytes) -> dict[str, Any]:
     try:
         document = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CatalogError(f"{name} is not JSON: {error}") from error
     return document if isinstance(document, dict) else {}

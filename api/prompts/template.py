@@ -48,9 +48,9 @@ class ChatTemplate:
                 add_generation_prompt=True,
                 **self._variables,
             )
-        except (TemplateError, TypeError) as error:
-            # The template's own words, as `roles must alternate`; TypeError: it needs text where a
-            # message has none.
+        except Exception as error:  # a template is a program: it may divide by zero
+            # The template's own words, as `roles must alternate`; else most likely a message lacks
+            # what it needs.
             reason = error.message if isinstance(error, TemplateError) else "unsuitable content"
             message = f"The model's chat template refuses these messages: {reason}"
             raise InvalidPrompt(message, param="messages") from None

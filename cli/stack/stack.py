@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from cli.catalog_checks import check_model
+from cli.catalog_checks import check_description
 from cli.stack import ports, processes
 from cli.stack.catalog import catalog_files
 from cli.stack.child import Child
@@ -134,7 +134,7 @@ class Stack:
             prepare(platform.database, None if is_external else self._passwords())
             with connect(platform.database.owner, application_name="millrace-up") as connection:
                 files = catalog_files(self._state, self._options)
-                apply_catalog(connection, files, check=check_model)
+                apply_catalog(connection, files, check=check_description)
                 ensure_demo_tenant(connection, self._state)
         except CatalogError as error:
             raise StackError(f"the catalog can't be loaded: {error}") from None

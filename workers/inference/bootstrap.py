@@ -199,7 +199,11 @@ def _spec(model: WorkerModel, settings: WorkerSettings) -> ModelSpec:
     local = settings.models_dir / Path(model.source)
     path = str(local) if local.is_dir() else model.source
     return ModelSpec(
-        name=model.name, path=path, dtype=model.dtype, max_context=model.context_length
+        name=model.name,
+        path=path,
+        revision=model.revision,
+        dtype=model.dtype,
+        max_context=model.context_length,
     )
 
 

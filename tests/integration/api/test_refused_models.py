@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -83,21 +86,91 @@ async def test_workers_without_any_model_are_not_ready(
     assert answer.json()["refused"] == {"tiny": REASON}
 
 
-def test_the_catalog_refuses_what_no_worker_could_serve(
-    owner: DictConnection, catalog_file: Path, tmp_path: Path
-) -> None:
-    folder = catalog_file.parent / "quantised"
-    folder.mkdir()
-    for file in (catalog_file.parent / "tiny").iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+@pytest.fixture
+def private_catalog(catalog_file: Path, tmp_path: Path) -> Path:
+    """The catalog with a folder that may be damaged."""
+    shutil.copytree(catalog_file.parent / "tiny", tmp_path / "tiny")
+    return Path(shutil.copy(catalog_file, tmp_path / "catalog.toml"))
+
+
+def quantise(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     gptq = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     (folder / "config.json").write_text(json.dumps(config | gptq))
-    path = tmp_path / "catalog.toml"
-    path.write_text(catalog_file.read_text().replace('"tiny"', json.dumps(str(folder))))
 
-    with pytest.raises(CatalogError, match="model tiny: its weights are quantised by gptq"):
-        apply_catalog(owner, path, check=check_model)
 
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (quantise, "its weights are quantised by gptq"),
+        (
+            lambda folder: (folder / "chat_template.jinja").write_text("{{ 1 / 0 }}"),
+            "The model's chat template refuses these messages: unsuitable content",
+        ),
+        (
+            lambda folder: (folder / "chat_template.jinja").write_text(
+                "{{ raise_exception('a') }}"
+            ),
+            "The model's chat template refuses these messages: a",
+        ),
+        (
+            lambda folder: (folder / "chat_template.jinja").write_text("{% if"),
+            "can't be read: unexpected",
+        ),
+        (
+            lambda folder: (folder / "tokenizer.json").write_text("{}"),
+            "can't be read: Model missing",
+        ),
+        (lambda folder: (folder / "tokenizer.json").write_text("x"), "is not JSON"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"x"),
+            "model.safetensors is no safetensors file, or not whole",
+        ),
+        (
+            lambda folder: (folder / "config.json").write_text(
+                json.dumps({"max_position_embeddings": 10**12})
+            ),
+            "neither the catalog nor config.json says its context length",
+        ),
+    ],
+)
+def test_the_catalog_refuses_what_nobody_could_serve(
+    damage: Callable[[Path], object],
+    reason: str,
+    owner: DictConnection,
+    private_catalog: Path,
+) -> None:
+    damage(private_catalog.parent / "tiny")
+
+    with pytest.raises(CatalogError) as refused:
+        apply_catalog(owner, private_catalog, check=check_model)
+
+    assert str(refused.value).startswith("model tiny: ")
+    assert reason in str(refused.value)
+    assert "\n" not in str(refused.value)
     assert owner.execute("SELECT name FROM models").fetchall() == []
-    apply_catalog(owner, catalog_file, check=check_model)
+
+
+def test_the_catalog_does_not_wait_for_a_template_that_never_ends(
+    owner: DictConnection, private_catalog: Path
+) -> None:
+    loops = "{% for _ in range(99999) %}{% for _ in range(20) %}{% endfor %}{% endfor %}"
+    (private_catalog.parent / "tiny" / "chat_template.jinja").write_text(loops)
+
+    with pytest.raises(CatalogError, match=r"tokenizer and chat template need more than 0\.01 s"):
+        apply_catalog(owner, private_catalog, check=partial(check_model, trial_s=0.01))
+
+
+def test_the_catalog_takes_older_forms_of_templates(
+    owner: DictConnection, private_catalog: Path
+) -> None:
+    folder = private_catalog.parent / "tiny"
+    (folder / "chat_template.jinja").unlink()
+    named = [{"template": "x"}, "y", {"name": "default", "template": "{{ messages[0].content }}"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+
+    apply_catalog(owner, private_catalog, check=check_model)
+
+    row = owner.execute("SELECT content FROM model_assets WHERE kind = 'chat_template'").fetchone()
+    assert row is not None
+    assert bytes(row["content"]) == named[2]["template"].encode()  # type: ignore[index]

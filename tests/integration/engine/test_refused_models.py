@@ -91,6 +91,38 @@ def not_a_number(folder: Path) -> None:
     edit_tensors(folder, lambda t: t["model.norm.weight"].fill_(torch.nan))
 
 
+def one_token_is_not_a_number(folder: Path) -> None:
+    edit_tensors(folder, lambda t: t["model.embed_tokens.weight"][5].fill_(torch.nan))
+
+
+def with_a_norm_too_many(folder: Path) -> None:
+    norm = {"model.layers.0.self_attn.q_norm.weight": torch.ones(16)}
+    edit_tensors(folder, lambda tensors: tensors.update(norm))
+
+
+def with_half_an_adapter(folder: Path) -> None:
+    half = {"model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(4, 64)}
+    edit_tensors(folder, lambda tensors: tensors.update(half))
+
+
+def with_a_layer_too_many(folder: Path) -> None:
+    edit_config(folder, num_hidden_layers=1)
+
+
+def of_another_vocabulary(folder: Path) -> None:
+    edit_config(folder, vocab_size=1000)
+
+
+def with_a_larger_tokenizer(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["zz"] = 1000
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def said_to_be_quantised(folder: Path) -> None:
+    edit_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+
+
 def cut_off(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -105,8 +137,15 @@ def cut_off(folder: Path) -> None:
         (with_a_bias_too_many, "leaves no place"),
         (of_another_shape, ""),
         (in_fp8_without_a_word, "stored as F8_E4M3"),
-        (not_a_number, "differ from the model's own by nan"),
-        (cut_off, "can't be loaded"),
+        (not_a_number, "model.norm.weight holds what is no number"),
+        (one_token_is_not_a_number, "model.embed_tokens.weight holds what is no number"),
+        (with_a_norm_too_many, "leaves no place"),
+        (with_half_an_adapter, "leaves no place"),
+        (with_a_layer_too_many, "hold 9 tensors such as model.layers.1.input_layernorm.weight"),
+        (of_another_vocabulary, "lm_head.weight in a shape that config.json denies"),
+        (with_a_larger_tokenizer, "its tokenizer knows token 1000, the model only 310 tokens"),
+        (said_to_be_quantised, "its files hold none so"),
+        (cut_off, "model.safetensors is not whole"),
     ],
 )
 def test_files_that_are_not_the_whole_model_are_refused(
@@ -120,6 +159,13 @@ def test_files_that_are_not_the_whole_model_are_refused(
     assert found is not None
     assert reason in found
     assert str(tmp_path) not in found
+
+
+def test_layers_that_predict_more_tokens_are_left_out(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path)
+    edit_config(tmp_path, num_hidden_layers=1, num_nextn_predict_layers=1)
+
+    assert refusal(tmp_path) is None
 
 
 def test_a_model_that_bitsandbytes_quantised_is_loaded_as_it_is(tmp_path: Path) -> None:

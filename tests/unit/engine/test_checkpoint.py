@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from workers.inference.engine.checkpoint import check_checkpoint
+from workers.inference.engine.checkpoint import check_checkpoint, check_vocabulary
 from workers.inference.engine.errors import EngineError, reason_of
 
 FOUR_BITS = {"quant_method": "bitsandbytes", "load_in_4bit": True}
@@ -95,6 +95,36 @@ def test_a_model_of_another_task_is_refused(config: dict[str, Any]) -> None:
 def test_a_config_that_is_no_json_is_refused() -> None:
     with pytest.raises(EngineError, match="is not JSON"):
         check_checkpoint({"config.json": b"{"}.get, "auto")
+
+
+def test_a_config_of_any_depth_is_read() -> None:
+    config: dict[str, Any] = {"auto_map": "x"}
+    for _ in range(300):
+        config = {"inner": [config]}
+
+    with pytest.raises(EngineError, match="auto_map"):
+        check(config)
+
+
+@pytest.mark.parametrize("ends", ["x", ["x", None], 1.5, True, {"a": 1}])
+def test_ends_that_are_no_tokens_are_refused(ends: object) -> None:
+    with pytest.raises(EngineError, match=r"eos_token_id of generation_config\.json"):
+        check({}, generation_config={"eos_token_id": ends})
+
+
+@pytest.mark.parametrize("ends", [None, 0, 7, [1, 2], []])
+def test_ends_that_are_tokens_are_taken(ends: object) -> None:
+    assert check({"eos_token_id": ends}, generation_config={"eos_token_id": ends}) == "auto"
+
+
+@pytest.mark.parametrize("vocabulary", [{"a": 0, "b": 9}, [["a", 0.0]] * 10])
+def test_a_tokenizer_of_a_larger_model_is_refused(vocabulary: object) -> None:
+    tokenizer = json.dumps({"model": {"vocab": vocabulary}, "added_tokens": [{"id": 99}]})
+    files = {"tokenizer.json": tokenizer.encode(), "config.json": b'{"vocab_size": 9}'}
+
+    check_vocabulary(files.get, 10)
+    with pytest.raises(EngineError, match="knows token 9, the model only 9 tokens"):
+        check_vocabulary(files.get)
 
 
 def test_a_reason_is_one_short_line_without_folders_of_the_machine() -> None:

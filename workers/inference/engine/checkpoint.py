@@ -25,6 +25,7 @@ _QUANTISATION_FILES = {
     "quant_config.json": "awq",
 }
 _ADAPTER = "adapter_config.json"
+_WITH_ENDS = ("config.json", "generation_config.json")  # which tokens end a text
 # Classes of transformers that end in logits of the next token, and names of those that don't.
 _GENERATES = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration|ForImageTextToText)$")
 _OTHER_TASK = re.compile(r"For[A-Z]\w*$")
@@ -40,12 +41,30 @@ def check_checkpoint(read: ReadFile, dtype: str) -> str:
     config = _parse("config.json", read("config.json"))
     check_config(config)
     _check_task(config)
+    for name in _WITH_ENDS:
+        _check_ends(name, _parse(name, read(name)))
     for name, tool in _QUANTISATION_FILES.items():
         _refuse_method(_parse(name, read(name)), tool)
     stored = _stored_dtype(config)
     if stored is None or dtype in ("auto", stored):
         return stored or dtype
     raise _refusal(f"its weights are stored as {stored}, which can't be loaded as {dtype}")
+
+
+def check_vocabulary(read: ReadFile, vocab_size: int | None = None) -> None:
+    """Refuse a tokenizer that makes tokens the model doesn't have: it is another model's.
+
+    `vocab_size`: the model's own; without it what config.json says counts. Added tokens may lie
+    beyond it, as some models have them for pictures that they don't read.
+    """
+    if vocab_size is None:
+        vocab_size = _stated_vocabulary(_parse("config.json", read("config.json")))
+    model = _parse("tokenizer.json", read("tokenizer.json")).get("model")
+    vocabulary = model.get("vocab") if isinstance(model, Mapping) else None
+    ids = vocabulary.values() if isinstance(vocabulary, Mapping) else range(len(vocabulary or ()))
+    largest = max((token_id for token_id in ids if isinstance(token_id, int)), default=-1)
+    if vocab_size is not None and largest >= vocab_size:
+        raise _refusal(f"its tokenizer knows token {largest}, the model only {vocab_size} tokens")
 
 
 def check_config(config: object) -> None:
@@ -63,6 +82,20 @@ def _check_task(config: Mapping[str, Any]) -> None:
     known = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
     if known and not any(map(_GENERATES.search, known)) and any(map(_OTHER_TASK.search, known)):
         raise _refusal(f"a {known[0]} does not generate text")
+
+
+def _check_ends(name: str, document: Mapping[str, Any]) -> None:
+    """Refuse ends that are no tokens: texts would go on to their limit."""
+    ends = document.get("eos_token_id")
+    if not all(type(end) is int for end in (ends if isinstance(ends, list) else [ends or 0])):
+        raise _refusal(f"the eos_token_id of {name} is no token's number")
+
+
+def _stated_vocabulary(config: Mapping[str, Any]) -> int | None:
+    text = config.get("text_config")
+    parts = (text, config) if isinstance(text, Mapping) else (config,)
+    sizes = [part["vocab_size"] for part in parts if type(part.get("vocab_size")) is int]
+    return sizes[0] if sizes else None
 
 
 def _stored_dtype(config: Mapping[str, Any]) -> str | None:
@@ -111,14 +144,15 @@ def _printable(text: object) -> str:
 
 
 def _items(config: object) -> Iterator[tuple[str, object]]:
-    """Keys and values at any depth."""
-    if isinstance(config, Mapping):
-        for key, value in config.items():
-            yield str(key), value
-            yield from _items(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _items(value)
+    """Keys and values at any depth, however deep."""
+    waiting = [config]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            yield from ((str(key), member) for key, member in value.items())
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
 
 
 def _parse(name: str, content: bytes | None) -> Mapping[str, Any]:

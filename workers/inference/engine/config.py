@@ -22,6 +22,7 @@ class ModelSpec:
     name: str
     path: str
     dtype: Dtype = "auto"
+    revision: str | None = None  # of a hub id; None takes the newest
     max_context: int | None = None  # tokens; None takes what the model's own config says
 
 

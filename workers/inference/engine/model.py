@@ -17,7 +17,7 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from workers.inference.engine.attention import ATTENTION_NAME, paged_attention
-from workers.inference.engine.checkpoint import check_checkpoint
+from workers.inference.engine.checkpoint import check_checkpoint, check_vocabulary
 from workers.inference.engine.config import ModelSpec
 from workers.inference.engine.errors import EngineError
 from workers.inference.engine.kv_cache import KVShape
@@ -67,7 +67,7 @@ def load_model(
     except EngineError:
         raise
     except Exception as error:  # a broken file fails in many ways, by three libraries' own errors
-        message = f"model {spec.name} can't be loaded: {error}"
+        message = f"model {spec.name} can't be loaded: {type(error).__name__}: {error}"
         raise EngineError("model_load_failed", message) from error
 
 
@@ -89,13 +89,22 @@ def choose_dtype(wanted: str, device: torch.device) -> str:
 
 
 def _load(spec: ModelSpec, device: torch.device, *, is_local: bool) -> LoadedModel:
-    read = reader(spec.path, is_local=is_local)
+    read = reader(spec.path, revision=spec.revision, is_local=is_local)
     wanted = check_checkpoint(read, spec.dtype)
-    tokenizer = Tokenizer.from_file(str(model_file(spec.path, "tokenizer.json", is_local)))
+    tokenizer_file = model_file(
+        spec.path, "tokenizer.json", revision=spec.revision, is_local=is_local
+    )
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
     dtype = choose_dtype(wanted, device)
     is_quantised = dtype in _QUANTISED and check_checkpoint(read, "auto") == dtype
-    check_weights(spec.path, dtype, free_bytes(device), is_quantised=is_quantised)
-    model = _load_weights(spec.path, dtype, device, is_local=is_local, is_quantised=is_quantised)
+    check_weights(
+        spec.path,
+        dtype,
+        free_bytes(device),
+        revision=spec.revision,
+        is_quantised=is_quantised,
+    )
+    model = _load_weights(spec, dtype, device, is_local=is_local, is_quantised=is_quantised)
     config = model.config.get_text_config()
     info = ModelInfo(
         name=spec.name,
@@ -104,12 +113,13 @@ def _load(spec: ModelSpec, device: torch.device, *, is_local: bool) -> LoadedMod
         dtype=dtype,
         num_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
     )
+    check_vocabulary(read, info.vocab_size)
     text = ModelText(tokenizer, _eos_token_ids(model))
     return LoadedModel(model, text, info, _kv_shape(config, model))
 
 
 def _load_weights(
-    path: str, dtype: str, device: torch.device, *, is_local: bool, is_quantised: bool
+    spec: ModelSpec, dtype: str, device: torch.device, *, is_local: bool, is_quantised: bool
 ) -> PreTrainedModel:
     """`is_quantised`: the weights are stored so, and the checkpoint's own settings count."""
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, paged_attention)
@@ -119,13 +129,15 @@ def _load_weights(
         if not is_quantised:
             on_device["quantization_config"] = _quantisation(dtype, device)
     model, report = AutoModelForCausalLM.from_pretrained(
-        path,
+        spec.path,
+        revision=spec.revision or "main",
         dtype=_compute_dtype(dtype, device),
         attn_implementation="eager",  # some choose their classes by it; ours is set afterwards
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=is_local,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # the report names them, and then they are refused
         **on_device,
     )
     assert isinstance(model, PreTrainedModel)

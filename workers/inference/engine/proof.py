@@ -7,6 +7,7 @@ tokens cross it. What passes computes the model's formula; what doesn't is not s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,7 +106,9 @@ class Proof:
             errors = [error for step in self._steps(forward) for error in self._run(forward, step)]
         # Rounding may send a token to another expert: where it is coarse, one row in three may be.
         judged = sorted(errors)[-1 if self._is_exact else len(errors) * 2 // 3]
-        if not judged <= self._tolerance:  # NaN is an error too
+        if any(map(math.isnan, errors)):  # among them no order means anything
+            judged = math.nan
+        if not judged <= self._tolerance:
             raise ProofError(f"its logits differ from the model's own by {judged:.3g}")
 
     def _own_logits(self, tokens: Sequence[int]) -> torch.Tensor:
@@ -186,8 +189,10 @@ def own_logits(model: PreTrainedModel, token_ids: Sequence[int]) -> torch.Tensor
         output = model(input_ids=tokens, use_cache=False)
     finally:
         model.set_attn_implementation(ours)
-    logits: torch.Tensor = output.logits[0]
-    return logits.float()
+    logits: torch.Tensor = output.logits[0].float()
+    if logits.isnan().any():
+        raise ProofError("its own logits are no numbers")
+    return logits
 
 
 def relative_error(found: torch.Tensor, right: torch.Tensor) -> float:
