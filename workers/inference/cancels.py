@@ -22,8 +22,9 @@ POLL_S = 1.0
 class CancelListener:
     """One thread, one pub/sub connection."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, *, poll_s: float = POLL_S) -> None:
         self._runtime = runtime
+        self._poll_s = poll_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cancels", daemon=True)
 
@@ -34,14 +35,17 @@ class CancelListener:
     def stop(self) -> None:
         """Stop listening."""
         self._stop.set()
-        self._thread.join(timeout=2 * POLL_S)
+        self._thread.join(timeout=2 * self._poll_s)
 
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
                 self._listen(self._runtime.worker_id)
             except redis.RedisError:
-                self._stop.wait(POLL_S)
+                self._stop.wait(self._poll_s)
+            except Exception:  # the thread's boundary: the next cancellation is heard all the same
+                log.exception("cancels_failed")
+                self._stop.wait(self._poll_s)
 
     def _listen(self, worker_id: UUID) -> None:
         """Until the worker gets a new id."""
@@ -50,7 +54,7 @@ class CancelListener:
         ) as subscription:
             subscription.subscribe(cancel_channel(worker_id))
             while not self._stop.is_set() and self._runtime.worker_id == worker_id:
-                message = subscription.get_message(timeout=POLL_S)
+                message = subscription.get_message(timeout=self._poll_s)
                 if message is not None:
                     self._cancel(message["data"])
 

@@ -83,6 +83,8 @@ class IdleLook:
                     pass
             except psycopg.Error as error:
                 log.warning("idle_look_failed", error=type(error).__name__)
+            except Exception:  # the thread's boundary: one job's fault must not end all looks
+                log.exception("idle_look_failed")
 
     def _may_look(self) -> bool:
         runtime = self._runtime

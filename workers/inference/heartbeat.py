@@ -39,9 +39,15 @@ class Heartbeat:
     """One thread a worker process."""
 
     def __init__(
-        self, runtime: Runtime, *, abandon_s: float = ABANDON_S, orphan_s: float = ORPHAN_S
+        self,
+        runtime: Runtime,
+        *,
+        tick_s: float = TICK_S,
+        abandon_s: float = ABANDON_S,
+        orphan_s: float = ORPHAN_S,
     ) -> None:
         self._runtime = runtime
+        self._tick_s = tick_s
         self._abandon_s = abandon_s
         self._orphan_s = orphan_s
         self._stop = threading.Event()
@@ -54,7 +60,7 @@ class Heartbeat:
     def start(self) -> None:
         """Register the lease, then beat. Raises psycopg.Error if Postgres is away."""
         with self._runtime.pool.connection() as connection:
-            self._register(connection)
+            self._register(connection, time.monotonic())
         self._thread.start()
 
     def stop(self) -> None:
@@ -71,18 +77,17 @@ class Heartbeat:
             log.warning("job_given_back_unfinished", job_id=job_id.hex)
 
     def _run(self) -> None:
-        while not self._stop.wait(TICK_S):
+        while not self._stop.wait(self._tick_s):
             try:
-                self._tick()
+                self._tick(time.monotonic())
             except psycopg.Error as error:
                 metrics.BEATS.labels("unreachable").inc()
                 log.warning("heartbeat_failed", error=type(error).__name__)
             except Exception:
                 log.exception("heartbeat_failed")
-            self._abandon_if_late()
+            self._abandon_if_late(time.monotonic())
 
-    def _tick(self) -> None:
-        now = time.monotonic()
+    def _tick(self, now: float) -> None:
         running = self._runtime.running()
         metrics.RUNNING.set(len(running))
         if not running and now < self._beat_due:
@@ -90,26 +95,26 @@ class Heartbeat:
         is_alive = self._liveness.is_alive(self._runtime.engine.progress(), now)
         with self._runtime.pool.connection() as connection:
             # Before the checkpoint, whose failure must not cost the lease.
-            if not is_alive:
+            if is_alive:
+                self._beat(connection, running, now)
+            else:
                 metrics.BEATS.labels("withheld").inc()
                 log.warning("beat_withheld")
-            elif self._beat(connection, now, len(running)):
-                self._compare(connection, running, now)
-                self._runtime.publisher.trusted_until = now + leases.LEASE_S
             _checkpoint(connection, running)
 
-    def _beat(self, connection: DictConnection, now: float, num_running: int) -> bool:
-        if leases.beat(connection, self._runtime.worker_id, num_running=num_running):
+    def _beat(self, connection: DictConnection, running: Sequence[RunningJob], now: float) -> None:
+        if leases.beat(connection, self._runtime.worker_id, num_running=len(running)):
             metrics.BEATS.labels("sent").inc()
             self._renewed_at = now
             self._beat_due = now + leases.BEAT_INTERVAL_S
-            return True
+            self._compare(connection, running, now)
+            self._runtime.publisher.trusted_until = now + leases.LEASE_S
+            return
         metrics.BEATS.labels("lost").inc()
         log.error("lease_lost", worker_id=self._runtime.worker_id.hex)
         self._runtime.lose_all()
         self._runtime.worker_id = uuid7()
-        self._register(connection)
-        return False
+        self._register(connection, now)
 
     def _compare(
         self, connection: DictConnection, running: Sequence[RunningJob], now: float
@@ -144,16 +149,16 @@ class Heartbeat:
             ):
                 log.error("orphan_disowned", job_id=job.job_id.hex, attempt=job.attempt)
 
-    def _abandon_if_late(self) -> None:
-        if time.monotonic() - self._renewed_at > self._abandon_s and self._runtime.running():
+    def _abandon_if_late(self, now: float) -> None:
+        if now - self._renewed_at > self._abandon_s and self._runtime.running():
             log.error("jobs_abandoned", worker_id=self._runtime.worker_id.hex)
             self._runtime.lose_all()
             # The lease must end: a beat after the outage would hold jobs that nobody runs.
             self._runtime.worker_id = uuid7()
 
-    def _register(self, connection: DictConnection) -> None:
+    def _register(self, connection: DictConnection, now: float) -> None:
         engine, settings = self._runtime.engine, self._runtime.settings
-        self._renewed_at = now = time.monotonic()
+        self._renewed_at = now
         leases.register(
             connection,
             leases.Lease(

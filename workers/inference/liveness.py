@@ -12,14 +12,12 @@ class Liveness:
     """Judges one look at the engine's progress after the other. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._last: Progress | None = None
-        self._still_since = 0.0
+        self._moved: tuple[Progress, float] | None = None  # the last movement, and when it was seen
 
     def is_alive(self, progress: Progress, now: float) -> bool:
         """Whether it moved since the last look, is idle, or may stand still for so long."""
-        last, self._last = self._last, progress
-        if progress.is_idle or last is None or progress.has_moved_since(last):
-            self._still_since = now
+        if self._moved is None or progress.is_idle or progress.has_moved_since(self._moved[0]):
+            self._moved = progress, now
             return True
         limit_s = PHASE_LIMIT_S.get(progress.phase, progress.patience_s)
-        return now - self._still_since < limit_s
+        return now - self._moved[1] < limit_s

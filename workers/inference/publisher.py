@@ -71,22 +71,25 @@ class Publisher:
         return list(self._jobs.values())
 
     def _run(self) -> None:
-        while True:
-            items, is_last = self._take()
-            try:
-                ended = {job for item in items for job in self._accept(item)}
-            except Exception:  # the thread's boundary; the handlers' own deadline ends the jobs
-                log.exception("outputs_lost")
-                ended = set()
-            try:
-                if is_last or time.monotonic() >= self._retry_at:
-                    self._publish()
-            except Exception:  # the thread's boundary: no handler waits for the stream
-                log.exception("publish_failed")
-            for job in ended:
-                job.close()
-            if is_last:
-                return
+        while self._turn():
+            pass
+
+    def _turn(self) -> bool:
+        """Send what there is. Whether another turn follows."""
+        items, is_last = self._take()
+        try:
+            ended = {job for item in items for job in self._accept(item)}
+        except Exception:  # the thread's boundary; the handlers' own deadline ends the jobs
+            log.exception("outputs_lost")
+            ended = set()
+        try:
+            if is_last or time.monotonic() >= self._retry_at:
+                self._publish()
+        except Exception:  # the thread's boundary: no handler waits for the stream
+            log.exception("publish_failed")
+        for job in ended:
+            job.close()
+        return not is_last
 
     def _take(self) -> tuple[list[Sequence[TokenOutput] | JobStream], bool]:
         """Wait for something to do, then take all there is."""

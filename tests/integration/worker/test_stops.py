@@ -5,6 +5,7 @@ has come, and no job loses an attempt by it.
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +20,7 @@ from workers.inference.drain import Drain
 from workers.inference.engine.protocol import EngineRequest
 from workers.inference.engine.stub import expected_text
 from workers.inference.handler import IdleLook, generate
-from workers.inference.heartbeat import Heartbeat
+from workers.inference.heartbeat import ABANDON_S, Heartbeat
 from workers.inference.settings import WorkerSettings
 
 LONG = {"max_output_tokens": 8_000, "deadline_s": 3_000.0}
@@ -241,9 +242,9 @@ def test_jobs_given_up_in_a_long_outage_of_postgres_leave_their_lease_behind(
     old = slow.runtime.worker_id
     thread = slow.begin(jobs.add(**LONG))
     wait_until(slow.runtime.running)
-    late = Heartbeat(slow.runtime, abandon_s=-1.0)
+    late = Heartbeat(slow.runtime)
 
-    late._abandon_if_late()
+    late._abandon_if_late(time.monotonic() + ABANDON_S + 1)
     thread.join(timeout=10)
 
     assert not thread.is_alive()
@@ -252,9 +253,9 @@ def test_jobs_given_up_in_a_long_outage_of_postgres_leave_their_lease_behind(
 
 def test_worker_that_runs_nothing_gives_nothing_up_in_an_outage(worker: InProcessWorker) -> None:
     old = worker.runtime.worker_id
-    late = Heartbeat(worker.runtime, abandon_s=-1.0)
+    late = Heartbeat(worker.runtime)
 
-    late._abandon_if_late()
+    late._abandon_if_late(time.monotonic() + ABANDON_S + 1)
 
     assert worker.runtime.worker_id == old
 
@@ -263,9 +264,9 @@ def test_jobs_outlive_an_outage_shorter_than_the_limit(slow: InProcessWorker, jo
     old = slow.runtime.worker_id
     thread = slow.begin(jobs.add(**LONG))
     wait_until(slow.runtime.running)
-    punctual = Heartbeat(slow.runtime, abandon_s=60.0)
+    punctual = Heartbeat(slow.runtime)
 
-    punctual._abandon_if_late()
+    punctual._abandon_if_late(time.monotonic() + ABANDON_S - 10)
 
     assert thread.is_alive()
     assert slow.runtime.worker_id == old

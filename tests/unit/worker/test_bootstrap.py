@@ -13,6 +13,7 @@ from typing import Any, cast
 from uuid import uuid4
 
 import pytest
+import redis
 from celery.worker import state as celery_state
 
 from store.worker_models import WorkerModel
@@ -21,9 +22,13 @@ from tasks.queues import queues_of_pool
 from tests.unit.worker.test_job_stream import new_stream
 from workers.inference import bootstrap
 from workers.inference import pool as task_pool
+from workers.inference.cancels import CancelListener
+from workers.inference.drain import Drain
 from workers.inference.engine.config import StubConfig
 from workers.inference.handler import IdleLook
+from workers.inference.heartbeat import Heartbeat
 from workers.inference.pool import ApplyResult, TaskPool
+from workers.inference.publisher import Publisher
 from workers.inference.runtime import RunningJob
 from workers.inference.settings import WorkerSettings
 
@@ -313,3 +318,16 @@ def test_a_look_that_is_stopped_claims_nothing_more() -> None:
 
     assert not look._may_look()
     assert not look._thread.is_alive()
+
+
+def test_no_thread_keeps_a_process_that_has_stopped() -> None:
+    """One that hangs in a call to a dead server ends with the process."""
+    runtime, client = cast(Any, SimpleNamespace()), cast(Any, redis.Redis())
+    parts: list[Any] = [
+        Heartbeat(runtime),
+        CancelListener(runtime),
+        Drain(runtime),
+        IdleLook(runtime),
+    ]
+
+    assert all(part._thread.daemon for part in [*parts, Publisher(client)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from tasks.stream import Append, Code, Reply
 from tests.unit.worker.test_job_stream import new_stream, output, stop
 from workers.inference import publisher as publishing
 from workers.inference.job_stream import JobStream
-from workers.inference.publisher import RETRY_INTERVAL_S, Publisher
+from workers.inference.publisher import LINGER_S, RETRY_INTERVAL_S, Publisher
 
 
 class _Writer:
@@ -52,17 +53,33 @@ class _Publisher(Publisher):
     def turn(self, *outputs: Any) -> None:
         """As one turn of its loop."""
         self.on_step(outputs)
-        items, is_last = self._take()
-        assert not is_last
-        ended = [job for item in items for job in self._accept(item)]
-        if time.monotonic() >= self._retry_at:
-            self._publish()
-        for job in ended:
-            job.close()
+        assert self._turn()
 
     def last_turn(self) -> None:
         self._inbox.put(None)
-        self._run()
+        assert not self._turn()
+
+    @property
+    def num_waiting(self) -> int:
+        """Streams of which something is to be sent."""
+        return len(self._dirty)
+
+
+class _Clock:
+    """Stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
+    clock = _Clock()
+    monkeypatch.setattr(publishing, "time", clock)
+    return clock
 
 
 @pytest.fixture
@@ -102,6 +119,7 @@ def test_each_step_sends_what_is_new_and_the_end_lets_the_handler_go_on(
     assert publisher.writer.numbers == [[1, 2], [3]]
     assert (before, stream.finished.is_set()) == (False, True)
     assert stream.choices[0].text == "a"
+    assert publisher.num_waiting == 0
 
 
 def test_a_job_is_over_with_the_last_of_its_choices(publisher: _Publisher) -> None:
@@ -128,21 +146,22 @@ def test_each_job_hears_its_own_answer(publisher: _Publisher) -> None:
 
 
 def test_events_wait_while_redis_is_away_and_no_handler_waits_for_them(
-    publisher: _Publisher,
+    publisher: _Publisher, clock: _Clock
 ) -> None:
     stream = _started(publisher)
     publisher.writer.is_away = True
-    began = time.monotonic()
 
     publisher.turn(_of("r", "a", 1), stop(0))
-    publisher.turn()  # too early for another try
     is_over = stream.finished.is_set()
     publisher.writer.is_away = False
-    retry_at, publisher._retry_at = publisher._retry_at, 0.0
+    clock.now += RETRY_INTERVAL_S - 0.01
+    publisher.turn()
+    early = len(publisher.writer.sent)
+    clock.now += 0.01
     publisher.turn()
 
     assert is_over
-    assert began + RETRY_INTERVAL_S <= retry_at < began + 60
+    assert early == 1
     assert publisher.writer.numbers == [[1, 2, 3]] * 2
 
 
@@ -159,15 +178,17 @@ def test_the_last_turn_sends_what_is_left_though_redis_was_away(publisher: _Publ
     assert stream.finished.is_set()
 
 
-def test_a_log_is_begun_only_under_a_lease_that_surely_holds(publisher: _Publisher) -> None:
+def test_a_log_is_begun_only_under_a_lease_that_surely_holds(
+    publisher: _Publisher, clock: _Clock
+) -> None:
     history: list[Event] = [make_event(1, EventType.STARTED, attempt=1)]
     begins, goes_on = _started(publisher), new_stream(*history)
     publisher.register("on", goes_on)
-    publisher.trusted_until = time.monotonic()
+    publisher.trusted_until = clock.now
 
     publisher.turn(_of("on", "a", 1))
     untrusted = list(publisher.writer.numbers)
-    publisher.trusted_until = time.monotonic() + 60
+    publisher.trusted_until = clock.now + 0.01
     publisher.turn()
 
     assert untrusted == [[2]]
@@ -175,21 +196,59 @@ def test_a_log_is_begun_only_under_a_lease_that_surely_holds(publisher: _Publish
     assert begins.pending() is None
 
 
-@pytest.mark.parametrize(("is_finished", "num_tries"), [(True, 1), (False, 2)])
+def test_before_the_first_beat_no_log_is_begun(publisher: _Publisher) -> None:
+    publisher.trusted_until = Publisher(redis.Redis()).trusted_until
+    _started(publisher)
+
+    publisher.turn()
+
+    assert publisher.writer.sent == []
+    assert publisher.num_waiting == 1
+
+
+@pytest.mark.parametrize(
+    ("is_finished", "waited_s", "num_tries"),
+    [(True, LINGER_S, 1), (True, LINGER_S - 1, 2), (False, LINGER_S, 2)],
+)
 def test_events_of_a_finished_job_are_given_up_in_the_end(
-    publisher: _Publisher, monkeypatch: pytest.MonkeyPatch, is_finished: bool, num_tries: int
+    publisher: _Publisher, clock: _Clock, is_finished: bool, waited_s: float, num_tries: int
 ) -> None:
-    monkeypatch.setattr(publishing, "LINGER_S", 0.0)
     publisher.writer.is_away = True
+    publisher.trusted_until = clock.now + 2 * LINGER_S
     stream = _started(publisher)
     publisher.turn()
     if is_finished:
         stream.close()
 
-    publisher._retry_at = 0.0
+    clock.now += waited_s
     publisher.turn()
 
     assert len(publisher.writer.sent) == num_tries
+    assert publisher.num_waiting == num_tries - 1
+
+
+def test_the_thread_sleeps_until_there_is_something_to_send_or_to_send_again(
+    publisher: _Publisher, clock: _Clock
+) -> None:
+    waits: list[float | None] = []
+
+    class _Inbox(queue.SimpleQueue[Any]):
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+            waits.append(timeout)
+            return super().get(block, timeout)
+
+    publisher._inbox = _Inbox()
+    publisher.trusted_until = clock.now + 60
+    _started(publisher)
+    publisher.writer.is_away = True
+
+    publisher.turn()
+    publisher.writer.is_away = False
+    clock.now += RETRY_INTERVAL_S
+    publisher.turn()
+    publisher.turn()
+
+    assert waits == [None, RETRY_INTERVAL_S, None]
 
 
 def test_outputs_that_can_not_be_understood_end_no_loop(publisher: _Publisher) -> None:
