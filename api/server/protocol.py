@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -32,6 +34,7 @@ from tasks.errors import (
 )
 
 _NEVER = math.inf
+_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -50,6 +53,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._num_headers = 0
         self._num_bytes = 0  # of this request, what is no body
         self._num_body_bytes = 0
+        self._received = b""  # what is being parsed
+        self._is_told_again = False  # the head of a request whose upgrade is ignored
 
     # What uvicorn calls ---------------------------------------------------------------------------
 
@@ -62,8 +67,9 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._began_here = False
+        self._began_here, self._received = False, data
         super().data_received(data)
+        self._received = b""
         if self.transport.is_closing():
             return
         if self._is_dropping:  # nobody needs it: it has to end as a head has, and is in no hurry
@@ -74,19 +80,30 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(HeadersTooLarge())
 
     def on_message_begin(self) -> None:
+        if self._is_told_again:
+            return
         super().on_message_begin()
         self._has_begun = self._began_here = True
         self._num_headers = self._num_bytes = self._num_body_bytes = 0
         if not self._is_answering:
             self._read_by = self._all.clock() + self._timeouts.head_s
 
+    def on_url(self, url: bytes) -> None:
+        if not self._is_told_again:
+            super().on_url(url)
+
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_told_again:
+            return
         self._num_headers += 1  # those behind a body in chunks too
         if self._num_headers > MAX_HEADERS:
             raise self._noted(HeadersTooLarge())
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._is_told_again:
+            self._is_told_again = False
+            return
         self._has_begun = False
         head = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if head > MAX_HEAD_BYTES:
@@ -108,6 +125,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # the parser doesn't look for a body: told again, it will
         if self._is_answering:
             self._read_by = _NEVER
         super().on_message_complete()
@@ -125,6 +144,20 @@ class BoundedProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._write_by = _NEVER
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """No upgrade is made, so the request is one like others, with a body perhaps. Its parser
+        has given up; a new one is told how the body ends and takes what has come behind the head.
+        """
+        upgrade = sys.exception()
+        assert isinstance(upgrade, httptools.HttpParserUpgrade)
+        rest = self._received[upgrade.args[0] :]
+        framing = [b"%s: %s" % header for header in self.headers if header[0] in _FRAMING]
+        framing = [line for line in framing if b"upgrade" not in line.lower()]
+        self.parser = httptools.HttpRequestParser(self)
+        self._is_told_again = True
+        self.parser.feed_data(b"\r\n".join([b"POST / HTTP/1.1", *framing, b"", b""]))
+        super().data_received(rest)
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's word for a request that can't be parsed, or that a callback refused."""

@@ -91,6 +91,45 @@ async def test_requests_sent_ahead_are_answered_in_order_up_to_a_bound() -> None
         assert server.app.num_begun <= 3 * MAX_PIPELINED
 
 
+@pytest.mark.parametrize("protocol", ["websocket", "h2c"])
+async def test_upgrade_is_ignored_and_the_connection_serves_on(protocol: str) -> None:
+    upgrade = f"Connection: keep-alive, Upgrade\r\nUpgrade: {protocol}\r\n".encode()
+    async with serving() as server:
+        peer = await server.open()
+        for head in (
+            b"Content-Length: 11\r\n\r\nhello",
+            b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6\r\n",
+        ):
+            await peer.send(b"POST /body HTTP/1.1\r\nHost: x\r\n" + upgrade + head)
+            await peer.send(b" world" if b"Length" in head else b" world\r\n0\r\n\r\n")
+            assert (await peer.read_answer()).endswith(b"11")
+
+        await peer.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n" + upgrade + b"\r\n" + get("/livez"))
+        answers = b""
+        while answers.count(b"alive") < 2:
+            answers += await peer.read()
+
+        assert server.app.bodies == [b"hello world"] * 2
+
+
+@pytest.mark.parametrize("behind", [b"GET / HTTP/1.1\r\nX: ", b"\x00noise\r\n"])
+async def test_what_comes_behind_an_ignored_upgrade_is_bounded_too(behind: bytes) -> None:
+    async with serving() as server:
+        peer = await server.open()
+        await peer.send(get("/livez", "Connection: Upgrade", "Upgrade: h2c"))
+        assert (await peer.read_answer()).endswith(b"alive")
+        with contextlib.suppress(ConnectionError):
+            await peer.send(behind)
+            for _ in range(2 * MAX_HEAD_BYTES // 1_024):
+                await peer.send(b"x" * 1_024)
+                await asyncio.sleep(0)
+
+        answer = await peer.read_to_end()
+
+        assert not answer or code(answer) in ("headers_too_large", "invalid_request")
+        await until(lambda: not len(server.connections))
+
+
 async def test_noise_behind_a_request_does_not_get_into_its_answer() -> None:
     async with serving() as server:
         peer = await server.open()
