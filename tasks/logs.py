@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import structlog
+from structlog.typing import EventDict
+
+# What Postgres says behind an error's first line quotes rows: up to the next error of a traceback.
+_QUOTED_ROWS = re.compile(
+    r"\n[ |]*(?:DETAIL|CONTEXT): .*?"
+    r"(?=\n[ |]*\n[ |]*(?:During handling of|The above exception)|\Z)",
+    re.DOTALL,
+)
 
 
 def configure_logs(level: int = logging.INFO) -> None:
@@ -16,8 +25,17 @@ def configure_logs(level: int = logging.INFO) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            without_rows,
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
+
+
+def without_rows(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """A processor of structlog: no text of an event quotes a row of Postgres."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = _QUOTED_ROWS.sub("", value)
+    return event

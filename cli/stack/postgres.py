@@ -179,6 +179,7 @@ class EmbeddedPostgres:
             "log_min_messages": "warning",
             # A line of SQL may hold a prompt; only its error is written.
             "log_min_error_statement": "panic",
+            "log_error_verbosity": "terse",  # its details quote rows
         }
         if not self._durable:
             options |= {

@@ -125,6 +125,8 @@ class EmbeddedRedis:
             'save ""',
             "tcp-backlog 511",
         ]
+        # It keeps what slow commands were given: tokens, which no deletion would reach.
+        lines += ["slowlog-log-slower-than -1"]
         # A reader of a token stream that stalls must not fill the memory of everyone's Redis.
         lines += ["client-output-buffer-limit pubsub 32mb 8mb 60"]
         if self._persistent:
