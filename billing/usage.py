@@ -8,7 +8,7 @@ POLL_INTERVAL_S. So hints that come together are settled together, and a lost on
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -20,7 +20,8 @@ from psycopg import Error as DatabaseError
 from billing import metrics
 from billing.giving_back import give_back
 from store import outcomes
-from store.apart import at_once_or_apart, reason
+from store.apart import UNITS_FAULT, at_once_or_apart, reason
+from store.aside import Aside
 from store.loops import PostgresLoop
 from store.pools import DictConnection, connect
 from store.reservations import release_orphans
@@ -42,6 +43,49 @@ MAX_JOBS_PER_TRANSACTION = 2_000
 log = structlog.get_logger(__name__)
 
 
+class Settling:
+    """Settles jobs, and remembers those of which not even the failure can be noted."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._aside = Aside(clock)
+
+    def step(self, connection: DictConnection) -> bool:
+        """One step of the settler. True if more may wait."""
+        time.sleep(GATHER_S)
+        return self.settle(connection) == MAX_JOBS_PER_TRANSACTION
+
+    def settle(
+        self,
+        connection: DictConnection,
+        job_ids: Sequence[UUID] | None = None,
+        *,
+        limit: int = MAX_JOBS_PER_TRANSACTION,
+    ) -> int:
+        """See `settle_jobs`."""
+        aside = self._aside.ids()
+        return sum(
+            at_once_or_apart(
+                lambda: _settle_at_once(connection, job_ids, limit, aside),
+                lambda: (
+                    outcomes.due(connection, limit=limit, aside=aside)
+                    if job_ids is None
+                    else job_ids
+                ),
+                lambda some: _settle_at_once(connection, some, limit),
+                lambda job_id, error: self._set_aside(connection, job_id, error),
+            )
+        )
+
+    def _set_aside(self, connection: DictConnection, job_id: UUID, error: DatabaseError) -> None:
+        why, is_set_aside = reason(error), False
+        metrics.NOT_SETTLED.inc()
+        try:
+            is_set_aside = outcomes.note_not_settled(connection, job_id, why)
+        except UNITS_FAULT:  # its row takes nothing: left alone for ever longer
+            self._aside.add(job_id)
+        log.error("outcome_not_settled", job_id=str(job_id), error=why, is_set_aside=is_set_aside)
+
+
 def settle_jobs(
     connection: DictConnection,
     job_ids: Sequence[UUID] | None = None,
@@ -53,19 +97,17 @@ def settle_jobs(
     Safe to call twice and from many processes: a job has one usage row and one ledger entry. One
     that can't be settled holds up no other: it is tried a few times, then set aside.
     """
-    return sum(
-        at_once_or_apart(
-            lambda: _settle_at_once(connection, job_ids, limit),
-            lambda: outcomes.due(connection, limit=limit) if job_ids is None else job_ids,
-            lambda some: _settle_at_once(connection, some, limit),
-            lambda job_id, error: _set_aside(connection, job_id, error),
-        )
-    )
+    return Settling().settle(connection, job_ids, limit=limit)
 
 
-def _settle_at_once(connection: DictConnection, job_ids: Sequence[UUID] | None, limit: int) -> int:
+def _settle_at_once(
+    connection: DictConnection,
+    job_ids: Sequence[UUID] | None,
+    limit: int,
+    aside: Sequence[UUID] = (),
+) -> int:
     began = time.perf_counter()
-    settled = outcomes.settle(connection, job_ids=job_ids, limit=limit)
+    settled = outcomes.settle(connection, job_ids=job_ids, limit=limit, aside=aside)
     metrics.SETTLE_SECONDS.observe(time.perf_counter() - began)
     metrics.SETTLED.inc(settled.num_settled)
     _report_anomalies(settled)
@@ -73,22 +115,9 @@ def _settle_at_once(connection: DictConnection, job_ids: Sequence[UUID] | None, 
     return settled.num_settled
 
 
-def _set_aside(connection: DictConnection, job_id: UUID, error: DatabaseError) -> None:
-    why = reason(error)
-    is_set_aside = outcomes.note_not_settled(connection, job_id, why)
-    metrics.NOT_SETTLED.inc()
-    log.error("outcome_not_settled", job_id=str(job_id), error=why, is_set_aside=is_set_aside)
-
-
-def settle_waiting(connection: DictConnection) -> bool:
-    """One step of the settler. True if more may wait."""
-    time.sleep(GATHER_S)
-    return settle_jobs(connection) == MAX_JOBS_PER_TRANSACTION
-
-
 def new_settler(url: str) -> PostgresLoop:
     """The settler thread, not yet started."""
-    return PostgresLoop("settler", url, settle_waiting, interval_s=POLL_INTERVAL_S)
+    return PostgresLoop("settler", url, Settling().step, interval_s=POLL_INTERVAL_S)
 
 
 class Settler(bootsteps.StartStopStep):

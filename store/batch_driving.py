@@ -26,7 +26,7 @@ _TAKE_OVER = """
 UPDATE batch_lines l SET state = 'submitted', job_id = j.id
 FROM jobs j
 WHERE l.batch_id = %(id)s AND l.state = 'pending' AND j.batch_id = %(id)s
-    AND j.idempotency_key = %(keys)s || l.number
+    AND j.deleted_at IS NULL AND j.idempotency_key = %(keys)s || l.number
 """
 
 # It also wrote lines without counting their tokens.

@@ -7,12 +7,14 @@ its process died, counts as a failed try once its lease is over.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
 from psycopg.types.json import Jsonb
 
+from store.apart import apart
 from store.pools import DictConnection
 
 LEASE_S = 15.0
@@ -28,7 +30,7 @@ _DUE = f"""
 SELECT id FROM (
     SELECT DISTINCT ON (tenant_id) id, next_step_at FROM (
         SELECT id, tenant_id, next_step_at FROM batches
-        WHERE {_DUE_NOW} ORDER BY next_step_at LIMIT {MAX_DUE}
+        WHERE {_DUE_NOW} AND id <> ALL(%(aside)s::uuid[]) ORDER BY next_step_at LIMIT {MAX_DUE}
     ) due ORDER BY tenant_id, next_step_at
 ) heads ORDER BY next_step_at
 """
@@ -56,10 +58,12 @@ UPDATE batches SET owner = NULL, leased_until = NULL, waits_for = %(waits_for)s,
 WHERE {OWNED}
 """
 
-_WAKE = f"""
-UPDATE batches SET next_step_at = now()
+_WAITS_FOR_CREDIT = f"""
+SELECT id FROM batches
 WHERE tenant_id = %s AND {LIVE} AND waits_for ->> 'code' = 'insufficient_quota'
 """
+
+_WAKE = f"UPDATE batches SET next_step_at = now() WHERE id = ANY(%s) AND {LIVE}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +76,11 @@ class Rest:
     waits_for: dict[str, Any] | None = None
 
 
-def due(connection: DictConnection) -> list[UUID]:
-    """A round: of each tenant the batch that waits longest, whoever waits longest first."""
-    return [row["id"] for row in connection.execute(_DUE).fetchall()]
+def due(connection: DictConnection, *, aside: Sequence[UUID] = ()) -> list[UUID]:
+    """A round: of each tenant the batch that waits longest, whoever waits longest first. Those set
+    aside have no turn.
+    """
+    return [row["id"] for row in connection.execute(_DUE, {"aside": list(aside)}).fetchall()]
 
 
 def lease(connection: DictConnection, batch_id: UUID) -> BatchRow | None:
@@ -102,5 +108,12 @@ def release(connection: DictConnection, batch: BatchRow, rest: Rest) -> None:
 
 
 def wake_for_credit(connection: DictConnection, tenant_id: UUID) -> None:
-    """A tenant has paid: its batches that wait for credit are due."""
-    connection.execute(_WAKE, (tenant_id,))
+    """A tenant has paid: its batches that wait for credit are due. One that can't be woken has its
+    turn when its pause is over.
+    """
+    rows = connection.execute(_WAITS_FOR_CREDIT, (tenant_id,)).fetchall()
+    apart(
+        [row["id"] for row in rows],
+        lambda some: connection.execute(_WAKE, (list(some),)),
+        lambda _batch_id, _error: None,
+    )

@@ -8,6 +8,7 @@ stream can be waiting for it any more.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 from store.pools import AsyncPool, DictConnection, as_tenant
@@ -23,39 +24,78 @@ WITH job AS MATERIALIZED (
     WHERE j.finished_at IS NOT NULL AND j.deleted_at IS NULL AND {NOT_OF_LIVE_BATCH} AND """
 
 # The hash tells equal requests, so it goes too: no two rows may have the same one in its index.
+# Arrays and OFFSET 0, not joins: however many rows the planner expects, each is looked up.
 _EMPTY = """
+), ids AS MATERIALIZED (
+    SELECT ARRAY(SELECT id FROM job) AS these
 ), emptied AS (
-    UPDATE jobs j SET deleted_at = now(), metadata = '{}', end_user = NULL, error_message = NULL,
-        idempotency_key = NULL, request_hash = uuid_send(j.id)
-    FROM job WHERE j.id = job.id
+    UPDATE jobs SET deleted_at = now(), metadata = '{}', end_user = NULL, error_message = NULL,
+        idempotency_key = NULL, request_hash = uuid_send(id)
+    WHERE id = ANY((SELECT these FROM ids)::uuid[])
 ), payloads AS (
-    DELETE FROM job_payloads p USING job WHERE p.job_id = job.id
+    DELETE FROM job_payloads WHERE job_id = ANY((SELECT these FROM ids)::uuid[])
 ), results AS (
-    DELETE FROM job_results r USING job WHERE r.job_id = job.id
+    DELETE FROM job_results WHERE job_id = ANY((SELECT these FROM ids)::uuid[])
 ), attempts AS (
-    UPDATE job_attempts a SET checkpoint_text = '', checkpoint_token_ids = '',
+    UPDATE job_attempts SET checkpoint_text = '', checkpoint_token_ids = '',
         checkpoint_splits = NULL
-    FROM job WHERE a.job_id = job.id
+    WHERE job_id = ANY((SELECT these FROM ids)::uuid[])
 ), keys AS (
-    DELETE FROM idempotency_keys k USING job
-    WHERE k.tenant_id = job.tenant_id AND k.key = job.idempotency_key AND k.job_id = job.id
+    DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
+        SELECT k.ctid FROM job, LATERAL (
+            SELECT i.ctid FROM idempotency_keys i WHERE i.tenant_id = job.tenant_id
+                AND i.key = job.idempotency_key AND i.job_id = job.id OFFSET 0) k
+    ))
 )
 SELECT id FROM job
 """
 
 _DELETE = f"{_ARE_DELETED} j.id = %(job_id)s AND j.tenant_id = %(tenant_id)s FOR UPDATE{_EMPTY}"
 
-_EXPIRE_UNSTORED = f"""{_ARE_DELETED} NOT j.is_stored
-        AND j.finished_at < now() - make_interval(secs => %(keep_s)s)
-    ORDER BY j.finished_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED{_EMPTY}"""
+_DELETE_THESE = f"""{_ARE_DELETED} j.id = ANY(%(ids)s)
+    FOR UPDATE SKIP LOCKED{_EMPTY}"""
 
-_DELETE_OF_BATCH = f"""{_ARE_DELETED} j.batch_id = %(batch_id)s
-    ORDER BY j.id LIMIT %(batch)s FOR UPDATE SKIP LOCKED{_EMPTY}"""
+_UNSTORED = """
+SELECT j.id FROM jobs j
+WHERE NOT j.is_stored AND j.deleted_at IS NULL AND j.finished_at IS NOT NULL
+    AND j.finished_at < now() - make_interval(secs => %(keep_s)s)
+    AND j.batch_id {of_batch} AND j.id <> ALL(%(aside)s::uuid[])
+ORDER BY j.finished_at LIMIT %(batch)s
+"""
+_UNSTORED_ALONE = _UNSTORED.format(of_batch="IS NULL")
+_UNSTORED_OF_BATCH = _UNSTORED.format(of_batch="= %(batch_id)s")
+
+# From one batch with such jobs to the next by their index, however many jobs each has.
+_BATCHES_WITH_UNSTORED = f"""
+WITH RECURSIVE found AS (
+    (SELECT j.batch_id AS id, 1 AS place FROM jobs j
+    WHERE NOT j.is_stored AND j.deleted_at IS NULL AND j.finished_at IS NOT NULL
+        AND j.batch_id > %(after)s
+    ORDER BY j.batch_id LIMIT 1)
+    UNION ALL
+    SELECT next.batch_id, f.place + 1 FROM found f, LATERAL (
+        SELECT j.batch_id FROM jobs j
+        WHERE NOT j.is_stored AND j.deleted_at IS NULL AND j.finished_at IS NOT NULL
+            AND j.batch_id > f.id
+        ORDER BY j.batch_id LIMIT 1) next
+    WHERE f.place < %(batch)s
+)
+SELECT f.id, NOT EXISTS (SELECT FROM batches b WHERE b.id = f.id AND {LIVE_BATCH}) AS is_over
+FROM found f ORDER BY f.place
+"""
+
+_OF_BATCH = """
+SELECT j.id FROM jobs j
+WHERE j.batch_id = %(batch_id)s AND j.deleted_at IS NULL AND j.finished_at IS NOT NULL
+    AND j.id <> ALL(%(aside)s::uuid[])
+ORDER BY j.id LIMIT %(batch)s
+"""
 
 _REMOVABLE = """
 SELECT id FROM jobs
 WHERE deleted_at < now() - make_interval(secs => %(after_s)s) AND finished_at IS NOT NULL
-ORDER BY finished_at LIMIT %(batch)s
+    AND id <> ALL(%(aside)s::uuid[])
+ORDER BY deleted_at LIMIT %(batch)s
 """
 
 _OF_LIVE_BATCH = f"""
@@ -64,7 +104,8 @@ WHERE j.id = %s AND j.tenant_id = %s AND {LIVE_BATCH}
 """
 
 _DELETED_BATCHES = f"""
-SELECT b.id FROM batches b WHERE b.deleted_at IS NOT NULL AND NOT {LIVE_BATCH} LIMIT %s
+SELECT b.id FROM batches b
+WHERE b.deleted_at IS NOT NULL AND NOT {LIVE_BATCH} AND b.id > %s ORDER BY b.id LIMIT %s
 """
 
 # A job that a driver made and died before it could say so may go on after its batch.
@@ -95,39 +136,73 @@ async def is_of_live_batch(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> bo
         return await cursor.fetchone() is not None
 
 
-def expire_unstored(connection: DictConnection, *, keep_s: float, batch: int) -> int:
-    """Delete jobs that were not to be stored and ended so long ago. Returns how many."""
-    parameters = {"keep_s": keep_s, "batch": batch}
-    return len(connection.execute(_EXPIRE_UNSTORED, parameters).fetchall())
+def unstored_jobs(
+    connection: DictConnection,
+    *,
+    keep_s: float,
+    batch: int,
+    batch_id: UUID | None = None,
+    aside: Sequence[UUID] = (),
+) -> list[UUID]:
+    """Jobs that were not to be stored and ended so long ago: of no batch, or of this one."""
+    query = _UNSTORED_ALONE if batch_id is None else _UNSTORED_OF_BATCH
+    parameters = {"keep_s": keep_s, "batch": batch, "batch_id": batch_id, "aside": list(aside)}
+    return _ids(connection, query, parameters)
 
 
-def delete_jobs_of_batch(connection: DictConnection, batch_id: UUID, *, batch: int) -> int:
-    """Delete jobs of a batch that is over. Returns how many."""
-    parameters = {"batch_id": batch_id, "batch": batch}
-    return len(connection.execute(_DELETE_OF_BATCH, parameters).fetchall())
+def batches_with_unstored(
+    connection: DictConnection, *, after: UUID, batch: int
+) -> list[tuple[UUID, bool]]:
+    """Batches that have such jobs, by id, and whether each is over."""
+    parameters = {"after": after, "batch": batch}
+    rows = connection.execute(_BATCHES_WITH_UNSTORED, parameters).fetchall()
+    return [(row["id"], row["is_over"]) for row in rows]
 
 
-def removable_jobs(connection: DictConnection, *, after_s: float, batch: int) -> Sequence[UUID]:
+def jobs_of_batch(
+    connection: DictConnection, batch_id: UUID, *, batch: int, aside: Sequence[UUID] = ()
+) -> list[UUID]:
+    """Jobs of a batch that are over and not deleted yet."""
+    parameters = {"batch_id": batch_id, "batch": batch, "aside": list(aside)}
+    return _ids(connection, _OF_BATCH, parameters)
+
+
+def delete_jobs(connection: DictConnection, job_ids: Sequence[UUID]) -> int:
+    """Delete those that are over and of no batch that goes on. Returns how many."""
+    return len(connection.execute(_DELETE_THESE, {"ids": list(job_ids)}).fetchall())
+
+
+def removable_jobs(
+    connection: DictConnection, *, after_s: float, batch: int, aside: Sequence[UUID] = ()
+) -> list[UUID]:
     """Jobs that were deleted so long ago and whose rows are still there."""
-    parameters = {"after_s": after_s, "batch": batch}
-    return [row["id"] for row in connection.execute(_REMOVABLE, parameters).fetchall()]
+    parameters = {"after_s": after_s, "batch": batch, "aside": list(aside)}
+    return _ids(connection, _REMOVABLE, parameters)
 
 
-def remove_jobs(connection: DictConnection, job_ids: Sequence[UUID]) -> None:
-    """The rows of deleted jobs, and whatever else there is of them but the bill. Idempotent."""
+def remove_jobs(connection: DictConnection, job_ids: Sequence[UUID]) -> int:
+    """The rows of deleted jobs, and whatever else there is of them but the bill. Idempotent.
+    Returns how many jobs.
+    """
+    ids = (list(job_ids),)
     with connection.transaction():
         for table in ("job_payloads", "job_results", "job_attempts"):
-            connection.execute(f"DELETE FROM {table} WHERE job_id = ANY(%s)", (list(job_ids),))
-        connection.execute(
-            "DELETE FROM jobs WHERE id = ANY(%s) AND deleted_at IS NOT NULL", (list(job_ids),)
-        )
+            connection.execute(f"DELETE FROM {table} WHERE job_id = ANY(%s)", ids)
+        return connection.execute(
+            "DELETE FROM jobs WHERE id = ANY(%s) AND deleted_at IS NOT NULL", ids
+        ).rowcount
 
 
-def deleted_batches(connection: DictConnection, *, batch: int) -> Sequence[UUID]:
-    """Batches that were deleted and are over."""
-    return [row["id"] for row in connection.execute(_DELETED_BATCHES, (batch,)).fetchall()]
+def deleted_batches(connection: DictConnection, *, after: UUID, batch: int) -> list[UUID]:
+    """Batches that were deleted and are over, by id."""
+    rows = connection.execute(_DELETED_BATCHES, (after, batch)).fetchall()
+    return [row["id"] for row in rows]
 
 
 def remove_batch(connection: DictConnection, batch_id: UUID) -> None:
     """The row of a deleted batch, once all its jobs are deleted, and with it what it wrote."""
     connection.execute(_REMOVE_BATCH, {"batch_id": batch_id})
+
+
+def _ids(connection: DictConnection, query: str, parameters: dict[str, Any]) -> list[UUID]:
+    return [row["id"] for row in connection.execute(query.encode(), parameters).fetchall()]

@@ -4,6 +4,7 @@ safe to repeat, and any number of sweepers may run.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from store.files import UPLOAD_MAX_S
@@ -11,11 +12,15 @@ from store.pools import DictConnection
 
 UPLOAD_TTL_S = UPLOAD_MAX_S + 900  # an upload that is older has lost its process
 
+_EXPIRED = """
+SELECT id FROM files
+WHERE deleted_at IS NULL AND expires_at <= now() AND id <> ALL(%s::uuid[])
+ORDER BY expires_at LIMIT %s
+"""
+
 _EXPIRE = """
-UPDATE files SET deleted_at = now() WHERE id = ANY(ARRAY(
-    SELECT id FROM files WHERE deleted_at IS NULL AND expires_at <= now()
-    ORDER BY expires_at LIMIT %s FOR UPDATE SKIP LOCKED
-))
+UPDATE files SET deleted_at = now()
+WHERE id = ANY(%s) AND deleted_at IS NULL AND expires_at <= now()
 """
 
 _DELETED = """
@@ -34,10 +39,16 @@ SELECT id, tenant_id FROM files
 WHERE purged_at < now() - interval '1 hour' AND id > %s ORDER BY id LIMIT %s
 """
 
-_ABANDON = """
-UPDATE file_uploads SET abandoned_at = now()
+_LOST = """
+SELECT id FROM file_uploads
 WHERE abandoned_at IS NULL AND started_at < now() - make_interval(secs => %s)
+    AND id <> ALL(%s::uuid[])
+ORDER BY started_at LIMIT %s
 """
+
+_ABANDON = (
+    "UPDATE file_uploads SET abandoned_at = now() WHERE id = ANY(%s) AND abandoned_at IS NULL"
+)
 
 _ABANDONED = """
 SELECT id, tenant_id FROM file_uploads
@@ -47,9 +58,17 @@ WHERE abandoned_at IS NOT NULL AND id > %s ORDER BY id LIMIT %s
 Found = list[tuple[UUID, UUID]]  # (tenant, file)
 
 
-def expire_files(connection: DictConnection, *, batch: int) -> int:
+def expired_files(
+    connection: DictConnection, *, batch: int, aside: Sequence[UUID] = ()
+) -> list[UUID]:
+    """Files whose time is over, but for those set aside."""
+    rows = connection.execute(_EXPIRED, (list(aside), batch)).fetchall()
+    return [row["id"] for row in rows]
+
+
+def expire_files(connection: DictConnection, file_ids: Sequence[UUID]) -> int:
     """Mark expired files as deleted. Returns how many."""
-    return connection.execute(_EXPIRE, (batch,)).rowcount
+    return connection.execute(_EXPIRE, (list(file_ids),)).rowcount
 
 
 def deleted_files(connection: DictConnection, *, after: UUID, batch: int) -> Found:
@@ -74,9 +93,17 @@ def forget_file(connection: DictConnection, file_id: UUID) -> None:
     connection.execute("DELETE FROM files WHERE id = %s AND purged_at IS NOT NULL", (file_id,))
 
 
-def abandon_uploads(connection: DictConnection) -> int:
-    """Abandon uploads whose process must be gone. Returns how many."""
-    return connection.execute(_ABANDON, (UPLOAD_TTL_S,)).rowcount
+def lost_uploads(
+    connection: DictConnection, *, batch: int, aside: Sequence[UUID] = ()
+) -> list[UUID]:
+    """Uploads whose process must be gone, but for those set aside."""
+    rows = connection.execute(_LOST, (UPLOAD_TTL_S, list(aside), batch)).fetchall()
+    return [row["id"] for row in rows]
+
+
+def abandon_uploads(connection: DictConnection, upload_ids: Sequence[UUID]) -> int:
+    """Abandon uploads. Returns how many."""
+    return connection.execute(_ABANDON, (list(upload_ids),)).rowcount
 
 
 def abandoned_uploads(connection: DictConnection, *, after: UUID, batch: int) -> Found:

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
+from store.apart import at_once_or_apart
 from store.pools import AsyncPool, DictConnection
 
 LEASE_S = 8.0  # a dead worker's jobs are requeued this long after its last beat, plus a sweep
@@ -43,14 +44,15 @@ WHERE id = %(job_id)s AND attempt = %(attempt)s AND worker_id = %(worker_id)s
     AND status = 'in_progress'
 """
 
+_END_LEASE = "DELETE FROM worker_leases WHERE worker_id = %(worker_id)s"
+
 # What is still held goes back like a drained job: with its last checkpoint, and no failure counted.
-_GIVE_UP = """
-WITH lease AS (
-    DELETE FROM worker_leases WHERE worker_id = %(worker_id)s
-), job AS (
+_GIVE_BACK = """
+WITH job AS (
     UPDATE jobs SET status = 'queued', worker_id = NULL, hinted_at = NULL,
         reason = 'worker_drained', run_after = now()
     WHERE worker_id = %(worker_id)s AND status = 'in_progress'
+        AND (%(ids)s::uuid[] IS NULL OR id = ANY(%(ids)s::uuid[]))
     RETURNING id, attempt
 ), attempt AS (
     UPDATE job_attempts a SET ended_at = now(), outcome = 'drained'
@@ -134,9 +136,22 @@ def set_draining(connection: DictConnection, worker_id: UUID) -> None:
 
 
 def give_up(connection: DictConnection, worker_id: UUID) -> list[UUID]:
-    """End a lease in an orderly way. Returns the jobs it still held, which are queued again."""
-    rows = connection.execute(_GIVE_UP, {"worker_id": worker_id}).fetchall()
-    return [row["id"] for row in rows]
+    """End a lease in an orderly way. Returns the jobs it still held, which are queued again. One
+    that can't be holds up no other, and is left to the reaper.
+    """
+
+    def give_back(ids: Sequence[UUID] | None) -> list[UUID]:
+        parameters = {"worker_id": worker_id, "ids": None if ids is None else list(ids)}
+        return [row["id"] for row in connection.execute(_GIVE_BACK, parameters).fetchall()]
+
+    parts = at_once_or_apart(
+        lambda: give_back(None),
+        lambda: [held.job_id for held in held_jobs(connection, worker_id)],
+        give_back,
+        lambda _job_id, _error: None,
+    )
+    connection.execute(_END_LEASE, {"worker_id": worker_id})
+    return [job_id for part in parts for job_id in part]
 
 
 def expire_process(connection: DictConnection, *, hostname: str, pid: int) -> int:

@@ -24,7 +24,8 @@ WITH turn AS MATERIALIZED (
     SELECT pg_advisory_xact_lock(%(turns)s)
 ), due AS MATERIALIZED (
     SELECT o.* FROM job_outcomes o CROSS JOIN turn
-    WHERE settled_at IS NULL AND settle_fails < %(max_fails)s{of_jobs}
+    WHERE settled_at IS NULL AND settle_fails < %(max_fails)s
+        AND job_id <> ALL(%(aside)s::uuid[]){of_jobs}
     ORDER BY job_id LIMIT %(limit)s FOR UPDATE OF o SKIP LOCKED
 ), priced AS MATERIALIZED (
     SELECT d.*, r.amount_micros AS reserved, CASE WHEN d.payer = 'tenant'
@@ -88,7 +89,8 @@ ORDER BY job_id LIMIT 1
 
 _DUE = """
 SELECT job_id FROM job_outcomes
-WHERE settled_at IS NULL AND settle_fails < %s ORDER BY job_id LIMIT %s
+WHERE settled_at IS NULL AND settle_fails < %s AND job_id <> ALL(%s::uuid[])
+ORDER BY job_id LIMIT %s
 """
 
 _NOTE_FAILED = """
@@ -113,12 +115,19 @@ class Settled:
 
 
 def settle(
-    connection: DictConnection, *, job_ids: Sequence[UUID] | None = None, limit: int
+    connection: DictConnection,
+    *,
+    job_ids: Sequence[UUID] | None = None,
+    limit: int,
+    aside: Sequence[UUID] = (),
 ) -> Settled:
-    """Settle these outcomes, or any, oldest first. Those already settled are left alone."""
+    """Settle these outcomes, or any, oldest first. Those already settled are left alone, and those
+    set aside.
+    """
     parameters = {
         "job_ids": None if job_ids is None else list(job_ids),
         "limit": limit,
+        "aside": list(aside),
         "max_fails": MAX_SETTLE_FAILS,
         "turns": _TURNS,
     }
@@ -134,9 +143,9 @@ def settle(
     )
 
 
-def due(connection: DictConnection, *, limit: int) -> list[UUID]:
-    """Jobs whose outcomes wait, the oldest first."""
-    rows = connection.execute(_DUE, (MAX_SETTLE_FAILS, limit)).fetchall()
+def due(connection: DictConnection, *, limit: int, aside: Sequence[UUID] = ()) -> list[UUID]:
+    """Jobs whose outcomes wait, the oldest first, but for those set aside."""
+    rows = connection.execute(_DUE, (MAX_SETTLE_FAILS, list(aside), limit)).fetchall()
     return [row["job_id"] for row in rows]
 
 

@@ -33,6 +33,11 @@ MAX_JOBS = 200
 
 DEAD_LEASE_TTL_S = 86_400.0  # kept a day for whoever asks which worker that was
 
+_DEAD_LEASES = """
+SELECT worker_id FROM worker_leases
+WHERE expires_at < now() - make_interval(secs => %s) AND worker_id <> ALL(%s::uuid[])
+"""
+
 # Which of those that are found: all but the ones set aside, or these alone.
 _OTHERS: LiteralString = "j.id <> ALL(%(ids)s::uuid[])"
 _THESE: LiteralString = "j.id = ANY(%(ids)s::uuid[])"
@@ -233,11 +238,17 @@ def jobs_that_need_clients(connection: DictConnection, *, limit: int) -> list[UU
     return [row["id"] for row in rows]
 
 
-def delete_dead_leases(connection: DictConnection) -> int:
-    """Forget workers that have been dead for a day. Returns how many."""
+def dead_leases(connection: DictConnection, *, aside: Sequence[UUID] = ()) -> list[UUID]:
+    """Workers that have been dead for a day, but for those set aside."""
+    rows = connection.execute(_DEAD_LEASES, (DEAD_LEASE_TTL_S, list(aside))).fetchall()
+    return [row["worker_id"] for row in rows]
+
+
+def forget_leases(connection: DictConnection, worker_ids: Sequence[UUID]) -> int:
+    """Nobody asks about these workers any more. Returns how many were forgotten."""
     return connection.execute(
-        "DELETE FROM worker_leases WHERE expires_at < now() - make_interval(secs => %s)",
-        (DEAD_LEASE_TTL_S,),
+        "DELETE FROM worker_leases WHERE worker_id = ANY(%s) AND expires_at < now()",
+        (list(worker_ids),),
     ).rowcount
 
 

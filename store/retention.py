@@ -1,109 +1,185 @@
-"""What is kept for a while only. Each function does one bounded batch; the caller repeats it.
+"""What is kept for a while only. Each kind does one bounded batch a call; the caller repeats it.
 
-Nothing of a job that is open, or of a batch that goes on, is removed. Every statement may be
-repeated, and by any number of callers at once.
+A batch is looked at in the order of an index, behind the last one: what must stay and what can't be
+removed is passed over once a round, however much of it there is. Nothing of a job that is open, or
+of a batch that goes on, is removed. Every statement may be repeated, and by any number of callers.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
+from psycopg import Error
 from psycopg.errors import LockNotAvailable
 
+from store.apart import apart, reason
 from store.deletion import LIVE_BATCH
+from store.faults import is_outage
 from store.pools import DictConnection
 from store.settings import RetentionSettings
+from store.webhook_sending import LATE_S
 
 IDEMPOTENCY_TTL_H = 24  # and not while the job is open: its key must find it
 DAY_S = 86_400.0
 HOUR_S = 3_600.0
 # A try to drop a month holds up the queries behind it for 200 ms at most; then they get a turn.
-MONTH_TRIES = 5
+MONTH_PAUSES = 4  # of all months of a table together
 MONTH_PAUSE_S = 0.4
 
-Expiry = Callable[..., int]
+Mark = Mapping[str, Any]  # the columns that rows are ordered by, and their values in one row
+
+_FIRST_ID: Mark = {"id": UUID(int=0)}
 
 # A job is made before it ends, so what ended before the limit has an id below it: only those rows
-# are looked at, the oldest first. Each looks its job up by itself (OFFSET 0), however many.
+# are looked at. Each looks its job up by itself (OFFSET 0), however many.
 _OLD_ROWS = f"""
-SELECT t.job_id FROM {{table}} t LEFT JOIN LATERAL (
-    SELECT j.id, j.finished_at, j.batch_id FROM jobs j WHERE j.id = t.job_id OFFSET 0
+SELECT t.id, (j.id IS NULL OR j.finished_at < now() - make_interval(secs => %(keep_s)s))
+    AND NOT EXISTS (SELECT FROM batches b WHERE b.id = j.batch_id AND {LIVE_BATCH}) AS is_over
+FROM (
+    SELECT job_id AS id FROM {{table}}
+    WHERE job_id > %(id)s AND job_id < uuid7_floor(now() - make_interval(secs => %(keep_s)s))
+        AND {{only}}
+    ORDER BY job_id LIMIT %(batch)s
+) t LEFT JOIN LATERAL (
+    SELECT j.id, j.finished_at, j.batch_id FROM jobs j WHERE j.id = t.id OFFSET 0
 ) j ON true
-WHERE t.job_id < uuid7_floor(now() - make_interval(secs => %(keep_s)s)) AND {{only}}
-    AND (j.id IS NULL OR j.finished_at < now() - make_interval(secs => %(keep_s)s))
-    AND NOT EXISTS (SELECT FROM batches b WHERE b.id = j.batch_id AND {LIVE_BATCH})
-ORDER BY t.job_id LIMIT %(batch)s
+ORDER BY t.id
 """
 
 # Rows that came when their month had no partition yet; all others go with their month.
 _JOBS_OUTSIDE_MONTHS = f"""
-SELECT j.id AS job_id FROM jobs_default j
-WHERE j.id < uuid7_floor(now() - make_interval(secs => %(keep_s)s))
-    AND j.finished_at < now() - make_interval(secs => %(keep_s)s)
+SELECT j.id, j.finished_at < now() - make_interval(secs => %(keep_s)s)
     AND NOT EXISTS (SELECT FROM batches b WHERE b.id = j.batch_id AND {LIVE_BATCH})
     AND NOT EXISTS (SELECT FROM job_outcomes o WHERE o.job_id = j.id AND o.settled_at IS NULL)
+        AS is_over
+FROM jobs_default j
+WHERE j.id > %(id)s AND j.id < uuid7_floor(now() - make_interval(secs => %(keep_s)s))
 ORDER BY j.id LIMIT %(batch)s
 """
 
 _OUTCOMES_OUTSIDE_MONTHS = """
-SELECT o.job_id FROM job_outcomes_default o
-WHERE o.job_id < uuid7_floor(now() - make_interval(secs => %(keep_s)s))
-    AND o.settled_at < now() - make_interval(secs => %(keep_s)s)
-    AND NOT EXISTS (SELECT FROM jobs j WHERE j.id = o.job_id)
+SELECT o.job_id AS id, o.settled_at < now() - make_interval(secs => %(keep_s)s)
+    AND NOT EXISTS (SELECT FROM jobs j WHERE j.id = o.job_id) AS is_over
+FROM job_outcomes_default o
+WHERE o.job_id > %(id)s AND o.job_id < uuid7_floor(now() - make_interval(secs => %(keep_s)s))
 ORDER BY o.job_id LIMIT %(batch)s
 """
 
 _BATCHES = f"""
-DELETE FROM batches WHERE id = ANY(ARRAY(
-    SELECT b.id FROM batches b
-    WHERE b.id < uuid7_floor(now() - make_interval(secs => %(keep_s)s)) AND NOT {LIVE_BATCH}
-        AND coalesce(b.completed_at, b.failed_at, b.expired_at, b.cancelled_at)
-            < now() - make_interval(secs => %(keep_s)s)
-    ORDER BY b.id LIMIT %(batch)s FOR UPDATE SKIP LOCKED
-))
+SELECT b.id, NOT {LIVE_BATCH}
+    AND coalesce(b.completed_at, b.failed_at, b.expired_at, b.cancelled_at)
+        < now() - make_interval(secs => %(keep_s)s) AS is_over
+FROM batches b
+WHERE b.id > %(id)s AND b.id < uuid7_floor(now() - make_interval(secs => %(keep_s)s))
+ORDER BY b.id LIMIT %(batch)s
 """
 
-# Admission renews an expired key in place; the age is looked at again once the row is locked.
 _IDEMPOTENCY_KEYS = """
-DELETE FROM idempotency_keys k USING (
-    SELECT i.tenant_id, i.key FROM idempotency_keys i
-    WHERE i.created_at < now() - make_interval(hours => %(ttl_h)s)
-        AND NOT EXISTS (SELECT FROM jobs j WHERE j.id = i.job_id AND j.finished_at IS NULL)
-    ORDER BY i.created_at LIMIT %(batch)s
-) expired WHERE k.tenant_id = expired.tenant_id AND k.key = expired.key
-    AND k.created_at < now() - make_interval(hours => %(ttl_h)s)
+SELECT i.created_at, i.tenant_id, i.key,
+    NOT EXISTS (SELECT FROM jobs j WHERE j.id = i.job_id AND j.finished_at IS NULL) AS is_over
+FROM idempotency_keys i
+WHERE (i.created_at, i.tenant_id, i.key) > (%(created_at)s, %(tenant_id)s::uuid, %(key)s)
+    AND i.created_at < now() - make_interval(secs => %(keep_s)s)
+ORDER BY i.created_at, i.tenant_id, i.key LIMIT %(batch)s
+"""
+# Admission renews an expired key in place; the age is looked at again once the row is locked.
+_FORGET_KEYS = """
+DELETE FROM idempotency_keys k
+USING unnest(%(tenant_id)s::uuid[], %(key)s::text[]) AS old (tenant_id, key)
+WHERE k.tenant_id = old.tenant_id AND k.key = old.key
+    AND k.created_at < now() - make_interval(secs => %(keep_s)s)
 """
 
-# Those of endpoints that are switched off are over when their day is. Here and above an array, not
-# IN: however many the planner expects, each is then looked up by its id.
-_WEBHOOK_DELIVERIES = """
-WITH old AS (
-    DELETE FROM webhook_deliveries WHERE id = ANY(ARRAY(
-        SELECT id FROM webhook_deliveries
-        WHERE created_at < now() - make_interval(secs => %(keep_s)s) AND next_attempt_at IS NULL
-        ORDER BY created_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED
-    )) RETURNING 1
-), late AS (
-    UPDATE webhook_deliveries SET next_attempt_at = NULL, given_up_at = now()
-    WHERE id = ANY(ARRAY(
-        SELECT id FROM webhook_deliveries
-        WHERE next_attempt_at IS NOT NULL AND try_until < now() - interval '1 hour'
-        ORDER BY try_until LIMIT %(batch)s FOR UPDATE SKIP LOCKED
-    )) RETURNING 1
-)
-SELECT greatest((SELECT count(*) FROM old), (SELECT count(*) FROM late)) AS num
+_OLD_DELIVERIES = """
+SELECT created_at, id, next_attempt_at IS NULL AS is_over FROM webhook_deliveries
+WHERE (created_at, id) > (%(created_at)s, %(id)s)
+    AND created_at < now() - make_interval(secs => %(keep_s)s)
+ORDER BY created_at, id LIMIT %(batch)s
+"""
+# Those of endpoints that are switched off, or that nobody could send, are over when their day is.
+_LATE_DELIVERIES = """
+SELECT try_until, id, true AS is_over FROM webhook_deliveries
+WHERE (try_until, id) > (%(try_until)s, %(id)s) AND next_attempt_at IS NOT NULL
+    AND try_until < now() - make_interval(secs => %(keep_s)s)
+ORDER BY try_until, id LIMIT %(batch)s
+"""
+_GIVE_UP_DELIVERIES = """
+UPDATE webhook_deliveries SET next_attempt_at = NULL, given_up_at = now()
+WHERE id = ANY(%(id)s) AND next_attempt_at IS NOT NULL
+    AND try_until < now() - make_interval(secs => %(keep_s)s)
 """
 
+_MONTHS = """
+SELECT right(c.relname, 6) AS month
+FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+WHERE i.inhparent = %s::regclass AND c.relname ~ '_p[0-9]{6}$' ORDER BY 1
+"""
 
 _NOTE_RUN = """
 INSERT INTO retention_runs (kind, num_removed, error) VALUES (%(kind)s, %(num)s, %(error)s)
 ON CONFLICT (kind) DO UPDATE SET ended_at = now(), num_removed = excluded.num_removed,
     error = excluded.error
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """What became of a batch. `failures`: why each of those that can't be removed can't.
+
+    `after`: behind which the next batch begins; None: there is none.
+    """
+
+    num_removed: int
+    failures: Sequence[str] = ()
+    after: Mark | None = None
+
+
+class Expiry(Protocol):
+    """One kind of what expires."""
+
+    def __call__(
+        self, connection: DictConnection, *, batch: int, after: Mark | None = None
+    ) -> Expired:
+        """Look at so many behind a mark, from the oldest on, and remove what may go."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows that `look` finds in the order of the columns of `first`, and says of each whether it
+    `is_over`; `remove` gets those columns as arrays.
+    """
+
+    look: str
+    remove: str
+    keep_s: float
+    first: Mark = field(default_factory=lambda: _FIRST_ID)
+
+    def __call__(
+        self, connection: DictConnection, *, batch: int, after: Mark | None = None
+    ) -> Expired:
+        parameters = {"keep_s": self.keep_s, "batch": batch, **(after or self.first)}
+        rows = connection.execute(self.look.encode(), parameters).fetchall()
+        marks = [{column: row[column] for column in self.first} for row in rows]
+        over = [mark for mark, row in zip(marks, rows, strict=True) if row["is_over"]]
+        failures: list[str] = []
+        removed = apart(
+            over,
+            lambda some: self._remove(connection, some),
+            lambda _, error: failures.append(reason(error)),
+        )
+        return Expired(sum(removed), failures, marks[-1] if len(rows) == batch else None)
+
+    def _remove(self, connection: DictConnection, marks: Sequence[Mark]) -> int:
+        parameters: dict[str, Any] = {
+            column: [mark[column] for mark in marks] for column in self.first
+        }
+        parameters["keep_s"] = self.keep_s
+        return connection.execute(self.remove.encode(), parameters).rowcount
 
 
 def expiries(keep: RetentionSettings) -> dict[str, Expiry]:
@@ -118,89 +194,85 @@ def expiries(keep: RetentionSettings) -> dict[str, Expiry]:
         "job_attempts": keep.attempts_d * DAY_S,
     }
     months = {**content_s, "jobs": jobs_s, "job_outcomes": outcomes_s}  # jobs before outcomes
-    rows = partial(_remove, "DELETE FROM {table} WHERE job_id = ANY(%s)", _OLD_ROWS)
     return {
         **{f"months_of_{t}": partial(drop_months, parent=t, keep_s=s) for t, s in months.items()},
-        "event_logs": partial(expire_event_logs, keep_s=keep.event_logs_h * HOUR_S),
-        **{table: partial(rows, table=table, keep_s=s) for table, s in content_s.items()},
-        "jobs_outside_months": partial(
-            _remove,
-            "DELETE FROM jobs WHERE id = ANY(%s)",
-            _JOBS_OUTSIDE_MONTHS,
-            keep_s=jobs_s,
+        "event_logs": _Rows(
+            _OLD_ROWS.format(table="job_results", only="event_log IS NOT NULL"),
+            "UPDATE job_results SET event_log = NULL WHERE job_id = ANY(%(id)s)",
+            keep.event_logs_h * HOUR_S,
         ),
-        "outcomes_outside_months": partial(
-            _remove,
-            "DELETE FROM job_outcomes WHERE job_id = ANY(%s)",
-            _OUTCOMES_OUTSIDE_MONTHS,
-            keep_s=outcomes_s,
+        **{
+            table: _Rows(_OLD_ROWS.format(table=table, only="true"), _delete(table, "job_id"), s)
+            for table, s in content_s.items()
+        },
+        "jobs_outside_months": _Rows(_JOBS_OUTSIDE_MONTHS, _delete("jobs", "id"), jobs_s),
+        "outcomes_outside_months": _Rows(
+            _OUTCOMES_OUTSIDE_MONTHS, _delete("job_outcomes", "job_id"), outcomes_s
         ),
-        "batches": partial(expire_batches, keep_s=keep.batches_d * DAY_S),
-        "idempotency_keys": expire_idempotency_keys,
-        "webhook_deliveries": partial(
-            expire_webhook_deliveries, keep_s=keep.webhook_deliveries_d * DAY_S
+        "batches": _Rows(_BATCHES, _delete("batches", "id"), keep.batches_d * DAY_S),
+        "idempotency_keys": _Rows(
+            _IDEMPOTENCY_KEYS,
+            _FORGET_KEYS,
+            IDEMPOTENCY_TTL_H * HOUR_S,
+            {"created_at": "-infinity", "tenant_id": UUID(int=0), "key": ""},
+        ),
+        "webhook_deliveries": _Rows(
+            _OLD_DELIVERIES,
+            _delete("webhook_deliveries", "id") + " AND next_attempt_at IS NULL",
+            keep.webhook_deliveries_d * DAY_S,
+            {"created_at": "-infinity", **_FIRST_ID},
+        ),
+        "late_webhook_deliveries": _Rows(
+            _LATE_DELIVERIES, _GIVE_UP_DELIVERIES, LATE_S, {"try_until": "-infinity", **_FIRST_ID}
         ),
     }
 
 
-def _remove(
-    remove: str,
-    find: str,
+def _delete(table: str, column: str) -> str:
+    """An array, not IN: however many the planner expects, each is looked up by its id."""
+    return f"DELETE FROM {table} WHERE {column} = ANY(%(id)s)"
+
+
+def drop_months(
     connection: DictConnection,
     *,
     batch: int,
+    parent: str,
     keep_s: float,
-    table: str = "",
-    only: str = "true",
-) -> int:
-    """Find rows, then remove them by their ids: the plan of neither depends on the other."""
-    query = find.format(table=table, only=only).encode()
-    found = connection.execute(query, {"keep_s": keep_s, "batch": batch}).fetchall()
-    ids: list[UUID] = [row["job_id"] for row in found]
-    if ids:
-        connection.execute(remove.format(table=table).encode(), (ids,))
-    return len(ids)
-
-
-def expire_event_logs(connection: DictConnection, *, batch: int, keep_s: float) -> int:
-    """Drop the event logs of jobs that ended so long ago. Returns how many."""
-    remove = "UPDATE job_results SET event_log = NULL WHERE job_id = ANY(%s)"
-    only = "t.event_log IS NOT NULL"
-    return _remove(
-        remove,
-        _OLD_ROWS,
-        connection,
-        batch=batch,
-        keep_s=keep_s,
-        table="job_results",
-        only=only,
-    )
-
-
-def drop_months(connection: DictConnection, *, batch: int, parent: str, keep_s: float) -> int:
-    """Drop the partitions of a table that are over, one a transaction. Returns how many.
-
-    One that others are reading is left for the next run, and so are those behind it.
+    after: Mark | None = None,
+) -> Expired:
+    """Drop the partitions of a table that are over, one a transaction, `batch` at most. One that
+    can't be dropped, or that others are reading, is left for the next run and holds up no other.
     """
-    num, tries = 0, 0
-    while num < batch and tries < MONTH_TRIES:
+    del after  # there are few: all are looked at
+    failures: list[str] = []
+    pauses = [MONTH_PAUSE_S] * MONTH_PAUSES
+    num = 0
+    for row in connection.execute(_MONTHS, (parent,)).fetchall():
         try:
-            row = connection.execute(
-                "SELECT drop_oldest_month(%s, %s) AS name", (parent, keep_s)
-            ).fetchone()
-        except LockNotAvailable:
-            tries += 1
-            time.sleep(MONTH_PAUSE_S)
-            continue
-        if row is None or row["name"] is None:
+            num += _drop_month(connection, (parent, row["month"], keep_s), pauses)
+        except Error as error:  # one month's boundary
+            if is_outage(error):
+                raise
+            failures.append(f"{row['month']}: {reason(error)}")
+        if num == batch:
             break
-        num += 1
-    return num
+    return Expired(num, failures)
 
 
-def expire_batches(connection: DictConnection, *, batch: int, keep_s: float) -> int:
-    """Forget batches that ended so long ago; what they wrote expires as files do."""
-    return connection.execute(_BATCHES, {"keep_s": keep_s, "batch": batch}).rowcount
+def _drop_month(
+    connection: DictConnection, month: tuple[str, str, float], pauses: list[float]
+) -> bool:
+    """False: it is not over."""
+    while True:
+        try:
+            row = connection.execute("SELECT drop_month(%s, %s, %s) AS is_dropped", month)
+        except LockNotAvailable:
+            if not pauses:
+                raise
+            time.sleep(pauses.pop())
+        else:
+            return bool((row.fetchone() or {})["is_dropped"])
 
 
 def note_run(connection: DictConnection, kind: str, num: int, error: str | None = None) -> None:
@@ -214,23 +286,6 @@ def last_runs(connection: DictConnection) -> list[dict[str, Any]]:
         "SELECT kind, extract(epoch FROM now() - ended_at)::float8 AS age_s, num_removed, error"
         " FROM retention_runs ORDER BY kind"
     ).fetchall()
-
-
-def expire_idempotency_keys(connection: DictConnection, *, batch: int) -> int:
-    """Forget keys older than a day whose job is over. Returns how many."""
-    return connection.execute(
-        _IDEMPOTENCY_KEYS, {"ttl_h": IDEMPOTENCY_TTL_H, "batch": batch}
-    ).rowcount
-
-
-def expire_webhook_deliveries(connection: DictConnection, *, batch: int, keep_s: float) -> int:
-    """Give up those that nobody could send for a day, drop those that are so old. Returns the
-    larger number of the two.
-    """
-    parameters = {"keep_s": keep_s, "batch": batch}
-    row = connection.execute(_WEBHOOK_DELIVERIES, parameters).fetchone()
-    assert row is not None
-    return int(row["num"])
 
 
 def ensure_partitions(connection: DictConnection, *, months_ahead: int) -> int:

@@ -162,6 +162,8 @@ worker_leases = Table(
 
 _LANE = ("pool", "service_tier", "lane")
 _QUEUED = text("status = 'queued'")
+_IN_BATCH = text("batch_id IS NOT NULL AND deleted_at IS NULL")
+_UNSTORED = text("NOT is_stored AND deleted_at IS NULL AND finished_at IS NOT NULL")
 _LISTED = text("deleted_at IS NULL AND (is_stored OR finished_at IS NULL)")
 
 jobs = Table(
@@ -229,12 +231,9 @@ jobs = Table(
     Index("jobs_of_tenant", "tenant_id", "id"),
     Index("jobs_listed", "tenant_id", "status", "id", postgresql_where=_LISTED),
     Index("jobs_first_try", "api_key_id", "request_hash", "id"),
-    Index("jobs_of_batch", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
-    Index(
-        "jobs_to_purge",
-        "finished_at",
-        postgresql_where=text("deleted_at IS NOT NULL OR NOT is_stored"),
-    ),
+    Index("jobs_in_batch", "batch_id", "id", postgresql_where=_IN_BATCH),
+    Index("jobs_unstored", "batch_id", "finished_at", postgresql_where=_UNSTORED),
+    Index("jobs_deleted", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
     postgresql_partition_by="RANGE (id)",
 )
 

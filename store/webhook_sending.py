@@ -6,14 +6,19 @@ under the same event id. What a sender notes counts for the attempt that it took
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID
 
+from psycopg import Error
+
+from store.apart import at_once_or_apart
 from store.pools import DictConnection
 
 LEASE_S = 60.0  # an attempt takes 13 s at most
+MAX_LEASE_S = 14_400.0
+LATE_S = 3_600.0  # after its day a delivery is given up
 AT_ONCE = 4  # deliveries to an endpoint
 ENDPOINTS_AT_ONCE = 4  # of a tenant
 DEAD_AFTER_H = 24  # of failures alone an endpoint is switched off
@@ -41,14 +46,13 @@ SELECT endpoint_id, next_attempt_at <= now() AS is_due FROM pending ORDER BY pla
 
 # First one endpoint of each tenant, then a second one, up to a few. Which of them is left to
 # chance, so that many with a backlog can't keep one from its turn. Those in `busy` had a turn.
-_TAKE = f"""
-UPDATE webhook_deliveries d SET attempts = d.attempts + 1,
-    next_attempt_at = now() + interval '{LEASE_S} seconds'
-FROM (
-    SELECT due.id, w.url, w.secret,
-        CASE WHEN w.previous_until > now() THEN w.previous_secret END AS previous_secret
+#
+# Of those past their day, which retention gives up, and of those set aside there are few.
+_CHOOSE = f"""
+WITH chosen AS MATERIALIZED (
+    SELECT due.id
     FROM (
-        SELECT e.*, row_number() OVER (
+        SELECT e.id, row_number() OVER (
             PARTITION BY e.tenant_id ORDER BY e.id = ANY(%(busy)s::uuid[]) DESC, random()) AS turn
         FROM webhook_endpoints e
         WHERE e.is_enabled AND e.id = ANY(%(busy)s::uuid[] || %(due)s::uuid[])
@@ -56,13 +60,26 @@ FROM (
     ) w CROSS JOIN LATERAL (
         SELECT id FROM webhook_deliveries
         WHERE endpoint_id = w.id AND next_attempt_at <= now()
+            AND try_until > now() - interval '{LATE_S} seconds' AND id <> ALL(%(aside)s::uuid[])
         ORDER BY next_attempt_at LIMIT {AT_ONCE} FOR UPDATE SKIP LOCKED
     ) due
     WHERE w.turn <= {ENDPOINTS_AT_ONCE} AND w.id <> ALL(%(busy)s::uuid[])
     LIMIT %(limit)s
-) taken
-WHERE d.id = taken.id
-RETURNING d.*, taken.url, taken.secret, taken.previous_secret
+)"""
+_THESE = """
+WITH chosen AS MATERIALIZED (
+    SELECT id FROM webhook_deliveries WHERE id = ANY(%(ids)s) AND next_attempt_at <= now()
+    FOR UPDATE SKIP LOCKED
+)"""
+# An outcome that never comes, since the sender died or it can't be noted, is an attempt that
+# failed: the next one is ever later.
+_LEASE = f"""
+UPDATE webhook_deliveries d SET attempts = d.attempts + 1, next_attempt_at = now()
+    + make_interval(secs => least({LEASE_S} * 2 ^ d.attempts, {MAX_LEASE_S}))
+FROM chosen, webhook_endpoints e
+WHERE d.id = chosen.id AND e.id = d.endpoint_id
+RETURNING d.*, e.url, e.secret,
+    CASE WHEN e.previous_until > now() THEN e.previous_secret END AS previous_secret
 """
 
 _DELIVERED = """
@@ -107,6 +124,13 @@ class DueEndpoints:
     last: UUID
 
 
+SetAside = Callable[[UUID, Error], None]
+
+
+def _leave(_delivery_id: UUID, _error: Error) -> None:
+    """It is found again."""
+
+
 def due_endpoints(
     connection: DictConnection, *, after: UUID = FIRST, max_seen: int = MAX_SEEN
 ) -> DueEndpoints:
@@ -119,13 +143,25 @@ def due_endpoints(
 
 
 def take(
-    connection: DictConnection, *, due: Sequence[UUID], busy: Sequence[UUID], limit: int
+    connection: DictConnection,
+    *,
+    due: Sequence[UUID],
+    busy: Sequence[UUID],
+    limit: int,
+    aside: Sequence[UUID] = (),
+    set_aside: SetAside = _leave,
 ) -> list[dict[str, Any]]:
     """What is to be sent to these endpoints now, with `url`, `secret`, `previous_secret` of each;
-    nothing to those in `busy`.
+    nothing to those in `busy`. One that can't be taken holds up no other: `set_aside` is told.
     """
-    parameters = {"due": list(due), "busy": list(busy), "limit": limit}
-    return connection.execute(_TAKE, parameters).fetchall()
+    parameters = {"due": list(due), "busy": list(busy), "limit": limit, "aside": list(aside)}
+    parts = at_once_or_apart(
+        lambda: connection.execute(_CHOOSE + _LEASE, parameters).fetchall(),
+        lambda: _ids(connection, _CHOOSE + " SELECT id FROM chosen", parameters),
+        lambda ids: connection.execute(_THESE + _LEASE, {"ids": list(ids)}).fetchall(),
+        set_aside,
+    )
+    return [delivery for part in parts for delivery in part]
 
 
 def note_delivered(connection: DictConnection, delivery: dict[str, Any], status_code: int) -> None:
@@ -158,3 +194,9 @@ def note_failed(
     }
     row = connection.execute(_FAILED, parameters).fetchone()
     return bool(row and row["is_disabled"])
+
+
+def _ids(
+    connection: DictConnection, statement: LiteralString, parameters: dict[str, Any]
+) -> list[UUID]:
+    return [row["id"] for row in connection.execute(statement, parameters).fetchall()]

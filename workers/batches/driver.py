@@ -13,6 +13,7 @@ from psycopg import Error as DatabaseError
 
 from api.admission import Admission
 from store import batch_driving, batch_turns
+from store.aside import Aside
 from store.batch_turns import BatchRow, Rest
 from store.faults import is_outage
 from store.file_contents import FileContents
@@ -53,6 +54,7 @@ class Driver:
         self._submitter = LineSubmitter(pool, api_pool, admission)
         self._round: deque[UUID] = deque()  # a batch of each tenant
         self._next_round = asyncio.Lock()
+        self._aside = Aside()  # batches that can't be leased
         self._unreleased: list[tuple[BatchRow, Rest]] = []  # since Postgres was away
 
     async def run(self) -> None:
@@ -77,16 +79,27 @@ class Driver:
         batch_id = await self._next()
         if batch_id is None:
             return False
-        batch = await self._call(batch_turns.lease, batch_id)
+        batch = await self._lease(batch_id)
         if batch is not None:
             await self._step(batch)
         return True
+
+    async def _lease(self, batch_id: UUID) -> BatchRow | None:
+        try:
+            leased: BatchRow | None = await self._call(batch_turns.lease, batch_id)
+        except DatabaseError as error:
+            if is_outage(error):
+                raise
+            log.exception("batch_not_leased", batch_id=batch_id.hex)
+            self._aside.add(batch_id)  # else it is the first of its tenant's in every round
+            return None
+        return leased
 
     async def _next(self) -> UUID | None:
         async with self._next_round:
             if not self._round:
                 await self._release_left()
-                self._round.extend(await self._call(batch_turns.due))
+                self._round.extend(await self._call(batch_turns.due, aside=self._aside.ids()))
             return self._round.popleft() if self._round else None
 
     async def _step(self, batch: BatchRow) -> None:
@@ -107,9 +120,12 @@ class Driver:
     async def _release(self, batch: BatchRow, rest: Rest) -> None:
         try:
             await self._call(batch_turns.release, batch, rest)
-        except DatabaseError:
-            self._unreleased.append((batch, rest))
-            raise
+        except DatabaseError as error:
+            if is_outage(error):
+                self._unreleased.append((batch, rest))
+                raise
+            # It is due again once its lease is over, and the step counts as a failed try.
+            log.exception("batch_not_released", batch_id=batch["id"].hex)
 
     async def _release_left(self) -> None:
         while self._unreleased:

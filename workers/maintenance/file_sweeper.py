@@ -4,13 +4,17 @@ that never became files.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from uuid import UUID
 
 import structlog
+from psycopg import Error as DatabaseError
 
 from store import file_retention
+from store.apart import UNITS_FAULT, apart, reason
+from store.aside import Aside
 from store.file_contents import FileContents
 from store.file_retention import Found
 from store.pools import DictConnection
@@ -32,7 +36,8 @@ class FileSweeper:
     again in the next round.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._aside = Aside(clock)
         self._files_after = _FIRST
         self._purged_after = _FIRST
         self._uploads_after = _FIRST
@@ -44,8 +49,14 @@ class FileSweeper:
 
     def step(self, connection: DictConnection) -> bool:
         """True if there may be more."""
-        num_expired = file_retention.expire_files(connection, batch=BATCH)
-        file_retention.abandon_uploads(connection)
+        expired = file_retention.expired_files(connection, batch=BATCH, aside=self._aside.ids())
+        self._apart(
+            "expired_files", expired, lambda some: file_retention.expire_files(connection, some)
+        )
+        lost = file_retention.lost_uploads(connection, batch=BATCH, aside=self._aside.ids())
+        self._apart(
+            "lost_uploads", lost, lambda some: file_retention.abandon_uploads(connection, some)
+        )
         files = file_retention.deleted_files(connection, after=self._files_after, batch=BATCH)
         self._remove(connection, files, "file_contents", file_retention.note_purged)
         purged = file_retention.purged_files(connection, after=self._purged_after, batch=BATCH)
@@ -57,7 +68,7 @@ class FileSweeper:
         self._files_after = _next(files)
         self._purged_after = _next(purged)
         self._uploads_after = _next(uploads)
-        return BATCH in (num_expired, len(files), len(purged), len(uploads))
+        return BATCH in (len(expired), len(lost), len(files), len(purged), len(uploads))
 
     def _remove(self, connection: DictConnection, found: Found, what: str, note: Note) -> None:
         for tenant_id, file_id in found:
@@ -67,8 +78,23 @@ class FileSweeper:
                 metrics.UNITS_FAILED.labels(what).inc()
                 log.warning("contents_not_removed", what=what, error=type(error).__name__)
                 continue
-            note(connection, file_id)
+            try:
+                note(connection, file_id)
+            except UNITS_FAULT as error:  # one file's boundary: it comes again in the next round
+                metrics.UNITS_FAILED.labels(what).inc()
+                log.error("removal_not_noted", what=what, id=file_id.hex, error=reason(error))
+                continue
             metrics.EXPIRED.labels(what).inc()
+
+    def _apart(self, what: str, ids: Sequence[UUID], work: Callable[[Sequence[UUID]], int]) -> None:
+        """One that can't be changed keeps no other from it."""
+
+        def set_aside(id_: UUID, error: DatabaseError) -> None:
+            metrics.UNITS_FAILED.labels(what).inc()
+            num_tries = self._aside.add(id_)
+            log.error("file_not_expired", id=id_.hex, tries=num_tries, error=reason(error))
+
+        metrics.EXPIRED.labels(what).inc(sum(apart(ids, work, set_aside)))
 
 
 def _next(found: Found) -> UUID:

@@ -4,13 +4,17 @@ died in between: streams in Redis, emptied rows, the jobs and files of deleted b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 import redis
 import structlog
+from psycopg import Error as DatabaseError
 
 from store import deletion
+from store.apart import UNITS_FAULT, apart, reason
+from store.aside import Aside
 from store.pools import DictConnection
 from tasks.keys import STREAM_FINAL_TTL_MS
 from tasks.stream import drop_logs
@@ -19,51 +23,135 @@ from workers.maintenance import metrics
 INTERVAL_S = 10.0
 BATCH = 500
 BATCHES_A_STEP = 20
+LOOKED_AT_A_STEP = 100  # batches that may have jobs which were not to be stored
 TIMEOUT_S = 2.0
 
 # As long as a stream can be gone on with after its end. A row of a deleted job stays for so long
 # too: until then somebody may be reading the end of its stream.
 STREAM_S = STREAM_FINAL_TTL_MS / 1_000
 
+_FIRST = UUID(int=0)
+
 log = structlog.get_logger(__name__)
+
+Work = Callable[[Sequence[UUID]], int]
 
 
 class Purger:
-    """A batch of each a step. Any number may run; every statement may be repeated."""
+    """A batch of each kind a step. Any number may run; every statement may be repeated. What can't
+    be deleted is set aside, and tried again ever later.
+    """
 
-    def __init__(self, redis_url: str, *, keep_s: float = STREAM_S) -> None:
+    def __init__(
+        self,
+        redis_url: str,
+        *,
+        keep_s: float = STREAM_S,
+        batch: int = BATCH,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._redis = redis.Redis.from_url(
             redis_url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
         )
         self._keep_s = keep_s
+        self._batch = batch
+        self._aside = Aside(clock)
+        self._unstored_after = _FIRST
+        self._deleted_after = _FIRST
 
     def step(self, connection: DictConnection) -> bool:
-        """True if there may be more."""
-        num_unstored = deletion.expire_unstored(connection, keep_s=self._keep_s, batch=BATCH)
-        metrics.EXPIRED.labels("unstored_jobs").inc(num_unstored)
-        num_of_batches = self._delete_batches(connection)
-        ids = deletion.removable_jobs(connection, after_s=self._keep_s, batch=BATCH)
-        is_removed = bool(ids) and self._remove(connection, ids)
-        return BATCH in (num_unstored, num_of_batches) or (is_removed and len(ids) == BATCH)
+        """True if there may be more. A kind that can't even be looked for stops no other."""
+        kinds = (
+            self._delete_unstored,
+            self._delete_unstored_of_batches,
+            self._delete_batches,
+            self._remove_deleted,
+        )
+        has_more = [_has_more(kind, connection) for kind in kinds]
+        return any(has_more)
 
-    def _delete_batches(self, connection: DictConnection) -> int:
-        """The most jobs that were deleted of one of them."""
+    def _delete_unstored(self, connection: DictConnection) -> bool:
+        ids = deletion.unstored_jobs(
+            connection, keep_s=self._keep_s, batch=self._batch, aside=self._aside.ids()
+        )
+        self._delete(connection, "unstored_jobs", ids)
+        return len(ids) == self._batch
+
+    def _delete_unstored_of_batches(self, connection: DictConnection) -> bool:
+        """Of batches that are over; those that go on need the results for their files."""
+        found = deletion.batches_with_unstored(
+            connection, after=self._unstored_after, batch=LOOKED_AT_A_STEP
+        )
+        self._unstored_after = found[-1][0] if len(found) == LOOKED_AT_A_STEP else _FIRST
         most = 0
-        for batch_id in deletion.deleted_batches(connection, batch=BATCHES_A_STEP):
-            num = deletion.delete_jobs_of_batch(connection, batch_id, batch=BATCH)
-            metrics.EXPIRED.labels("jobs_of_batches").inc(num)
-            if num < BATCH:
-                deletion.remove_batch(connection, batch_id)
-            most = max(most, num)
-        return most
+        for batch_id in [id_ for id_, is_over in found if is_over]:
+            ids = deletion.unstored_jobs(
+                connection,
+                keep_s=self._keep_s,
+                batch=self._batch,
+                batch_id=batch_id,
+                aside=self._aside.ids(),
+            )
+            self._delete(connection, "unstored_jobs", ids)
+            most = max(most, len(ids))
+        return most == self._batch
 
-    def _remove(self, connection: DictConnection, ids: Sequence[UUID]) -> bool:
-        """Streams first: the rows are what they are found by. False: Redis is away."""
+    def _delete_batches(self, connection: DictConnection) -> bool:
+        """Some jobs of each; its row goes once all of them are deleted."""
+        found = deletion.deleted_batches(
+            connection, after=self._deleted_after, batch=BATCHES_A_STEP
+        )
+        self._deleted_after = found[-1] if len(found) == BATCHES_A_STEP else _FIRST
+        most = 0
+        for batch_id in found:
+            ids = deletion.jobs_of_batch(
+                connection, batch_id, batch=self._batch, aside=self._aside.ids()
+            )
+            self._delete(connection, "jobs_of_batches", ids)
+            if len(ids) < self._batch:
+                self._remove_batch(connection, batch_id)
+            most = max(most, len(ids))
+        return most == self._batch or len(found) == BATCHES_A_STEP
+
+    def _remove_batch(self, connection: DictConnection, batch_id: UUID) -> None:
         try:
-            drop_logs(self._redis, ids)
+            deletion.remove_batch(connection, batch_id)
+        except UNITS_FAULT as error:  # it comes again with the next round
+            metrics.UNITS_FAILED.labels("deleted_batches").inc()
+            log.error("batch_not_removed", batch_id=batch_id.hex, error=reason(error))
+
+    def _remove_deleted(self, connection: DictConnection) -> bool:
+        """Streams first: the rows are what they are found by."""
+        ids = deletion.removable_jobs(
+            connection, after_s=self._keep_s, batch=self._batch, aside=self._aside.ids()
+        )
+        try:
+            if ids:
+                drop_logs(self._redis, ids)
         except redis.RedisError as error:
             log.warning("streams_not_dropped", num_jobs=len(ids), error=type(error).__name__)
             return False
-        deletion.remove_jobs(connection, ids)
-        metrics.EXPIRED.labels("deleted_jobs").inc(len(ids))
-        return True
+        self._apart("deleted_jobs", ids, lambda some: deletion.remove_jobs(connection, some))
+        return len(ids) == self._batch
+
+    def _delete(self, connection: DictConnection, what: str, ids: Sequence[UUID]) -> None:
+        self._apart(what, ids, lambda some: deletion.delete_jobs(connection, some))
+
+    def _apart(self, what: str, ids: Sequence[UUID], work: Work) -> None:
+        """One job that can't be deleted keeps no other from it."""
+
+        def set_aside(job_id: UUID, error: DatabaseError) -> None:
+            metrics.UNITS_FAILED.labels(what).inc()
+            num_tries = self._aside.add(job_id)
+            log.error("job_not_deleted", job_id=job_id.hex, tries=num_tries, error=reason(error))
+
+        metrics.EXPIRED.labels(what).inc(sum(apart(ids, work, set_aside)))
+
+
+def _has_more(kind: Callable[[DictConnection], bool], connection: DictConnection) -> bool:
+    try:
+        return kind(connection)
+    except UNITS_FAULT:  # one kind's boundary: what it found can't even be read
+        metrics.UNITS_FAILED.labels("purge").inc()
+        log.exception("not_purged", what=kind.__name__)
+        return False

@@ -10,11 +10,11 @@ import structlog
 from psycopg import Error as DatabaseError
 
 from store import reaping
-from store.apart import UNITS_FAULT, at_once_or_apart, reason
+from store.apart import UNITS_FAULT, apart, at_once_or_apart, reason
+from store.aside import Aside
 from store.leases import LEASE_S
 from store.pools import DictConnection
 from workers.maintenance import metrics
-from workers.maintenance.aside import Aside
 
 INTERVAL_S = 1.0
 
@@ -43,7 +43,7 @@ class Reaper:
         found = [self._reap(connection, reaping.WAITING)]
         if not self._is_in_grace():
             found.append(self._reap(connection, reaping.LOST))
-            reaping.delete_dead_leases(connection)
+            self._forget_leases(connection)
         self._last_step = self._clock()
         return reaping.MAX_JOBS in map(len, found)
 
@@ -67,6 +67,15 @@ class Reaper:
         reaped = [job for part in parts for job in part]
         _report(sort.name, reaped)
         return reaped
+
+    def _forget_leases(self, connection: DictConnection) -> None:
+        def set_aside(worker_id: UUID, error: DatabaseError) -> None:
+            metrics.UNITS_FAILED.labels("dead_leases").inc()
+            self._aside.add(worker_id)
+            log.error("lease_not_forgotten", worker_id=worker_id.hex, error=reason(error))
+
+        dead = reaping.dead_leases(connection, aside=self._aside.ids())
+        apart(dead, lambda some: reaping.forget_leases(connection, some), set_aside)
 
     def _set_aside(
         self, connection: DictConnection, sort: reaping.Sort, job_id: UUID, error: DatabaseError

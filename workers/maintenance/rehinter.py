@@ -17,12 +17,12 @@ from psycopg import Error as DatabaseError
 
 from store import hints
 from store.apart import reason
+from store.aside import Aside
 from store.hints import Lane
 from store.pools import DictConnection
 from tasks.inference import Hint, num_tickets, send_hints
 from tasks.queues import ServiceTier, queue_for
 from workers.maintenance import metrics
-from workers.maintenance.aside import Aside
 from workers.maintenance.redis_watch import RedisWatch
 
 INTERVAL_S = 0.5

@@ -16,6 +16,7 @@ from store.admission import LineNotPending
 from store.faults import is_outage
 from store.tenants import find_api_key
 from tests.integration.batches.conftest import URL, Batches
+from tests.support.poison import refuse
 from workers.batches import driver as driving
 from workers.batches.driver import Driver
 from workers.batches.reading import FileReader, LeaseLost
@@ -163,6 +164,67 @@ def test_an_outage_of_postgres_is_no_batchs_fault(
 
     assert batches.row(batch)["num_tries"] == 0
     assert batches.row(batch)["status"] == "validating"
+
+
+def test_a_batch_whose_row_takes_nothing_holds_up_none_not_even_its_tenants(
+    batches: Batches,
+) -> None:
+    tenant = batches.tenant()
+    stuck, beside = (batches.add(tenant, [{}]) for _ in range(2))
+    other = batches.add(batches.tenant(), [{}])
+    batches.rows.connection.execute("UPDATE batches SET next_step_at = now()")
+    refuse(batches.rows.connection, "batches", "id", stuck)
+
+    async def act(driver: Driver) -> None:
+        for _ in range(60):
+            batches.rows.connection.execute(
+                "UPDATE batches SET next_step_at = now() WHERE id <> %s", (stuck,)
+            )
+            await driver.step()
+            batches.end_jobs()
+
+    batches.run(act)
+
+    assert [batches.row(id_)["status"] for id_ in (stuck, beside, other)] == [
+        "validating",
+        "completed",
+        "completed",
+    ]
+
+
+def test_a_step_whose_end_can_not_be_noted_holds_up_no_other_batch(batches: Batches) -> None:
+    """The batch is due again once its lease is over, and the step counts as a failed one."""
+    stuck = batches.add(batches.tenant(), [{}])
+    other = batches.add(batches.tenant(), [{}])
+    batches.rows.refuse_updates("batches", f"NEW.id = '{stuck}' AND NEW.owner IS NULL")
+
+    async def act(driver: Driver) -> None:
+        for _ in range(40):
+            batches.rows.connection.execute(
+                "UPDATE batches SET next_step_at = now() WHERE id = %s", (other,)
+            )
+            await driver.step()
+            batches.end_jobs()
+
+    batches.run(act)
+
+    assert batches.row(other)["status"] == "completed"
+    assert batches.row(stuck)["owner"] is not None
+
+
+def test_a_payment_wakes_batches_beside_one_that_can_not_be_woken(batches: Batches) -> None:
+    tenant = batches.tenant()
+    stuck, other = (batches.add(tenant, [{}]) for _ in range(2))
+    batches.rows.connection.execute(
+        "UPDATE batches SET next_step_at = now() + interval '1 minute',"
+        """ waits_for = '{"code": "insufficient_quota"}'"""
+    )
+    refuse(batches.rows.connection, "batches", "id", stuck)
+
+    top_up(batches.rows.connection, tenant, 1_000_000, "payment")
+
+    with batches.pool.connection() as connection:
+        assert batch_turns.due(connection) == [other]
 
 
 def test_what_counts_as_an_outage() -> None:

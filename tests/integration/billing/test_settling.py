@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 
 from billing import ledger
 from billing.pricing import cost_micros
-from billing.usage import settle_jobs
+from billing.usage import Settling, settle_jobs
 from cli.stack.database import DatabaseUrls
 from store import outcomes
+from store.aside import FIRST_S
 from store.outcomes import settle
 from store.pools import DictConnection, connect
+from tests.support.poison import refuse
 from tests.support.roles import Connections, connections
 from tests.support.rows import Rows, frozen_prices
 from tests.support.waiting import wait_until
@@ -183,6 +185,25 @@ def test_it_is_tried_a_few_times_then_set_aside_and_named(roles: Connections, ro
     assert outcomes.oldest_unsettled(roles.worker, older_than_s=1) is None
     found = [check for check in ledger.verify(roles.owner).checks if check.num_violations]
     assert [check.name for check in found] == ["no_outcome_is_set_aside"]
+
+
+def test_an_outcome_whose_row_takes_nothing_is_left_alone_for_ever_longer(
+    roles: Connections, rows: Rows
+) -> None:
+    """Not even its failures can be counted, and it is the oldest."""
+    stuck, *others = (rows.ended_job(rows.tenant()) for _ in range(4))
+    refuse(roles.owner, "job_outcomes", "job_id", stuck)
+    now = 0.0
+    settling = Settling(lambda: now)
+
+    assert settling.settle(roles.billing) == 3
+    roles.owner.execute("DROP TRIGGER refuse ON job_outcomes")
+    assert settling.settle(roles.billing) == 0
+    now += FIRST_S + 0.1
+    assert settling.settle(roles.billing) == 1
+
+    _assert_sound(roles.owner)
+    assert len(others) == 3
 
 
 def test_a_database_that_does_not_serve_sets_nothing_aside(roles: Connections, rows: Rows) -> None:

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from billing import ledger
-from billing.usage import Settler, settle, settle_waiting
+from billing.usage import Settler, Settling, settle
 from cli.stack.database import DatabaseUrls
 from store.loops import PostgresLoop
 from store.pools import DictConnection
@@ -81,7 +81,7 @@ def test_a_hint_wakes_a_settler_that_would_wait_for_long(
     looked = threading.Event()
 
     def step(connection: DictConnection) -> bool:
-        has_more = settle_waiting(connection)
+        has_more = Settling().step(connection)
         looked.set()
         return has_more
 

@@ -10,6 +10,7 @@ import pytest
 from store.file_contents import FileContents
 from store.file_output import append_part, open_output
 from tasks.ids import uuid7
+from tests.support.poison import refuse
 from tests.support.roles import Connections
 from tests.support.rows import Rows
 from workers.maintenance import file_sweeper
@@ -119,6 +120,32 @@ def test_a_file_that_can_not_be_removed_holds_up_no_other_and_comes_again(
     assert rounds == [True, True, False]
     assert left == {stuck.hex}
     assert _stored(folder) == set()
+
+
+def test_a_row_that_can_not_be_changed_holds_up_no_other_of_any_kind(
+    roles: Connections, rows: Rows, contents: FileContents, folder: Path
+) -> None:
+    """An expired file, a lost upload, and a deleted file whose removal can't be noted."""
+    tenant = rows.tenant()
+    expired, deleted = ([_file(roles, contents, tenant) for _ in range(3)] for _ in range(2))
+    uploads = [_upload(roles, contents, tenant, age_s=5_000) for _ in range(3)]
+    roles.owner.execute(
+        "UPDATE files SET expires_at = now() - interval '1 s' WHERE id = ANY(%s)", (expired,)
+    )
+    roles.owner.execute("UPDATE files SET deleted_at = now() WHERE id = ANY(%s)", (deleted,))
+    for number, (table, id_) in enumerate(
+        (("files", expired[0]), ("files", deleted[0]), ("file_uploads", uploads[0]))
+    ):
+        refuse(roles.owner, table, "id", id_, name=f"refuse_{number}")
+    clock = iter([0.0] * 40)
+    sweeper = FileSweeper(lambda: next(clock))
+
+    sweeper.step(roles.worker)
+
+    purged = roles.owner.execute("SELECT id FROM files WHERE purged_at IS NOT NULL").fetchall()
+    assert {row["id"] for row in purged} == {*expired[1:], *deleted[1:]}
+    assert rows.one("SELECT id FROM file_uploads")["id"] == uploads[0]
+    assert _stored(folder) == {expired[0].hex, uploads[0].hex}
 
 
 def test_sweeping_twice_is_harmless(

@@ -12,13 +12,13 @@ import pytest
 from billing import ledger
 from billing.usage import settle_jobs
 from cli.stack.database import DatabaseUrls
+from store.aside import FIRST_S
 from store.pools import connect
-from store.reaping import delete_dead_leases, reap_lost, reap_waiting
+from store.reaping import reap_lost, reap_waiting
 from tasks.stream import SEQUENCE_JUMP
 from tests.support.poison import refuse
 from tests.support.roles import Connections
 from tests.support.rows import Rows
-from workers.maintenance.aside import FIRST_S
 from workers.maintenance.reaper import MAX_TRIES, Reaper
 
 CREDIT = 1_000_000
@@ -272,10 +272,31 @@ def test_leases_dead_for_a_day_are_deleted(roles: Connections, rows: Rows) -> No
     rows.worker(expires_s=-90_000)
     kept = {rows.worker(expires_s=-3_600), rows.worker()}
 
-    assert delete_dead_leases(roles.worker) == 1
+    Reaper().step(roles.worker)
 
     left = roles.owner.execute("SELECT worker_id FROM worker_leases").fetchall()
     assert {row["worker_id"] for row in left} == kept
+
+
+def test_a_lease_that_can_not_be_forgotten_stops_neither_the_reaper_nor_other_leases(
+    roles: Connections, rows: Rows, dead_worker: UUID
+) -> None:
+    """Else each step would look like an outage, after which workers have grace."""
+    stuck, other = (rows.worker(expires_s=-90_000) for _ in range(2))
+    refuse(roles.owner, "worker_leases", "worker_id", stuck, event="DELETE")
+    clock = _Clock()
+    reaper = Reaper(clock)
+    for _ in range(4):
+        reaper.step(roles.worker)
+        clock.now += 2.0
+    job = rows.running_job(rows.tenant(), dead_worker)
+
+    reaper.step(roles.worker)
+
+    assert rows.of_job(job)["status"] == "queued"
+    left = roles.owner.execute("SELECT worker_id FROM worker_leases").fetchall()
+    assert {row["worker_id"] for row in left} == {stuck, dead_worker}
+    assert other not in {row["worker_id"] for row in left}
 
 
 class _Clock:

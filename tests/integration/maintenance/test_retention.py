@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import pytest
@@ -12,13 +13,15 @@ from cli.stack.database import DatabaseUrls
 from store import retention
 from store.ledger import run_checks
 from store.outcomes import oldest_unsettled, settle
-from store.retention import DAY_S
+from store.pools import DictConnection
+from store.retention import DAY_S, Expiry
 from store.settings import RetentionSettings
 from tasks.ids import uuid7_floor
+from tests.support.poison import refuse
 from tests.support.roles import Connections
 from tests.support.rows import Rows
 from workers.maintenance import nudger
-from workers.maintenance.periodic import expire, make_partitions, repeat
+from workers.maintenance.periodic import Retention, expire, make_partitions
 
 
 def _job(rows: Rows, tenant: UUID, *, age_h: float, **fields: Any) -> UUID:
@@ -113,7 +116,7 @@ def test_rows_outside_of_all_months_are_removed_one_by_one(roles: Connections, r
     rows.connection.execute("UPDATE job_outcomes SET settled_at = now() - interval '400 days'")
 
     for expiry in retention.expiries(RetentionSettings()).values():
-        repeat(roles.worker, expiry, batch=10)
+        expiry(roles.worker, batch=10)
 
     for table in ("jobs", "job_payloads", "job_results", "job_attempts", "job_outcomes"):
         assert _left(rows, table) == {young}
@@ -141,9 +144,9 @@ def test_a_month_that_somebody_reads_is_dropped_later(roles: Connections, rows: 
     drop = partial(retention.drop_months, roles.worker, batch=9, parent="jobs", keep_s=DAY_S)
     with rows.connection.transaction():
         rows.connection.execute("SELECT count(*) FROM jobs")
-        assert drop() == 0
+        assert drop().num_removed == 0
 
-    assert drop() == 1
+    assert drop().num_removed == 1
 
 
 def test_idempotency_keys_are_kept_a_day_and_while_their_job_is_open(
@@ -155,22 +158,199 @@ def test_idempotency_keys_are_kept_a_day_and_while_their_job_is_open(
     _key(rows, tenant, "young", over, age_h=23)
     _key(rows, tenant, "open", is_open, age_h=100)
 
-    num = retention.expire_idempotency_keys(roles.worker, batch=10)
+    kind = retention.expiries(RetentionSettings())["idempotency_keys"]
+    expired = kind(roles.worker, batch=10)
 
     keys = roles.owner.execute("SELECT key FROM idempotency_keys ORDER BY key").fetchall()
-    assert num == 1
+    assert expired.num_removed == 1
     assert [row["key"] for row in keys] == ["open", "young"]
 
 
-def test_retention_works_in_batches_until_nothing_is_left(roles: Connections, rows: Rows) -> None:
+def test_retention_works_in_batches_until_nothing_is_left(
+    database: DatabaseUrls, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MILLRACE_DATABASE_URL_WORKER", database.worker)
     tenant = rows.tenant()
     for _ in range(7):
         _job(rows, tenant, age_h=30)
-    logs = retention.expiries(RetentionSettings())["event_logs"]
 
-    num = repeat(roles.worker, logs, batch=3)
+    Retention(batch=3).run()
 
-    assert num == 7
+    runs = {run["kind"]: run["num_removed"] for run in retention.last_runs(rows.connection)}
+    assert runs["event_logs"] == 7
+
+
+def _old_rows_of_each_kind(rows: Rows, tenant: UUID, num: int) -> list[UUID]:
+    """Jobs, and what else there is, so old that all of it may go; outside of all months."""
+    jobs = [_job(rows, tenant, age_h=24 * 400 - number) for number in range(num)]
+    rows.connection.execute("UPDATE job_outcomes SET settled_at = now() - interval '400 days'")
+    for number, job in enumerate(jobs):
+        _key(rows, tenant, f"key-{number}", job, age_h=24 * 400 - number)
+        rows.connection.execute(
+            "INSERT INTO batches (id, tenant_id, api_key_id, endpoint, completion_window,"
+            " service_tier, input_file_id, status, expires_at, completed_at) VALUES (%s, %s, 'k',"
+            " '/', '24h', 'batch', %s, 'completed', now(), now() - interval '400 days')",
+            (job, tenant, job),
+        )
+        for is_late in (False, True):
+            rows.connection.execute(
+                "INSERT INTO webhook_deliveries (id, endpoint_id, tenant_id, event_id, type,"
+                " object_id, created_at, next_attempt_at, try_until)"
+                " VALUES (%s, gen_random_uuid(), %s, gen_random_uuid(), 'batch.failed', 'x',"
+                " now() - make_interval(days => %s, mins => %s), %s, now() - interval '2 hours')",
+                (uuid4(), tenant, 0 if is_late else 400, number, "now" if is_late else None),
+            )
+    return jobs
+
+
+# What is changed of a kind's rows, and by what column its first row is known.
+_CHANGES: dict[str, tuple[str, Literal["UPDATE", "DELETE"], str]] = {
+    "event_logs": ("job_results", "UPDATE", "job_id"),
+    "job_payloads": ("job_payloads", "DELETE", "job_id"),
+    "job_results": ("job_results", "DELETE", "job_id"),
+    "job_attempts": ("job_attempts", "DELETE", "job_id"),
+    "jobs_outside_months": ("jobs", "DELETE", "id"),
+    "outcomes_outside_months": ("job_outcomes", "DELETE", "job_id"),
+    "batches": ("batches", "DELETE", "id"),
+    "idempotency_keys": ("idempotency_keys", "DELETE", "job_id"),
+    "webhook_deliveries": ("webhook_deliveries", "DELETE", "id"),
+    "late_webhook_deliveries": ("webhook_deliveries", "UPDATE", "id"),
+}
+
+
+def test_each_kind_of_rows_has_a_poisoned_one_below() -> None:
+    kinds = retention.expiries(RetentionSettings())
+
+    assert {kind for kind in kinds if not kind.startswith("months_of_")} == _CHANGES.keys()
+
+
+def _stuck(rows: Rows, kind: str, jobs: Sequence[UUID]) -> Sequence[UUID]:
+    """The first two rows of a kind."""
+    if _CHANGES[kind][0] != "webhook_deliveries":
+        return jobs[:2]
+    is_late = "IS NOT NULL" if kind == "late_webhook_deliveries" else "IS NULL"
+    found = rows.connection.execute(
+        f"SELECT id FROM webhook_deliveries WHERE next_attempt_at {is_late}"
+        " ORDER BY created_at, try_until LIMIT 2".encode()
+    )
+    return [row["id"] for row in found]
+
+
+def _round(expiry: Expiry, worker: DictConnection) -> tuple[int, list[str]]:
+    """In batches of two."""
+    num, after = 0, None
+    failures: list[str] = []
+    while True:
+        expired = expiry(worker, batch=2, after=after)
+        num, failures, after = (
+            num + expired.num_removed,
+            [*failures, *expired.failures],
+            expired.after,
+        )
+        if after is None:
+            return num, failures
+
+
+@pytest.mark.parametrize("kind", _CHANGES)
+def test_a_row_that_can_not_be_removed_holds_up_none_behind_it(
+    roles: Connections, rows: Rows, kind: str
+) -> None:
+    """Two of them fill the first batch. They are tried again by the next round."""
+    stuck = _stuck(rows, kind, _old_rows_of_each_kind(rows, rows.tenant(), 5))
+    if kind == "outcomes_outside_months":
+        rows.connection.execute("DELETE FROM jobs")
+    table, event, column = _CHANGES[kind]
+    for number, value in enumerate(stuck):
+        refuse(rows.connection, table, column, value, name=f"refuse_{number}", event=event)
+    expiry = retention.expiries(RetentionSettings())[kind]
+
+    assert _round(expiry, roles.worker) == (3, ["P0001 refused"] * 2)
+
+    for number in range(2):
+        rows.connection.execute(f"DROP TRIGGER refuse_{number} ON {table}".encode())
+    assert _round(expiry, roles.worker) == (2, [])
+
+
+def test_rows_that_can_not_be_removed_are_told_of(
+    database: DatabaseUrls, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MILLRACE_DATABASE_URL_WORKER", database.worker)
+    tenant = rows.tenant()
+    stuck, _ = (_job(rows, tenant, age_h=24 * 32 - number) for number in range(2))
+    refuse(rows.connection, "job_payloads", "job_id", stuck, event="DELETE")
+
+    expire()
+
+    runs = {run["kind"]: run for run in retention.last_runs(rows.connection)}
+    payloads = runs["job_payloads"]
+    assert payloads["num_removed"] == 1
+    assert payloads["error"] == "1 can't be removed: P0001 refused"
+
+
+def test_a_kind_that_runs_out_of_time_goes_on_behind_what_can_not_be_removed(
+    database: DatabaseUrls, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MILLRACE_DATABASE_URL_WORKER", database.worker)
+    tenant = rows.tenant()
+    jobs = [_job(rows, tenant, age_h=24 * 32 - number) for number in range(4)]
+    for number, job in enumerate(jobs[:2]):
+        name = f"refuse_{number}"
+        refuse(rows.connection, "job_payloads", "job_id", job, name=name, event="DELETE")
+    retained = Retention(batch=2, time_per_kind_s=0)
+
+    retained.run()
+    assert _left(rows, "job_payloads") == set(jobs)
+    retained.run()
+
+    assert _left(rows, "job_payloads") == set(jobs[:2])
+
+
+def _month(rows: Rows, year: int) -> None:
+    rows.connection.execute(
+        f"CREATE TABLE jobs_p{year}01 PARTITION OF jobs FOR VALUES FROM"
+        f" (uuid7_floor('{year}-01-01+00')) TO (uuid7_floor('{year}-02-01+00'))".encode()
+    )
+
+
+def test_a_month_that_can_not_be_dropped_holds_up_none_behind_it(
+    database: DatabaseUrls, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MILLRACE_DATABASE_URL_WORKER", database.worker)
+    for year in (2000, 2001, 2002):
+        _month(rows, year)
+    rows.connection.execute("CREATE VIEW of_an_operator AS SELECT id FROM jobs_p200001")
+
+    Retention().run()
+
+    runs = {run["kind"]: run for run in retention.last_runs(rows.connection)}
+    assert runs["months_of_jobs"]["num_removed"] == 2
+    assert "200001: 2BP01" in runs["months_of_jobs"]["error"]
+
+
+def test_a_month_that_somebody_reads_for_long_holds_up_none_behind_it(
+    roles: Connections, rows: Rows
+) -> None:
+    for year in (2000, 2001):
+        _month(rows, year)
+
+    with roles.owner.transaction():
+        roles.owner.execute("SELECT count(*) FROM jobs_p200001")
+        expired = retention.drop_months(roles.worker, batch=9, parent="jobs", keep_s=DAY_S)
+
+    assert expired.num_removed == 1
+    assert "200001" in expired.failures[0]
+
+
+def test_a_batch_ends_after_so_many_months(roles: Connections, rows: Rows) -> None:
+    for year in (2000, 2001, 2002):
+        _month(rows, year)
+
+    expired = retention.drop_months(roles.worker, batch=2, parent="jobs", keep_s=DAY_S)
+
+    assert expired.num_removed == 2
+    assert roles.owner.execute("SELECT to_regclass('jobs_p200201') AS name").fetchone() == {
+        "name": "jobs_p200201"
+    }
 
 
 def test_the_periodic_tasks_run_as_the_worker_role(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from cli.stack.database import DatabaseUrls
 from store import migrate
 from store.pools import DictConnection, connect
+from store.retention import drop_months
 from tasks.ids import uuid7, uuid7_floor
 from tests.support.rows import Rows
 from tests.support.services import Services
@@ -186,17 +187,11 @@ def _ms_ago(connection: DictConnection, months: int) -> int:
 
 
 def _drop_all(connection: DictConnection, keep_s: float) -> list[str]:
-    dropped = []
+    before = _partitions(connection)
     for parent in ("job_payloads", "job_results", "job_attempts", "jobs", "job_outcomes"):
-        while True:
-            row = connection.execute(
-                "SELECT drop_oldest_month(%s, %s) AS name", (parent, keep_s)
-            ).fetchone()
-            assert row is not None
-            if row["name"] is None:
-                break
-            dropped.append(row["name"])
-    return dropped
+        drop_months(connection, batch=100, parent=parent, keep_s=keep_s)
+    after = _partitions(connection)
+    return [name for parent in PARTITIONED for name in before[parent] - after[parent]]
 
 
 def test_old_months_are_dropped_but_not_those_that_are_needed(database: DatabaseUrls) -> None:
@@ -235,9 +230,16 @@ def test_young_months_are_kept_whatever_is_in_them(database: DatabaseUrls) -> No
 
         assert _drop_all(worker, 300 * 86_400.0) == []
         assert _partitions(owner) == before
-        for parent, keep_s in (("tenants", 1e9), ("jobs", 0.0), ("jobs", None)):
+        for arguments in (
+            ("tenants", "200001", 1e9),
+            (None, "200001", 1e9),
+            ("jobs", "200001", 0.0),
+            ("jobs", "200001", None),
+            ("jobs", "default", 1e9),
+            ("jobs", None, 1e9),
+        ):
             with pytest.raises(psycopg.errors.RaiseException):
-                worker.execute("SELECT drop_oldest_month(%s, %s)", (parent, keep_s))
+                worker.execute("SELECT drop_month(%s, %s, %s)", arguments)
 
 
 def test_ids_made_in_a_row_fall_into_the_partition_of_their_time() -> None:

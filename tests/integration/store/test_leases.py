@@ -24,6 +24,7 @@ from tasks.ids import uuid7
 from tests.integration.store.conftest import AsApi
 from tests.integration.store.writes import claim, expire, finish_of, lease
 from tests.support.jobs import Jobs
+from tests.support.poison import refuse
 
 
 def _live(connection: DictConnection) -> set[UUID]:
@@ -148,6 +149,24 @@ def test_a_lease_given_up_gives_back_its_own_jobs_without_a_failure(
     assert jobs.row(kept.job_id)["worker_id"] == other
     assert jobs.row(ended.job_id)["finished_at"] is not None
     assert reap_lost(connection) == []
+
+
+def test_a_job_that_can_not_be_given_back_keeps_no_other_from_it(
+    jobs: Jobs, connection: DictConnection, worker_id: UUID
+) -> None:
+    stuck, *others = (claim(connection, worker_id, jobs.add()).job_id for _ in range(3))
+    with jobs.connect() as owner:
+        refuse(owner, "jobs", "id", stuck)
+
+    job_ids = give_up(connection, worker_id)
+
+    assert sorted(job_ids) == sorted(others)
+    assert [jobs.row(job)["status"] for job in (stuck, *others)] == [
+        "in_progress",
+        "queued",
+        "queued",
+    ]
+    assert _live(connection) == set()
 
 
 def test_readiness_sees_a_live_worker(as_api: AsApi, worker_id: UUID) -> None:

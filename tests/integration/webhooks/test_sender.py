@@ -14,9 +14,11 @@ import pytest
 from cli.stack.database import DatabaseUrls
 from store import webhook_sending
 from store.pools import DictConnection, connect
-from store.retention import expire_webhook_deliveries
+from store.retention import expiries
+from store.settings import RetentionSettings
 from tasks.webhook_urls import UrlPolicy
 from tests.integration.webhooks.conftest import SECRET, Hooks, running_sender
+from tests.support.poison import refuse
 from tests.support.roles import Connections
 from tests.support.waiting import wait_until
 from tests.support.webhook_receiver import Receiver, receiver
@@ -192,6 +194,64 @@ def test_one_delivery_that_breaks_the_sender_holds_up_no_other(
         wait_until(lambda: _is_delivered(hooks, bad))
 
 
+def test_a_delivery_that_can_not_be_taken_holds_up_no_other(
+    hooks: Hooks, server: Receiver, database: DatabaseUrls
+) -> None:
+    endpoint = hooks.endpoint(server.url)
+    stuck, beside, other = (
+        hooks.delivery(endpoint),
+        hooks.delivery(endpoint),
+        hooks.delivery(hooks.endpoint(server.url)),
+    )
+    refuse(hooks.rows.connection, "webhook_deliveries", "id", stuck)
+
+    with running_sender(database, UrlPolicy(allow_private=True)):
+        wait_until(lambda: _is_delivered(hooks, beside) and _is_delivered(hooks, other))
+
+    assert hooks.of(stuck)["attempts"] == 0
+
+
+def test_a_delivery_that_could_not_be_taken_is_told_of_and_left_alone(
+    hooks: Hooks, roles: Connections
+) -> None:
+    endpoint = hooks.endpoint()
+    stuck, other = hooks.delivery(endpoint), hooks.delivery(endpoint)
+    refuse(roles.owner, "webhook_deliveries", "id", stuck)
+    told: list[UUID] = []
+
+    taken = webhook_sending.take(
+        roles.worker, due=[endpoint], busy=[], limit=9, set_aside=lambda id_, _: told.append(id_)
+    )
+    roles.owner.execute("DROP TRIGGER refuse ON webhook_deliveries")
+    left_alone = webhook_sending.take(roles.worker, due=[endpoint], busy=[], limit=9, aside=told)
+
+    assert ([row["id"] for row in taken], told, left_alone) == ([other], [stuck], [])
+
+
+def test_an_outcome_that_is_never_noted_is_waited_for_ever_longer_and_not_past_its_day(
+    hooks: Hooks, roles: Connections
+) -> None:
+    """A sender that dies each time, or an endpoint whose row takes no change."""
+    delivery = hooks.delivery(hooks.endpoint())
+    leases = []
+    for _ in range(10):
+        hooks.make_due()
+        assert len(_taken(roles.worker, busy=[], limit=1)) == 1
+        row = hooks.rows.one(
+            "SELECT extract(epoch FROM next_attempt_at - now())::float8 AS s FROM"
+            " webhook_deliveries"
+        )
+        leases.append(row["s"])
+
+    assert leases == pytest.approx([60 * 2**n for n in range(8)] + [14_400.0] * 2, abs=30)
+    hooks.rows.connection.execute(
+        "UPDATE webhook_deliveries SET try_until = now() - interval '61 minutes' WHERE id = %s",
+        (delivery,),
+    )
+    hooks.make_due()
+    assert _taken(roles.worker, busy=[], limit=1) == []
+
+
 def test_a_name_with_too_long_a_label_costs_no_slot(
     hooks: Hooks, server: Receiver, sender: WebhookSender
 ) -> None:
@@ -315,7 +375,9 @@ def test_old_deliveries_are_forgotten_and_stuck_ones_given_up(
         (stuck,),
     )
 
-    assert expire_webhook_deliveries(roles.worker, batch=10, keep_s=30 * 86_400.0) == 1
+    kinds = expiries(RetentionSettings())
+    for kind in ("webhook_deliveries", "late_webhook_deliveries"):
+        assert kinds[kind](roles.worker, batch=10).num_removed == 1
 
     left = {row["id"]: row for row in hooks.deliveries()}
     assert left.keys() == {young, stuck}

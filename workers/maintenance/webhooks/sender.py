@@ -17,6 +17,8 @@ from psycopg import Error as DatabaseError
 from psycopg_pool import PoolTimeout
 
 from store import webhook_sending
+from store.apart import reason
+from store.aside import Aside
 from store.pools import SyncPool, sync_pool
 from tasks.webhook_urls import UrlPolicy
 from workers.maintenance import metrics
@@ -46,6 +48,7 @@ class WebhookSender(threading.Thread):
         self._resolve = resolve
         self._stopped = threading.Event()
         self._busy: dict[UUID, int] = {}  # deliveries in flight, by endpoint
+        self._aside = Aside()  # deliveries that can't be taken
         self._after = webhook_sending.FIRST  # the endpoint behind which the next round begins
 
     def stop(self, timeout_s: float = 12.0) -> None:
@@ -96,7 +99,20 @@ class WebhookSender(threading.Thread):
 
     async def _take_from(self, due: Sequence[UUID], room: int) -> list[dict[str, Any]]:
         busy = list(self._busy)
-        return list(await self._call(webhook_sending.take, due=due, busy=busy, limit=room))
+        taken = await self._call(
+            webhook_sending.take,
+            due=due,
+            busy=busy,
+            limit=room,
+            aside=self._aside.ids(),
+            set_aside=self._set_aside,
+        )
+        return list(taken)
+
+    def _set_aside(self, delivery_id: UUID, error: DatabaseError) -> None:
+        metrics.UNITS_FAILED.labels("webhooks").inc()
+        num_tries = self._aside.add(delivery_id)
+        log.error("webhook_not_taken", id=delivery_id.hex, tries=num_tries, error=reason(error))
 
     async def _deliver(self, http: WebhookHttp, delivery: dict[str, Any]) -> None:
         """One attempt, and its outcome. An outcome that can't be noted is an attempt more."""
@@ -104,6 +120,7 @@ class WebhookSender(threading.Thread):
             answer, error = await _attempt(http, delivery)
             await self._note(delivery, answer, error)
         except Exception as failure:  # one delivery's boundary: its lease brings it back
+            metrics.UNITS_FAILED.labels("webhook_outcomes").inc()
             log.warning("webhook_outcome_lost", error=type(failure).__name__)
         finally:
             self._release(delivery["endpoint_id"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from benchmarks.big_tables import POOL
 from store import (
@@ -143,6 +143,38 @@ def _remove(world: World) -> Call:
     return world.works_each(lambda worker, job: deletion.remove_jobs(worker, [job]), ids)
 
 
+def _leave_unstored(world: World) -> None:
+    """Jobs that are not to be stored, of a batch that goes on: they wait for it, and are many."""
+    world.roles.owner.execute(
+        "UPDATE jobs SET is_stored = false, batch_id = %s WHERE is_stored AND id = ANY(ARRAY("
+        " SELECT id FROM jobs WHERE id > uuid7_floor(now() - interval '100 days')"
+        " AND finished_at IS NOT NULL ORDER BY id LIMIT %s))",
+        (world.around.batch, world.tables.num_finished // 100),
+    )
+
+
+def _unstored(world: World) -> Call:
+    _leave_unstored(world)
+    return world.works(deletion.unstored_jobs, keep_s=900, batch=10)
+
+
+def _batches_with_unstored(world: World) -> Call:
+    _leave_unstored(world)
+    return world.works(deletion.batches_with_unstored, after=UUID(int=0), batch=10)
+
+
+def _removable(world: World) -> Call:
+    """Beside them, and beside very many that were deleted just now."""
+    _leave_unstored(world)
+    world.roles.owner.execute(
+        "UPDATE jobs SET deleted_at = now() WHERE deleted_at IS NULL AND id = ANY(ARRAY("
+        " SELECT id FROM jobs WHERE id > uuid7_floor(now() - interval '200 days')"
+        " AND finished_at IS NOT NULL ORDER BY id LIMIT %s))",
+        (world.tables.num_finished // 100,),
+    )
+    return world.works(deletion.removable_jobs, after_s=86_400, batch=10)
+
+
 CASES = {
     "admission.admit": _admit,
     "admission.admit with a new key": lambda w: _admit(w, idempotency_key=str(uuid4())),
@@ -180,7 +212,8 @@ CASES = {
     "reaping.reap_lost with nothing lost": lambda w: w.works(reaping.reap_lost),
     "reaping.reap_waiting": _reap_waiting,
     "reaping.jobs_that_need_clients": lambda w: w.works(reaping.jobs_that_need_clients, limit=500),
-    "reaping.delete_dead_leases": lambda w: w.works(reaping.delete_dead_leases),
+    "reaping.dead_leases": lambda w: w.works(reaping.dead_leases),
+    "reaping.forget_leases": lambda w: w.works(reaping.forget_leases, [uuid4()]),
     "reservations.release_orphans": lambda w: w.bills(reservations.release_orphans, limit=100),
     "outcomes.settle": _settle,
     "outcomes.settle of named jobs": _settle_named,
@@ -223,8 +256,15 @@ CASES = {
     "deletion.is_of_live_batch": lambda w: w.asks(
         deletion.is_of_live_batch, w.flood, w.id_of("finished")
     ),
-    "deletion.expire_unstored": lambda w: w.works(deletion.expire_unstored, keep_s=900, batch=10),
-    "deletion.removable_jobs": lambda w: w.works(deletion.removable_jobs, after_s=0, batch=10),
+    "deletion.unstored_jobs": _unstored,
+    "deletion.unstored_jobs of a batch": lambda w: w.works(
+        deletion.unstored_jobs, keep_s=900, batch=10, batch_id=w.id_of("batches")
+    ),
+    "deletion.batches_with_unstored": _batches_with_unstored,
+    "deletion.delete_jobs": lambda w: w.works_each(
+        lambda worker, job: deletion.delete_jobs(worker, [job]), w.ids_of("finished")
+    ),
+    "deletion.removable_jobs": _removable,
     "deletion.remove_jobs": _remove,
     "estimates.output_quantiles": lambda w: w.asks(
         estimates.output_quantiles, w.tables.light[0], "demo"

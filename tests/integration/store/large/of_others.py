@@ -201,10 +201,12 @@ CASES: dict[str, Any] = {
     ),
     "batches.cancel_batch": lambda w: w.asks(batches.cancel_batch, w.flood, w.id_of("batches")),
     "batches.delete_batch": lambda w: w.asks(batches.delete_batch, w.flood, w.id_of("batches")),
-    "deletion.delete_jobs_of_batch": lambda w: w.works(
-        deletion.delete_jobs_of_batch, w.id_of("batches"), batch=10
+    "deletion.jobs_of_batch": lambda w: w.works(
+        deletion.jobs_of_batch, w.id_of("batches"), batch=10
     ),
-    "deletion.deleted_batches": lambda w: w.works(deletion.deleted_batches, batch=10),
+    "deletion.deleted_batches": lambda w: w.works(
+        deletion.deleted_batches, after=UUID(int=0), batch=10
+    ),
     "deletion.remove_batch": lambda w: w.works(deletion.remove_batch, w.id_of("batches")),
     "catalog.load_models": lambda w: w.asks(catalog.load_models),
     "catalog.load_assets": lambda w: w.asks(catalog.load_assets, "demo"),
@@ -219,7 +221,10 @@ CASES: dict[str, Any] = {
         file_output.limit_outputs, w.flood, [w.id_of("files")], ttl_s=86_400
     ),
     "file_output.parts_of": lambda w: w.works(file_output.parts_of, w.flood, w.id_of("files")),
-    "file_retention.expire_files": lambda w: w.works(file_retention.expire_files, batch=10),
+    "file_retention.expired_files": lambda w: w.works(file_retention.expired_files, batch=10),
+    "file_retention.expire_files": lambda w: w.works(
+        file_retention.expire_files, w.ids_of("files")
+    ),
     "file_retention.deleted_files": lambda w: w.works(
         file_retention.deleted_files, after=UUID(int=0), batch=10
     ),
@@ -228,7 +233,8 @@ CASES: dict[str, Any] = {
         file_retention.purged_files, after=UUID(int=0), batch=10
     ),
     "file_retention.forget_file": lambda w: w.works(file_retention.forget_file, w.id_of("files")),
-    "file_retention.abandon_uploads": lambda w: w.works(file_retention.abandon_uploads),
+    "file_retention.lost_uploads": lambda w: w.works(file_retention.lost_uploads, batch=10),
+    "file_retention.abandon_uploads": lambda w: w.works(file_retention.abandon_uploads, [uuid7()]),
     "file_retention.abandoned_uploads": lambda w: w.works(
         file_retention.abandoned_uploads, after=UUID(int=0), batch=10
     ),
@@ -274,23 +280,11 @@ CASES: dict[str, Any] = {
     "webhooks.add_sample": lambda w: w.asks(
         webhooks.add_sample, w.flood, w.around.endpoint, type="batch.failed", object_id="batch_1"
     ),
-    "retention.expire_event_logs": lambda w: w.works(
-        retention.expire_event_logs, batch=10, keep_s=3_600.0
-    ),
     **{
         f"retention.expiries of {kind}": _expires(kind)
         for kind in retention.expiries(RetentionSettings())
         if not kind.startswith("months_of_")
     },
-    "retention.expire_batches": lambda w: w.works(
-        retention.expire_batches, batch=10, keep_s=86_400.0
-    ),
-    "retention.expire_idempotency_keys": lambda w: w.works(
-        retention.expire_idempotency_keys, batch=10
-    ),
-    "retention.expire_webhook_deliveries": lambda w: w.works(
-        retention.expire_webhook_deliveries, batch=10, keep_s=86_400.0
-    ),
     "retention.note_run": lambda w: w.works(retention.note_run, "kind", 0),
     "retention.last_runs": lambda w: w.works(retention.last_runs),
     "retention.ensure_partitions": lambda w: w.works(retention.ensure_partitions, months_ahead=0),

@@ -1,4 +1,6 @@
-"""Jobs on which a step failed: left alone for a while, so that those behind them get their turn."""
+"""Units of work on which a step failed, by their ids: left alone for a while, so that those behind
+them get their turn.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,17 @@ class Aside:
         self._clock = clock
         self._failed: dict[UUID, tuple[int, float]] = {}  # how often, and until when it is aside
 
-    def add(self, job_id: UUID) -> int:
+    def add(self, id_: UUID) -> int:
         """It failed. Returns how often it has."""
-        num_before, _ = self._failed.get(job_id, (0, 0.0))
+        num_before, _ = self._failed.get(id_, (0, 0.0))
         until = self._clock() + min(FIRST_S * 2**num_before, MAX_S)
-        self._failed[job_id] = (num_before + 1, until)
+        self._failed[id_] = (num_before + 1, until)
         return num_before + 1
 
     def ids(self) -> list[UUID]:
         """What to leave alone now."""
         now = self._clock()
         self._failed = {
-            job_id: failed for job_id, failed in self._failed.items() if failed[1] > now - FORGET_S
+            id_: failed for id_, failed in self._failed.items() if failed[1] > now - FORGET_S
         }
-        return [job_id for job_id, (_, until) in self._failed.items() if until > now]
+        return [id_ for id_, (_, until) in self._failed.items() if until > now]
