@@ -19,6 +19,7 @@ from redis.backoff import NoBackoff
 from api.admission import Admission
 from api.auth import Authenticator
 from api.cancelling import Canceller
+from api.clock import postgres_time
 from api.files.download import Downloads
 from api.files.slots import TransferSlots
 from api.files.store import FileStore
@@ -217,6 +218,7 @@ async def open_admission(
     max_waiting: int,
 ) -> Admission:
     """What admits jobs, in this process or in one that runs batches; `stack` closes it."""
+    await stack.enter_async_context(postgres_time(pool))
     encoder = PromptEncoder(num_threads=num_threads, max_waiting=max_waiting)
     stack.callback(encoder.close)
     grammars = GrammarChecker()

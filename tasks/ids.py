@@ -26,19 +26,40 @@ GREATEST_ID = UUID(int=2**128 - 1)
 
 _DIGITS = re.compile("[0-9a-f]{32}")
 
+# Two clocks that are kept right differ by less, and one's own is read at once.
+_TOLERATED_MS = 1_000
+
 _lock = threading.Lock()
+_offset_ms = 0  # of the clock that ids follow, ahead of this machine's
 _last_ms_and_seq = 0  # 48 bits of milliseconds, 12 bits of counter
 
 
 def uuid7() -> UUID:
-    """A new time-ordered id. Thread-safe; strictly increasing within a process."""
+    """A new time-ordered id. Thread-safe; strictly increasing within a process, until the clock
+    that it follows turns out to be behind.
+    """
     global _last_ms_and_seq  # noqa: PLW0603
-    stamp = (time.time_ns() // 1_000_000) << 12
+    stamp = (_machine_ms() + _offset_ms) << 12
     with _lock:
         stamp = max(stamp, _last_ms_and_seq + 1)
         _last_ms_and_seq = stamp
     milliseconds, counter = stamp >> 12, stamp & 0xFFF
     return UUID(int=milliseconds << 80 | 7 << 76 | counter << 64 | 2 << 62 | secrets.randbits(62))
+
+
+def follow_clock(unix_ms: int) -> None:
+    """Make ids from now on in the time of another clock, which shows `unix_ms`."""
+    global _offset_ms, _last_ms_and_seq  # noqa: PLW0603
+    offset_ms = unix_ms - _machine_ms()
+    with _lock:
+        before_ms = _offset_ms
+        _offset_ms = offset_ms if abs(offset_ms) > _TOLERATED_MS else 0
+        if _offset_ms < before_ms - _TOLERATED_MS:
+            _last_ms_and_seq = 0  # else ids stood still until that clock has caught up
+
+
+def _machine_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def uuid7_floor(unix_ms: int) -> UUID:

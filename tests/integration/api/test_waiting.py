@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from api import waiting
 from store.pools import DictConnection
+from tasks.ids import follow_clock, format_job_id, parse_job_id, uuid7_unix_ms
 from tests.integration.api.producer import Producer, RunningJob
 from tests.support.waiting import until
 
@@ -19,10 +21,16 @@ MONTH_S = 30 * 24 * HOUR_S
 
 
 @pytest.fixture(params=[HOUR_S, -HOUR_S], ids=["ahead", "behind"])
-def shifted_clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def shifted_clock(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """The API's clock is an hour off; that of Postgres is right."""
-    right, offset_s = time.time, request.param
+    right, right_ns, offset_s = time.time, time.time_ns, request.param
     monkeypatch.setattr(time, "time", lambda: right() + offset_s)
+    monkeypatch.setattr(time, "time_ns", lambda: right_ns() + offset_s * 10**9)
+    yield
+    monkeypatch.undo()
+    follow_clock(time.time_ns() // 1_000_000)
 
 
 @pytest.mark.usefixtures("shifted_clock")
@@ -62,6 +70,30 @@ async def test_a_report_without_an_end_ends_by_the_clock_that_jobs_are_stamped_w
     assert before <= report["end_time"] <= after
     assert report["start_time"] == report["end_time"] - MONTH_S
     assert before < buckets.json()["data"][-1]["end_time"] <= after + 1
+
+
+@pytest.mark.usefixtures("shifted_clock")
+async def test_ids_tell_the_time_that_jobs_are_stamped_with(http: httpx.AsyncClient) -> None:
+    job = (await http.post("/v1/jobs", json={"model": "tiny", "prompt": "x"})).json()
+
+    job_id = parse_job_id(job["id"])
+
+    assert job_id is not None
+    assert abs(uuid7_unix_ms(job_id) // 1_000 - job["created_at"]) < HOUR_S / 60
+
+
+@pytest.mark.usefixtures("shifted_clock")
+async def test_a_retry_at_a_replica_whose_clock_is_off_finds_the_job_of_the_first_try(
+    http: httpx.AsyncClient, owner: DictConnection
+) -> None:
+    body = {"model": "tiny", "prompt": "x"}
+    await http.post("/v1/jobs", json=body)
+    owner.execute("UPDATE jobs SET id = uuid7_floor(now())")  # as another replica made it
+
+    again = await http.post("/v1/jobs", json=body, headers={"x-stainless-retry-count": "1"})
+
+    rows = owner.execute("SELECT id FROM jobs").fetchall()
+    assert [format_job_id(row["id"]) for row in rows] == [again.json()["id"]]
 
 
 @pytest.mark.parametrize("wait_s", ["-1", "-0.001", "nan", "inf", "-inf", "61", "soon"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from uuid import RFC_4122, UUID
 
 import pytest
 
-from tasks.ids import format_job_id, parse_job_id, uuid7, uuid7_floor
+from tasks.ids import follow_clock, format_job_id, parse_job_id, uuid7, uuid7_floor, uuid7_unix_ms
 
 DIGITS = "01a207bebe81700098eea49960888d98"
 
@@ -55,6 +56,34 @@ def test_clock_that_goes_back_makes_no_smaller_id(monkeypatch: pytest.MonkeyPatc
     second = uuid7()
 
     assert second > first
+
+
+@pytest.fixture
+def right_ms() -> Iterator[int]:
+    """What this machine's clock shows; afterwards ids follow it again."""
+    yield time.time_ns() // 1_000_000
+    follow_clock(time.time_ns() // 1_000_000)
+
+
+@pytest.mark.parametrize("offset_ms", [3_600_000, -3_600_000, 1_001 + 60_000, 0])
+def test_ids_are_made_in_the_time_of_the_clock_they_follow(right_ms: int, offset_ms: int) -> None:
+    follow_clock(right_ms + 7_200_000)
+    uuid7()
+
+    follow_clock(right_ms + offset_ms)
+
+    made = [uuid7() for _ in range(3)]
+    assert all(abs(uuid7_unix_ms(id_) - right_ms - offset_ms) < 30_000 for id_ in made)
+    assert made == sorted(set(made))
+
+
+def test_a_clock_that_is_nearly_right_is_not_corrected(right_ms: int) -> None:
+    first = uuid7()
+
+    follow_clock(time.time_ns() // 1_000_000 - 500)
+
+    assert uuid7() > first
+    assert uuid7_unix_ms(uuid7()) >= right_ms
 
 
 def test_floor_of_a_millisecond_is_below_its_ids_and_above_earlier_ones() -> None:
