@@ -78,7 +78,7 @@ UPDATE webhook_deliveries d SET attempts = d.attempts + 1, next_attempt_at = now
     + make_interval(secs => least({LEASE_S} * 2 ^ d.attempts, {MAX_LEASE_S}))
 FROM chosen, webhook_endpoints e
 WHERE d.id = chosen.id AND e.id = d.endpoint_id
-RETURNING d.*, e.url, e.secret,
+RETURNING d.*, e.url, e.secret, extract(epoch FROM now())::bigint AS taken_at_s,
     CASE WHEN e.previous_until > now() THEN e.previous_secret END AS previous_secret
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -58,6 +59,18 @@ def test_a_delivery_arrives_signed(hooks: Hooks, server: Receiver, sender: Webho
     assert event.id == f"evt_{row['event_id'].hex}"
     assert (row["attempts"], row["last_status_code"], row["last_error"]) == (1, 200, None)
     assert row["next_attempt_at"] is None
+
+
+def test_a_signature_tells_postgres_time_whatever_the_senders_clock_shows(
+    hooks: Hooks, server: Receiver, sender: WebhookSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + 3_600)
+
+    delivery = hooks.delivery(hooks.endpoint(server.url))
+
+    wait_until(lambda: _is_delivered(hooks, delivery))
+    assert abs(int(server.received[0].headers["webhook-timestamp"]) - right()) < 300
 
 
 def test_a_failure_is_tried_again_under_the_same_id(

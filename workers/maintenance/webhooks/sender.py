@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -161,7 +160,7 @@ async def _attempt(http: WebhookHttp, delivery: dict[str, Any]) -> tuple[Answer 
     """The answer, if any, and what is wrong, if anything."""
     try:
         body = event_body(delivery)
-        headers = signed_headers(delivery, body, now_s=int(time.time()))
+        headers = signed_headers(delivery, body, now_s=delivery["taken_at_s"])
         answer = await http.post(delivery["tenant_id"], delivery["url"], headers, body)
     except DeliveryError as failure:
         return None, str(failure)
