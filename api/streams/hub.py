@@ -83,12 +83,13 @@ class StreamHub:
     async def _join(self, job_id: UUID, listener: Listener) -> Channel:
         async with self._lock:
             channel = self._channels.get(job_id)
+            is_new = channel is None
             if channel is None:
                 channel = Channel(job_id, time.monotonic())
                 self._channels[job_id] = self._by_name[channel.name.encode()] = channel
-                channel.listeners.add(listener)
-                await self._subscribe([channel.name])
             channel.listeners.add(listener)
+            if is_new:
+                await self._subscribe([channel.name])
             return channel
 
     def leave(self, job_id: UUID, listener: Listener) -> None:

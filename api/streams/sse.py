@@ -86,8 +86,9 @@ class EventStreamResponse(Response):
             while (await receive())["type"] != "http.disconnect":
                 pass
         except asyncio.CancelledError:
-            if not self._is_given_up or self._request is None:
+            if not self._is_given_up:
                 raise
+            assert self._request is not None
             self._request.uncancel()
         finally:
             self._close()
@@ -231,5 +232,5 @@ class EventStreamResponse(Response):
         self._ending = self._ending or how
         if not self._is_given_up:
             self._is_given_up = True
-            if self._request is not None:
-                self._request.cancel()
+            assert self._request is not None
+            self._request.cancel()

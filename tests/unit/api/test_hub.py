@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID, uuid4
 
@@ -15,7 +16,7 @@ from redis.asyncio import Redis
 
 from api.streams import hub as hubs
 from api.streams.channel import SILENT_S
-from api.streams.hub import PING_AFTER_S, SUBSCRIBE_CHUNK, StreamHub
+from api.streams.hub import MAX_BACKOFF_S, PING_AFTER_S, SUBSCRIBE_CHUNK, StreamHub
 from store.pools import AsyncPool
 from tasks.events import EventType, make_event
 from tasks.keys import stream_channel
@@ -91,9 +92,12 @@ class _PubSub:
         self.messages: asyncio.Queue[dict[str, Any] | Exception | None] = asyncio.Queue()
         self.commands: list[tuple[str, ...]] = []
         self.is_closed = False
+        self.is_away = False
 
     async def connect(self) -> None:
         self.commands.append(("connect",))
+        if self.is_away:
+            raise ConnectionError
 
     async def subscribe(self, *names: str) -> None:
         self.commands.append(("subscribe", *names))
@@ -315,6 +319,126 @@ async def test_a_fault_in_one_tick_does_not_stop_the_next(
     await _until(lambda: len(calls) >= 3)
 
     assert sum(said.startswith("tick") for said in listener.heard) >= 2 * (len(calls) - 1)
+
+
+class _Asyncio(SimpleNamespace):
+    """asyncio, in which nobody sleeps long; notes down how long they would have."""
+
+    def __init__(self, noted: list[Any]) -> None:
+        super().__init__(**vars(asyncio) | {"sleep": self._sleep})
+        self._noted = noted
+
+    async def _sleep(self, seconds: float) -> None:
+        self._noted.append(seconds)
+        await asyncio.sleep(0)
+
+
+async def test_a_turn_ticks_some_channels_at_a_time_and_every_other_one_asks_for_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    streams = StreamHub(cast(AsyncPool, None), cast(Redis, _Connections()))
+    listeners = [Listener() for _ in range(5)]
+    for listener in listeners:
+        await streams.join(uuid4(), listener)
+    left = await streams.join(uuid4(), Listener())
+    left.listeners.clear()
+    noted: list[Any] = []
+
+    async def ask(_now: float) -> None:
+        noted.append("ask")
+        if noted.count("ask") == 2:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(hubs, "asyncio", _Asyncio(noted))
+    monkeypatch.setattr(hubs, "TICKS_A_TURN", 2)
+    monkeypatch.setattr(streams, "_ask_for_ends", ask)
+    with suppress(asyncio.CancelledError):
+        await streams._tick()
+
+    turn = [hubs.TICK_S, 0, 0]
+    assert noted == [*turn, *turn, "ask", *turn, *turn, "ask"]
+    assert all(len(listener.heard) == 4 for listener in listeners)
+    assert streams.num_channels == 5  # the one that nobody listens to was left
+
+
+class _Unreachable(_Connections):
+    """A Redis that is away at first, now and then."""
+
+    def __init__(self, *is_away: bool) -> None:
+        super().__init__()
+        self._is_away = list(is_away)
+
+    def pubsub(self) -> _PubSub:
+        pubsub = super().pubsub()
+        pubsub.is_away = bool(self._is_away and self._is_away.pop(0))
+        return pubsub
+
+
+async def test_a_redis_that_is_away_is_tried_ever_later_and_anew_after_each_success(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    noted: list[Any] = []
+    connections = _Unreachable(*[True] * 7, False, True, False)
+    hub = StreamHub(cast(AsyncPool, None), cast(Redis, connections))
+    monkeypatch.setattr(hubs, "asyncio", _Asyncio(noted))
+
+    listening = asyncio.create_task(hub._listen())
+    await _until(lambda: len(connections.made) == 8)
+    connections.made[7].messages.put_nowait(ConnectionError())
+    await _until(lambda: len(connections.made) == 10)
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)
+
+    assert noted == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, MAX_BACKOFF_S, 0.05, 0.1]
+
+
+async def test_who_joins_while_redis_is_away_is_subscribed_once_it_is_back() -> None:
+    connections = _Connections()
+    hub = StreamHub(cast(AsyncPool, None), cast(Redis, connections))
+    first = await hub.join(uuid4(), Listener())
+    await hub.start()
+    await _until(lambda: bool(connections.made))
+    await _settle()
+
+    connections.made[0].messages.put_nowait(ConnectionError())
+    await _until(lambda: connections.made[0].is_closed)
+    second = await hub.join(uuid4(), Listener())
+    await _until(lambda: len(connections.made) == 2)
+    await _settle()
+    await hub.stop()
+
+    assert connections.made[0].commands == [("connect",), ("subscribe", first.name)]
+    assert connections.made[1].commands == [("connect",), ("subscribe", first.name, second.name)]
+
+
+async def test_a_first_silence_is_answered_by_a_question(hub: Hub) -> None:
+    _, connections = hub
+    [connection] = connections.made
+
+    connection.messages.put_nowait(None)
+    await _until(lambda: ("ping",) in connection.commands)
+
+    assert not connection.is_closed
+
+
+async def test_the_end_of_an_earlier_subscription_confirms_no_new_one(hub: Hub) -> None:
+    """A job may be left and joined again before Redis answers."""
+    streams, connections = hub
+    listener = Listener()
+    channel = await streams.join(uuid4(), listener)
+
+    connections.made[0].say("unsubscribe", channel.name)
+    await _settle()
+
+    assert not streams.is_subscribed(channel.job_id)
+    assert listener.heard == []
+
+
+async def test_nobody_listens_to_a_job_that_nobody_has_joined(hub: Hub) -> None:
+    streams, _ = hub
+
+    assert not streams.has_listeners(uuid4())
+    assert not streams.is_subscribed(uuid4())
 
 
 async def _until(is_so: Callable[[], bool]) -> None:

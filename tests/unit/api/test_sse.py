@@ -161,6 +161,7 @@ class _Client:
         await asyncio.wait_for(self.task, 5)
         assert self.hub.left == [(self.reader.job_id, self.response)]
         assert self.streams._streams == set()
+        assert self.task.cancelling() == 0  # whoever serves the request is not to end with it
 
     @property
     def bodies(self) -> list[bytes]:
@@ -336,6 +337,7 @@ async def test_a_client_that_stops_reading_is_given_up(client: _Client) -> None:
 
 
 async def test_a_stream_that_waits_for_news_is_not_given_up(client: _Client) -> None:
+    client.reader.batches = [[_token(1)]]
     await client.opens()
 
     client.response.tick(time.monotonic() + SEND_TIMEOUT_S + 1)
@@ -496,3 +498,66 @@ async def test_a_request_that_is_cancelled_from_outside_stays_cancelled(client: 
         await client.task
 
     assert client.hub.left
+
+
+async def test_a_stream_waits_for_its_turn_once_and_not_after_its_end(client: _Client) -> None:
+    await client.opens()
+    client.streams.starts.begin(client.reader.tenant_id, lambda: None)  # another of the tenant's
+
+    client.response.wake()
+    client.response.wake()
+    await client.settles()
+    asked_once = client.reader.num_asked
+    client.streams.starts.begin(client.reader.tenant_id, lambda: None)
+    client.response.wake()
+    client.response._close()
+    await client.settles()
+
+    assert (asked_once, client.reader.num_asked) == (2, 2)
+    client.hub.left.clear()
+
+
+async def test_the_first_end_of_a_stream_stands(client: _Client) -> None:
+    """A client that didn't read left, though the process stops meanwhile."""
+    await client.opens()
+    client.may_send.clear()
+    client.reader.batches = [[_token(1)]]
+    client.response.wake()
+    await client.settles()
+
+    client.response.tick(time.monotonic() + SEND_TIMEOUT_S)
+    client.response.end("shutdown")
+    await client.closes()
+
+    assert client.num_left == 1
+
+
+async def test_limits_are_over_behind_their_moment_and_what_is_due_at_it(client: _Client) -> None:
+    await client.opens()
+    response, moment = client.response, time.monotonic() + 50
+    response._sending_since, response._expires_at = moment - SEND_TIMEOUT_S, moment
+    response._sent_at = moment
+
+    response.tick(moment)
+    await client.settles()
+    assert client.task is not None
+    assert not client.task.done()
+    client.reader.is_waiting, response._position_at = True, moment
+    response.tick(moment)
+
+    assert client.reader.notes == ["position"]
+
+
+async def test_what_else_a_client_sends_is_no_farewell(client: _Client) -> None:
+    messages = ["http.request", "http.request"]
+
+    async def receive() -> dict[str, Any]:
+        return {"type": messages.pop()} if messages else await client.receive()
+
+    client.task = asyncio.create_task(client.response({}, receive, client.send))
+    await client.settles()
+
+    assert messages == []
+    assert not client.task.done()
+    client.leaves.set()
+    await client.closes()
