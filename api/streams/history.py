@@ -38,8 +38,8 @@ class History:
 
     async def next(self, cursor: int) -> list[Event]:
         """Some of the events after a number, or none, which is not the end."""
-        if cursor > self._last_seq:  # of a worker that was lost
-            return self._whole_text(cursor)
+        if cursor > self._last_seq:
+            return self._behind_the_log(cursor)
         events = await self._take()
         if events is None:
             return self._whole_text(self._last_seq)
@@ -67,6 +67,13 @@ class History:
                 self._is_read = True
                 return self._log.end()
         return events
+
+    def _behind_the_log(self, cursor: int) -> list[Event]:
+        """Who has had the whole text hears of the end, under the one number it has. Another made
+        its number up, or saw more of a lost worker than was saved.
+        """
+        end = self._whole_text(self._last_seq)[-1]
+        return [end] if cursor <= end.seq else self._whole_text(cursor)
 
     def _whole_text(self, seq: int) -> list[Event]:
         if not self._output:

@@ -133,6 +133,21 @@ class TestHistory:
 
         assert [(event.type, event.seq) for event in events] == [("gap", 6), ("done", 7)]
 
+    @pytest.mark.parametrize(("cursor", "seqs"), [(5, [6, 7]), (6, [7]), (7, [7]), (8, [9, 10])])
+    def test_who_comes_back_meets_no_number_twice_for_two_events(
+        self, cursor: int, seqs: list[int]
+    ) -> None:
+        events = remaining_events(cursor, event_log=None, output=OUTPUT, last_seq=5)
+
+        assert _seqs(events) == seqs
+        assert [event.type for event in events] == ["gap", "done"][-len(seqs) :]
+
+    @pytest.mark.parametrize(("cursor", "seqs"), [(5, [6]), (6, [6]), (7, [8])])
+    def test_who_comes_back_for_a_job_without_output_hears_of_its_one_end(
+        self, cursor: int, seqs: list[int]
+    ) -> None:
+        assert _seqs(remaining_events(cursor, event_log=None, output=[], last_seq=5)) == seqs
+
     def test_all_text_of_several_choices_is_restated(self) -> None:
         output = [{"index": i, "text": text} for i, text in enumerate(("one", "two"))]
 
