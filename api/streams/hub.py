@@ -137,6 +137,8 @@ class StreamHub:
                     await self._read(pubsub)
             except (RedisError, OSError) as error:
                 log.warning("hub_disconnected", error=type(error).__name__)
+            except Exception:
+                log.exception("hub_failed")  # a new connection has all that this one may have lost
             metrics.hub_reconnects.inc()
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)

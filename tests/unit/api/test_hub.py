@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import pytest
 from psycopg import OperationalError
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from api.streams import hub as hubs
 from api.streams.channel import SILENT_S
@@ -409,6 +410,21 @@ async def test_who_joins_while_redis_is_away_is_subscribed_once_it_is_back() -> 
 
     assert connections.made[0].commands == [("connect",), ("subscribe", first.name)]
     assert connections.made[1].commands == [("connect",), ("subscribe", first.name, second.name)]
+
+
+async def test_a_message_that_can_not_be_understood_ends_no_stream(hub: Hub) -> None:
+    streams, connections = hub
+    listener = Listener()
+    channel = await streams.join(uuid4(), listener)
+    with capture_logs():  # tracebacks take long to print
+        connections.made[0].say("message", channel.name, b"no number")
+        await _until(lambda: len(connections.made) == 2)
+
+    connections.made[1].say("message", channel.name, _message(1))
+    await _until(lambda: listener.heard == ["wake"])
+
+    assert connections.made[0].is_closed
+    assert channel.ring.last_seq == 1
 
 
 async def test_a_first_silence_is_answered_by_a_question(hub: Hub) -> None:
