@@ -36,6 +36,7 @@ from api.limits.turns import TURN_WAIT_S, TURNS_BESIDE_OTHERS
 from api.long_work import LongWork
 from api.prompts.encoder import PromptEncoder
 from api.prompts.registry import ModelRegistry
+from api.readiness import SharedLook, Workers, look_at_stores
 from api.settings import (
     MAX_DOWNLOADS,
     MAX_TENANT_DOWNLOADS,
@@ -86,6 +87,7 @@ class Services:
     webhook_urls: UrlPolicy
     batch_quota: BatchQuota
     long_work: LongWork
+    look_at_stores: SharedLook[tuple[Workers, object]]
 
     @property
     def sources(self) -> Sources:
@@ -162,6 +164,7 @@ async def open_services(
             webhook_urls=UrlPolicy(WebhookSettings().allow_private),
             batch_quota=BatchQuota(settings.max_batches, settings.max_batch_bytes),
             long_work=long_work,
+            look_at_stores=look_at_stores(core_pool, redis),
         )
 
 

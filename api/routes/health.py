@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter
-from psycopg import Error as DatabaseError
-from redis.exceptions import RedisError
 from starlette.responses import Response
 
 from api.deps import ServicesDep
 from api.errors import UNAVAILABLE
 from api.json_response import JsonResponse
-from store.leases import live_workers, refusals_of
+from api.readiness import Workers
+from store.leases import refusals_of
 
 router = APIRouter()
-T = TypeVar("T")
-
-CHECK_TIMEOUT_S = 2.0
 
 
 @router.get("/livez")
@@ -30,13 +24,11 @@ async def live() -> Response:
 
 @router.get("/readyz", responses={UNAVAILABLE: {"description": "Not ready"}})
 async def ready(services: ServicesDep) -> Response:
-    """Whether a job would be admitted and run, and if not, why. Checks run side by side.
+    """Whether a job would be admitted and run, and if not, why.
 
     `refused` names models that no worker can serve; the others' jobs run.
     """
-    workers, redis = await asyncio.gather(
-        _check(live_workers(services.core_pool)), _check(services.redis.ping())
-    )
+    workers, redis = await services.look_at_stores()
     checks = {
         "postgres": workers if isinstance(workers, str) else "ok",
         "redis": redis if isinstance(redis, str) else "ok",
@@ -49,18 +41,7 @@ async def ready(services: ServicesDep) -> Response:
     return JsonResponse(body, 200 if is_ready else UNAVAILABLE)
 
 
-async def _check(question: Awaitable[T]) -> T | str:
-    """The answer, or a word for why there is none."""
-    try:
-        async with asyncio.timeout(CHECK_TIMEOUT_S):
-            return await question
-    except TimeoutError:
-        return "timeout"
-    except (DatabaseError, RedisError, OSError):
-        return "unavailable"
-
-
-def _worker(workers: list[dict[str, Any]] | str) -> str:
+def _worker(workers: Workers) -> str:
     if isinstance(workers, str):
         return "unknown"
     if any(worker["models"] for worker in workers):
