@@ -168,6 +168,28 @@ def test_layers_that_predict_more_tokens_are_left_out(tmp_path: Path) -> None:
     assert refusal(tmp_path) is None
 
 
+def test_the_revision_that_the_catalog_names_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--owner--name"
+    good, newest = "a" * 40, "b" * 40
+    save_tiny_llama(repository / "snapshots" / good)
+    without_a_tensor(save_tiny_llama(repository / "snapshots" / newest))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(newest)
+
+    specs = tuple(
+        ModelSpec(name=revision or "newest", path="owner/name", revision=revision)
+        for revision in (good, None)
+    )
+    engine = MillraceEngine(EngineConfig(models=specs, num_threads=1, use_native_step=False))
+    engine.start(Collector())
+    engine.shutdown()
+
+    assert (list(engine.models), list(engine.refused)) == ([good], ["newest"])
+
+
 def test_a_model_that_bitsandbytes_quantised_is_loaded_as_it_is(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     save_tiny_llama(tmp_path)
