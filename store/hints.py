@@ -22,9 +22,11 @@ _PATIENCE = "interval '15 s'"
 
 MIN_WINDOW = 64
 
-# Jobs looked at a lane: the first of it, and as many from a tenant on that is drawn each time, so
-# that nobody is overlooked for long behind a flood. Read in the order of `jobs_of_lane`, and asked
-# for as ranges of rows, since that index alone has their order.
+NOBODY = UUID(int=0)  # before all tenants
+
+# Jobs looked at a lane: the first of it, and as many from a tenant on that is the next one each
+# time, so that nobody is overlooked for long behind a flood. Read in the order of `jobs_of_lane`,
+# and asked for as ranges of rows, since that index alone has their order.
 MAX_SEEN = 500
 _SEEN = """id, tenant_id, pool, service_tier, lane, run_after, deadline_at,
             cancel_requested_at, hinted_at, hint_count"""
@@ -36,8 +38,6 @@ _CHOOSE = f"""
 WITH RECURSIVE room AS (
     SELECT pool, greatest(%(min_window)s, 2 * sum(slots)) AS window_size FROM worker_leases
     WHERE expires_at > now() AND NOT draining GROUP BY pool
-), drawn AS MATERIALIZED (
-    SELECT id FROM tenants OFFSET floor(random() * (SELECT count(*) FROM tenants)) LIMIT 1
 ), lanes AS (
     (SELECT pool, service_tier, lane FROM jobs WHERE status = 'queued'
     ORDER BY pool, service_tier, lane LIMIT 1)
@@ -56,7 +56,7 @@ WITH RECURSIVE room AS (
     SELECT later.* FROM lanes l, LATERAL (
         SELECT {_SEEN} FROM jobs WHERE status = 'queued' AND id <> ALL(%(aside)s::uuid[])
             AND (pool, service_tier, lane, tenant_id)
-                >= (l.pool, l.service_tier, l.lane, (SELECT id FROM drawn))
+                >= (l.pool, l.service_tier, l.lane, %(start)s)
             AND (pool, service_tier, lane) <= (l.pool, l.service_tier, l.lane)
         ORDER BY pool, service_tier, lane, tenant_id, deadline_at, id LIMIT {MAX_SEEN}) later
 ), ready AS (
@@ -117,19 +117,34 @@ def _leave(_job_id: UUID, _error: Error) -> None:
     """It is found again."""
 
 
+def next_tenant(connection: DictConnection, after: UUID) -> UUID:
+    """From whom the next look goes on; nobody: from the first again."""
+    row = connection.execute(
+        "SELECT id FROM tenants WHERE id > %s ORDER BY id LIMIT 1", (after,)
+    ).fetchone()
+    return row["id"] if row else NOBODY
+
+
 def rehint(
     connection: DictConnection,
     num_tickets: Mapping[Lane, int] | None = None,
     *,
+    start: UUID = NOBODY,
     aside: Sequence[UUID] = (),
     set_aside: SetAside = _leave,
 ) -> list[dict[str, Any]]:
     """Mark the jobs whose hint is due as hinted and return them; the caller sends after the commit.
 
+    Looked at are the first jobs of each lane and the first ones from the tenant `start` on.
     `num_tickets` says how many wait in the queues of lanes, as far as that is known. Empty if
     another copy is at it. Jobs that can't be marked hold up no others: `set_aside` is told of them.
     """
-    parameters = {"aside": list(aside), "min_window": MIN_WINDOW, **_columns(num_tickets or {})}
+    parameters = {
+        "start": start,
+        "aside": list(aside),
+        "min_window": MIN_WINDOW,
+        **_columns(num_tickets or {}),
+    }
     with connection.transaction():
         row = connection.execute(
             "SELECT pg_try_advisory_xact_lock(%s) AS is_ours", (_LOCK,)

@@ -57,7 +57,7 @@ WITH found AS MATERIALIZED (
 _JUDGE_LOST: LiteralString = """
 , lost AS (
     UPDATE job_attempts a SET ended_at = now(), outcome = 'lost'
-    FROM found f WHERE a.job_id = f.id AND a.attempt = f.attempt AND a.ended_at IS NULL
+    FROM found f WHERE a.job_id = f.id AND a.attempt = f.attempt
 ), judged AS (
     SELECT f.*, 1 AS fails, CASE
         WHEN f.cancel_requested_at IS NOT NULL THEN 'cancelled_by_' || coalesce(f.cancel_by, 'user')

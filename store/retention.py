@@ -120,6 +120,8 @@ FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 WHERE i.inhparent = %s::regclass AND c.relname ~ '_p[0-9]{6}$' ORDER BY 1
 """
 
+_DROP_MONTH = "SELECT drop_month(%s, %s, %s) AS is_dropped"
+
 _NOTE_RUN = """
 INSERT INTO retention_runs (kind, num_removed, error) VALUES (%(kind)s, %(num)s, %(error)s)
 ON CONFLICT (kind) DO UPDATE SET ended_at = now(), num_removed = excluded.num_removed,
@@ -266,13 +268,14 @@ def _drop_month(
     """False: it is not over."""
     while True:
         try:
-            row = connection.execute("SELECT drop_month(%s, %s, %s) AS is_dropped", month)
+            row = connection.execute(_DROP_MONTH, month).fetchone()
         except LockNotAvailable:
             if not pauses:
                 raise
             time.sleep(pauses.pop())
         else:
-            return bool((row.fetchone() or {})["is_dropped"])
+            assert row is not None
+            return bool(row["is_dropped"])
 
 
 def note_run(connection: DictConnection, kind: str, num: int, error: str | None = None) -> None:

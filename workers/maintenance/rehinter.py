@@ -144,14 +144,17 @@ class Rehinter:
         self._watch = watch
         self._sender = sender
         self._aside = Aside()
+        self._start = hints.NOBODY  # the tenant from which the next look goes on
 
     def step(self, connection: DictConnection) -> bool:
         """One window of hints."""
         self._forget_lost(connection)
         hints.give_back(connection, self._sender.take_held_back())
+        self._start = hints.next_tenant(connection, self._start)
         rows = hints.rehint(
             connection,
             self._sender.num_tickets(),
+            start=self._start,
             aside=self._aside.ids(),
             set_aside=self._set_aside,
         )

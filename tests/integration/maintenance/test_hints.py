@@ -9,7 +9,15 @@ from uuid import UUID
 import pytest
 
 from cli.stack.database import DatabaseUrls
-from store.hints import MIN_WINDOW, forget_hints, give_back, rehint
+from store.hints import (
+    MAX_SEEN,
+    MIN_WINDOW,
+    NOBODY,
+    forget_hints,
+    give_back,
+    next_tenant,
+    rehint,
+)
 from store.pools import connect
 from tests.support.poison import refuse
 from tests.support.roles import Connections
@@ -99,6 +107,31 @@ def test_tenants_take_turns_in_a_window(roles: Connections, rows: Rows) -> None:
 
     assert theirs <= hinted
     assert len(hinted) == MIN_WINDOW
+
+
+def test_looks_go_on_from_one_tenant_to_the_next_and_begin_again(
+    roles: Connections, rows: Rows
+) -> None:
+    tenants = sorted(rows.tenant() for _ in range(3))
+
+    found = [NOBODY]
+    for _ in range(5):
+        found.append(next_tenant(roles.worker, found[-1]))
+
+    assert found == [NOBODY, *tenants, NOBODY, tenants[0]]
+
+
+def test_a_job_behind_a_flood_is_found_from_its_tenant_on(roles: Connections, rows: Rows) -> None:
+    flood, behind = sorted(rows.tenant() for _ in range(2))
+    rows.connection.execute(
+        "INSERT INTO jobs SELECT (jsonb_populate_record(j, jsonb_build_object('id', uuidv7()))).*"
+        " FROM jobs j, generate_series(1, %s) WHERE j.id = %s",
+        (MAX_SEEN, rows.job(flood)),
+    )
+    lost = rows.job(behind, hinted_ago_s=60)
+
+    assert _hinted(roles) == []
+    assert [row["id"] for row in rehint(roles.worker, start=behind)] == [lost]
 
 
 def test_a_lane_gets_no_more_hints_than_it_misses_tickets(roles: Connections, rows: Rows) -> None:

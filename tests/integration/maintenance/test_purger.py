@@ -161,6 +161,17 @@ def test_jobs_of_a_deleted_batch_go_some_a_step_and_its_row_with_the_last(
     assert rows.connection.execute("SELECT FROM batches").fetchall() == []
 
 
+def test_a_deleted_batch_that_goes_on_is_its_drivers(
+    purger: Purger, roles: Connections, rows: Rows
+) -> None:
+    """It may have no job yet."""
+    batch = _batch(rows, rows.tenant(), "cancelling", is_deleted=True)
+
+    purger.step(roles.worker)
+
+    assert rows.one("SELECT id FROM batches")["id"] == batch
+
+
 def test_a_deleted_batch_with_an_open_job_waits_for_it_in_peace(
     purger: Purger, roles: Connections, rows: Rows
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Literal
 from uuid import UUID, uuid4
@@ -20,6 +21,7 @@ from tasks.ids import uuid7_floor
 from tests.support.poison import refuse
 from tests.support.roles import Connections
 from tests.support.rows import Rows
+from tests.support.waiting import wait_until
 from workers.maintenance import nudger
 from workers.maintenance.periodic import Retention, expire, make_partitions
 
@@ -164,6 +166,24 @@ def test_idempotency_keys_are_kept_a_day_and_while_their_job_is_open(
     keys = roles.owner.execute("SELECT key FROM idempotency_keys ORDER BY key").fetchall()
     assert expired.num_removed == 1
     assert [row["key"] for row in keys] == ["open", "young"]
+
+
+def test_a_key_that_is_used_again_while_it_expires_stays(roles: Connections, rows: Rows) -> None:
+    """Admission has renewed it and not committed yet: its row's lock decides, not the snapshot."""
+    tenant = rows.tenant()
+    _key(rows, tenant, "renewed", rows.ended_job(tenant), age_h=25)
+    expiry = retention.expiries(RetentionSettings())["idempotency_keys"]
+    pid = roles.worker.info.backend_pid
+    waits = "SELECT FROM pg_locks WHERE pid = %s AND NOT granted"
+    with ThreadPoolExecutor(1) as thread:
+        with roles.owner.transaction():
+            roles.owner.execute("UPDATE idempotency_keys SET created_at = now()")
+            expired = thread.submit(expiry, roles.worker, batch=10)
+            wait_until(lambda: roles.owner.execute(waits, (pid,)).fetchone() is not None)
+
+        assert expired.result().num_removed == 0
+
+    assert rows.one("SELECT key FROM idempotency_keys")["key"] == "renewed"
 
 
 def test_retention_works_in_batches_until_nothing_is_left(

@@ -223,7 +223,8 @@ CASES = {
     ),
     "outcomes.oldest_unsettled": lambda w: w.works(outcomes.oldest_unsettled, older_than_s=10),
     "rate_limits.unused_tokens": lambda w: w.bills(rate_limits.unused_tokens, w.ids_of("finished")),
-    "hints.rehint": lambda w: w.works(hints.rehint),
+    "hints.next_tenant": lambda w: w.works(hints.next_tenant, hints.NOBODY),
+    "hints.rehint": lambda w: w.works(hints.rehint, start=w.tables.light[0]),
     "hints.give_back": lambda w: w.works(hints.give_back, w.ids_of("queued")),
     "jobs.get_job": lambda w: w.asks(jobs.get_job, w.flood, w.id_of("finished")),
     "jobs.get_job_with_request": lambda w: w.asks(
@@ -269,6 +270,9 @@ CASES = {
     "estimates.output_quantiles": lambda w: w.asks(
         estimates.output_quantiles, w.tables.light[0], "demo"
     ),
+    "estimates.output_quantiles of one's own": lambda w: w.asks(
+        estimates.output_quantiles, w.flood, "demo"
+    ),
     "job_usage.list_job_usage": lambda w: w.asks(
         job_usage.list_job_usage,
         w.flood,
@@ -286,9 +290,10 @@ CASES = {
 
 # Rows that a statement looks at by its own bound, and the pages that all of them may take.
 BOUNDS = {
-    "hints.rehint": 16 * 2 * hints.MAX_SEEN * 3,  # of each lane from two places
     "jobs.queue_position": jobs.MAX_POSITION * 3,
     "reservations.release_orphans": 2 * 100 * 40,  # each is looked up in all partitions
-    "estimates.output_quantiles": 50_000,
+    # The latest rows of all, or of the tenant, some 40 a page.
+    "estimates.output_quantiles": 50_000 // 20,
+    "estimates.output_quantiles of one's own": 20_000 // 20,
     "reaping.reap_lost": reaping.MAX_JOBS * 60,
 }
