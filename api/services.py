@@ -32,7 +32,7 @@ from api.limits.limiter import RateLimiter, TenantLimits
 from api.limits.places import Places
 from api.limits.refusal_pace import RefusalPace
 from api.limits.refusals import Refusals
-from api.limits.turns import TURN_WAIT_S, TURNS_BESIDE_OTHERS
+from api.limits.turns import TURN_SPACING_S, TURN_WAIT_S
 from api.long_work import LongWork
 from api.prompts.encoder import PromptEncoder
 from api.prompts.registry import ModelRegistry
@@ -133,9 +133,7 @@ async def open_services(
             open_requests=_places(settings, max_connections, spare=SPARE_REQUESTS),
             waiting_requests=_places(settings, max_connections),
             refusals=RefusalPace(),
-            turns=TenantGate(
-                settings.max_tenant_turns, TURN_WAIT_S, beside_others=TURNS_BESIDE_OTHERS
-            ),
+            turns=TenantGate(settings.max_tenant_turns, TURN_WAIT_S, spacing_s=TURN_SPACING_S),
             large_bodies=large_bodies,
             redis=redis,
             authenticator=Authenticator(core_pool, _peppers(settings)),

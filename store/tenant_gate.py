@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -14,9 +15,6 @@ from tasks.errors import RateLimitExceeded
 
 # Another tenant is there for so long after it last entered.
 PRESENCE_S = 5.0
-# Those who wait behind a few of their own that take longer than this get in beside them: what fills
-# the event loop are many short ones, and a long one must not hold up all of its tenant.
-LONG_S = 0.05
 
 
 @dataclass(slots=True)
@@ -25,6 +23,7 @@ class _Lane:
 
     num_turns: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
+    begun_at: float = -math.inf  # the last of its turns
     timer: asyncio.TimerHandle | None = None
 
 
@@ -36,13 +35,16 @@ class TenantGate:
         max_turns: int,
         max_wait_s: float,
         *,
-        beside_others: int | None = None,
+        spacing_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`beside_others`: short ones at once while other tenants are there. None: no fewer."""
+        """`spacing_s`: while other tenants are there, a turn beside another of the tenant's begins
+        so long after the last. Short ones then go one after the other, and long ones, whatever
+        makes them long, don't hold up the rest of their tenant.
+        """
         self._max_turns = max_turns
         self._max_wait_s = max_wait_s
-        self._beside_others = min(beside_others or max_turns, max_turns)
+        self._spacing_s = spacing_s
         self._clock = clock
         self._lanes: dict[UUID, _Lane] = {}
         self._last: tuple[UUID, float] | None = None  # who entered last, and when
@@ -61,10 +63,10 @@ class TenantGate:
         """Take a turn, to be given back by `leave`. Raises RateLimitExceeded as `turn` does."""
         self._note(tenant_id)
         lane = self._lanes.setdefault(tenant_id, _Lane())
-        if lane.waiting or lane.num_turns >= self._limit(tenant_id):
+        if lane.waiting or self._pause_s(tenant_id, lane) > 0:
             await self._wait(tenant_id, lane)  # whoever lets it in counts it
         else:
-            lane.num_turns += 1
+            self._begin(lane)
 
     def leave(self, tenant_id: UUID) -> None:
         """Give a turn back."""
@@ -72,38 +74,45 @@ class TenantGate:
         lane.num_turns -= 1
         self._let_in(tenant_id, lane)
 
+    def _begin(self, lane: _Lane) -> None:
+        lane.num_turns += 1
+        lane.begun_at = self._clock()
+
     def _let_in(self, tenant_id: UUID, lane: _Lane) -> None:
-        """As many as there is room for, in the order they came."""
-        self._fill(lane, self._limit(tenant_id))
-        self._watch(lane)
+        """As many as may begin now, in the order they came."""
+        while lane.waiting and self._pause_s(tenant_id, lane) <= 0:
+            waiter = lane.waiting.popleft()
+            if not waiter.done():
+                self._begin(lane)
+                waiter.set_result(None)
+        self._watch(tenant_id, lane)
         if not lane.num_turns and not lane.waiting:
             self._lanes.pop(tenant_id, None)
 
-    def _fill(self, lane: _Lane, limit: int) -> None:
-        while lane.waiting and lane.num_turns < limit:
-            waiter = lane.waiting.popleft()
-            if not waiter.done():
-                lane.num_turns += 1
-                waiter.set_result(None)
-
-    def _watch(self, lane: _Lane) -> None:
-        """Time begins anew for those who wait."""
+    def _watch(self, tenant_id: UUID, lane: _Lane) -> None:
+        """Look again when the next may begin, if no other leaves before."""
         if lane.timer is not None:
             lane.timer.cancel()
             lane.timer = None
-        if lane.waiting and lane.num_turns < self._max_turns:
-            lane.timer = asyncio.get_running_loop().call_later(LONG_S, self._let_one_more, lane)
+        if lane.waiting and (pause_s := self._pause_s(tenant_id, lane)) < math.inf:
+            loop = asyncio.get_running_loop()
+            lane.timer = loop.call_later(pause_s, self._let_in, tenant_id, lane)
 
-    def _let_one_more(self, lane: _Lane) -> None:
-        """Nobody has left for long."""
-        self._fill(lane, lane.num_turns + 1)
-        self._watch(lane)
+    def _pause_s(self, tenant_id: UUID, lane: _Lane) -> float:
+        """How long until another may begin, if none leaves: nothing, or less, if it may now."""
+        if not lane.num_turns:
+            return 0.0
+        if lane.num_turns >= self._max_turns:
+            return math.inf
+        if self._is_alone(tenant_id):
+            return 0.0
+        return lane.begun_at + self._spacing_s - self._clock()
 
     async def _wait(self, tenant_id: UUID, lane: _Lane) -> None:
         waiter = asyncio.get_running_loop().create_future()
         lane.waiting.append(waiter)
         if lane.timer is None:
-            self._watch(lane)
+            self._watch(tenant_id, lane)
         try:
             async with asyncio.timeout(self._max_wait_s):
                 await waiter
@@ -120,8 +129,7 @@ class TenantGate:
             self._last_other = self._last
         self._last = (tenant_id, self._clock())
 
-    def _limit(self, tenant_id: UUID) -> int:
+    def _is_alone(self, tenant_id: UUID) -> bool:
         last = self._last
         other = last if last is not None and last[0] != tenant_id else self._last_other
-        is_alone = other is None or self._clock() - other[1] > PRESENCE_S
-        return self._max_turns if is_alone else self._beside_others
+        return other is None or self._clock() - other[1] > PRESENCE_S

@@ -88,9 +88,9 @@ async def _begun(gate: TenantGate, tenant: UUID, num: int) -> int:
     return num_begun
 
 
-async def test_one_has_fewer_turns_while_others_are_there() -> None:
+async def test_turns_are_spaced_while_others_are_there() -> None:
     clock, many, one = Clock(), uuid4(), uuid4()
-    gate = TenantGate(4, max_wait_s=10, beside_others=2, clock=clock)
+    gate = TenantGate(4, max_wait_s=10, spacing_s=60, clock=clock)
 
     alone = await _begun(gate, many, 6)
     await _begun(gate, one, 1)
@@ -100,13 +100,32 @@ async def test_one_has_fewer_turns_while_others_are_there() -> None:
     clock.now += 0.1
     alone_again = await _begun(gate, many, 6)
 
-    assert (alone, beside, still_beside, alone_again) == (4, 2, 2, 4)
+    assert (alone, beside, still_beside, alone_again) == (4, 1, 1, 4)
+    assert not gate._lanes
+
+
+async def test_a_turn_begins_beside_another_when_the_spacing_is_over() -> None:
+    clock, many = Clock(), uuid4()
+    gate = TenantGate(4, max_wait_s=10, spacing_s=2, clock=clock)
+    await _begun(gate, uuid4(), 1)
+    await gate.enter(many)
+    clock.now += 2
+
+    await asyncio.wait_for(gate.enter(many), 5)
+    waiting = asyncio.create_task(gate.enter(many))
+    await asyncio.sleep(0)
+    assert not waiting.done(), "the last one began just now"
+
+    gate.leave(many)
+    gate.leave(many)
+    await waiting
+    gate.leave(many)
     assert not gate._lanes
 
 
 async def test_those_who_wait_get_the_turns_that_others_leave_them() -> None:
     clock, many, one = Clock(), uuid4(), uuid4()
-    gate = TenantGate(3, max_wait_s=10, beside_others=1, clock=clock)
+    gate = TenantGate(3, max_wait_s=10, spacing_s=60, clock=clock)
     order, free = list[UUID](), [asyncio.Event() for _ in range(5)]
     await _begun(gate, one, 1)
     tasks = [asyncio.create_task(_hold(gate, many, event, order)) for event in free]
@@ -142,8 +161,8 @@ async def test_who_is_let_in_and_leaves_at_the_same_moment_keeps_no_turn() -> No
     assert not gate._lanes
 
 
-async def test_a_long_one_does_not_hold_up_the_others_of_its_tenant() -> None:
-    gate, many = TenantGate(3, max_wait_s=10, beside_others=1), uuid4()
+async def test_long_ones_hold_up_no_others_of_their_tenant() -> None:
+    gate, many = TenantGate(3, max_wait_s=10, spacing_s=0.01), uuid4()
     order, free = list[UUID](), asyncio.Event()
     await _begun(gate, uuid4(), 1)
 
@@ -159,7 +178,7 @@ async def test_a_long_one_does_not_hold_up_the_others_of_its_tenant() -> None:
 
 
 async def test_short_ones_go_one_after_the_other() -> None:
-    gate, many = TenantGate(3, max_wait_s=10, beside_others=1), uuid4()
+    gate, many = TenantGate(3, max_wait_s=10, spacing_s=60), uuid4()
     at_once, most = 0, 0
     await _begun(gate, uuid4(), 1)
 
