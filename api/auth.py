@@ -43,6 +43,9 @@ class Authenticator:
         self._known: _Cache = OrderedDict()
         self._unknown: _Cache = OrderedDict()
         self._lookups = asyncio.Semaphore(max_lookups)
+        # One question for all who wait for the same answer, so that a thousand requests that come
+        # when their key is new, or no longer fresh, leave connections to admission too.
+        self._asking: dict[str, asyncio.Task[ApiKey | None]] = {}
 
     async def authenticate(self, header: str | None) -> ApiKey:
         """The key behind a header. Raises InvalidApiKey."""
@@ -62,6 +65,13 @@ class Authenticator:
             if cached and cached[0] > now:
                 cache.move_to_end(key_id)
                 return cached[1]
+        asking = self._asking.get(key_id)
+        if asking is None:
+            asking = self._asking[key_id] = asyncio.create_task(self._ask(key_id))
+            asking.add_done_callback(lambda _: self._asking.pop(key_id))
+        return await asyncio.shield(asking)  # whoever leaves takes it from nobody else
+
+    async def _ask(self, key_id: str) -> ApiKey | None:
         # Whose key was good before doesn't wait behind made-up ones.
         async with nullcontext() if key_id in self._known else self._lookups:
             key = await find_api_key(self._pool, key_id)

@@ -169,15 +169,41 @@ async def test_unknown_ids_have_few_questions_under_way(
                 asyncio.create_task(authenticator.authenticate(f"Bearer {generate().text}"))
                 for _ in range(10)
             ]
-            waiting = "SELECT count(*) AS n FROM pg_locks WHERE NOT granted"
-            async with asyncio.timeout(10):
-                while True:
-                    row = owner.execute(waiting).fetchone()
-                    if row and row["n"] >= 2:
-                        break
-                    await asyncio.sleep(0.01)
-            assert row is not None
-            assert row["n"] == 2
+            assert await _num_blocked(owner, at_least=2) == 2
         answers = await asyncio.gather(*asking, return_exceptions=True)
 
     assert [type(answer) for answer in answers] == [InvalidApiKey] * 10
+
+
+async def _num_blocked(owner: DictConnection, *, at_least: int) -> int:
+    """Statements that wait for a lock, once there are as many."""
+    async with asyncio.timeout(10):
+        while True:
+            row = owner.execute("SELECT count(*) AS n FROM pg_locks WHERE NOT granted").fetchone()
+            if row and row["n"] >= at_least:
+                num_blocked: int = row["n"]
+                return num_blocked
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_all_who_wait_for_the_same_key_share_one_question(
+    database: DatabaseUrls, owner: DictConnection, tenant: Tenant, is_known: bool
+) -> None:
+    now = 0.0
+    header = f"Bearer {tenant.api_key}"
+    async with async_pool(database.api, application_name="test", max_size=20) as pool:
+        authenticator = Authenticator(pool, {1: PEPPER.encode()}, clock=lambda: now)
+        if is_known:
+            await authenticator.authenticate(header)
+            now += KEY_POSITIVE_TTL_S + 1
+        with owner.transaction():
+            owner.execute("LOCK TABLE api_keys")
+            asking = [asyncio.create_task(authenticator.authenticate(header)) for _ in range(10)]
+            assert await _num_blocked(owner, at_least=1) == 1
+            asking[0].cancel()  # the one that asked: the others still get their answer
+            await asyncio.wait(asking[:1])
+        answers = await asyncio.gather(*asking[1:])
+
+    assert {key.tenant_id for key in answers} == {tenant.id}
+    assert not authenticator._asking
