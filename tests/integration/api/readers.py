@@ -81,17 +81,21 @@ async def _events(http: httpx.AsyncClient, session: EventSession) -> AsyncIterat
 
 
 async def drop_and_resume(http: httpx.AsyncClient, job_id: str, seed: int) -> Seen:
-    """Leaves after 20 to 400 ms, comes back at once by Last-Event-ID. Drops nothing by itself."""
+    """Leaves after 20 to 400 ms, comes back at once by Last-Event-ID. Drops nothing by itself.
+
+    It is more patient after each session that brought nothing: a busy machine may take longer.
+    """
     rng = random.Random(seed)
     seen = Seen()
-    last = 0
+    last, patience = 0, 1.0
     while "done" not in seen.types:
+        num_seen = len(seen.events)
         try:
-            async with asyncio.timeout(rng.uniform(0.02, 0.4)):
+            async with asyncio.timeout(patience * rng.uniform(0.02, 0.4)):
                 session = EventSession(job_id, last)
                 async for event in _events(http, session):
                     seen.take(event)
                     last = event.seq or last
         except TimeoutError:
-            continue
+            patience = patience if len(seen.events) > num_seen else 2 * patience
     return seen
