@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from api import errors, metrics, openapi
+from api.door import DoorMiddleware
 from api.middleware import BodyLimitMiddleware, RequestMiddleware
 from api.routes import (
     batches,
@@ -102,6 +103,7 @@ def create_app() -> FastAPI:
     errors.install(app)
     openapi.install(app, _BODIES)
     app.add_middleware(BodyLimitMiddleware)
+    app.add_middleware(DoorMiddleware)
     app.add_middleware(RequestMiddleware)  # added last, so outermost
     return app
 

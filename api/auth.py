@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from uuid import UUID
 
 from api.settings import KEY_CACHE_SIZE, KEY_NEGATIVE_TTL_S, KEY_POSITIVE_TTL_S
 from store.api_keys import Scope, hash_key, parse_key_id
@@ -57,6 +58,15 @@ class Authenticator:
         if not self._matches(key, text) or key is None or not key.is_live:
             raise InvalidApiKey
         return key
+
+    def presumed_tenant(self, header: str | None) -> UUID | None:
+        """Whose request this seems to be: the tenant whose key was good before, fresh or not."""
+        try:
+            text = _bearer(header)
+        except InvalidApiKey:
+            return None
+        _, key = self._known.get(parse_key_id(text) or "", (0.0, None))
+        return key.tenant_id if key and self._matches(key, text) else None
 
     async def _find(self, key_id: str) -> ApiKey | None:
         now = self._clock()

@@ -35,10 +35,11 @@ async def _services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(_services)]
 
 
-async def _authenticated(services: Services, authorization: str | None) -> ApiKey:
+async def _authenticated(request: Request, services: Services, authorization: str | None) -> ApiKey:
     try:
         return await services.authenticator.authenticate(authorization)
     except InvalidApiKey:
+        give_back_turn(request.scope["state"])
         await services.refusals.turn_without_key()
         raise
 
@@ -59,13 +60,15 @@ async def _caller(
     # In the document it is the security scheme, see api/openapi.py.
     authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> ApiKey:
-    key = await _authenticated(services, authorization)
+    key = await _authenticated(request, services, authorization)
+    turn: Turn = request.state.turn
+    turn.belong_to(key.tenant_id)
     await _take_place(request, services, services.open_requests, key)
-    turn = request.state.turn = Turn(services.turns, key.tenant_id)
-    request.state.held.callback(turn.give_back)
     request.state.bodies = services.large_bodies.of(key.tenant_id)
     waits_for_job = request.method == "DELETE"  # for its end
-    if not waits_for_job and not _reads_body(request):
+    if waits_for_job or _reads_body(request):
+        turn.give_back()
+    else:
         await turn.take()
     return key
 

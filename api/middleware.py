@@ -135,6 +135,7 @@ class BodyLimitMiddleware:
         await self._app(scope, counting_receive, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        give_back_turn(scope["state"])
         await self._drain(receive)
         await error_response(RequestTooLarge())(scope, receive, send)
 

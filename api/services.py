@@ -92,7 +92,7 @@ class Services:
     @property
     def sources(self) -> Sources:
         """Where stream readers get their events."""
-        return Sources(self.pool, self.redis, self.long_work)
+        return Sources(self.pool, self.redis, self.long_work, self.turns)
 
 
 @asynccontextmanager

@@ -1,7 +1,8 @@
 """How many requests of one tenant are worked on at once, so that none fills the event loop.
 
-A request has its turn from when all of it has come until its answer begins, or until it waits for a
-job. So neither slow clients nor streams and long polls keep the others of their tenant waiting.
+A request has a turn until its answer begins, but for the time in which its body is still to come,
+and until it waits for a job. So neither slow clients nor streams and long polls keep the others of
+their tenant waiting.
 """
 
 from __future__ import annotations
@@ -25,6 +26,12 @@ class Turn:
         self._gate = gate
         self._tenant_id = tenant_id
         self._is_taken = False
+
+    def belong_to(self, tenant_id: UUID) -> None:
+        """It is known now whose it is: if another's, it has to be taken anew."""
+        if tenant_id != self._tenant_id:
+            self.give_back()
+            self._tenant_id = tenant_id
 
     async def take(self) -> None:
         """Wait behind the tenant's other requests. Raises RateLimitExceeded when it takes long."""

@@ -28,6 +28,7 @@ from api.streams.channel import Channel
 from api.streams.history import History
 from store.jobs import JobRow, get_job, queue_position, read_event_log, read_logprobs
 from store.pools import AsyncPool
+from store.tenant_gate import TenantGate
 from tasks.errors import RateLimitExceeded
 from tasks.events import Event, EventType, TextsSoFar, make_event, make_gap
 from tasks.jobs import JobStatus
@@ -48,6 +49,7 @@ class Sources:
     pool: AsyncPool
     redis: Redis
     long_work: LongWork
+    turns: TenantGate
 
     async def read_list(self, row: JobRow, later: LaterList) -> AsyncIterator[bytes]:
         """A list of a finished job's, as JSON, bit by bit: each bit in its turn."""
@@ -246,7 +248,8 @@ class Reader:
             return None
         self._position_is_due = False
         tenant_id = self._row["tenant_id"]
-        position = await queue_position(self._sources.pool, tenant_id, self.job_id)
+        async with self._sources.turns.turn(tenant_id):
+            position = await queue_position(self._sources.pool, tenant_id, self.job_id)
         if position is None or position == self._position:
             return None
         self._position = position

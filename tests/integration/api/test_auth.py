@@ -207,3 +207,21 @@ async def test_all_who_wait_for_the_same_key_share_one_question(
 
     assert {key.tenant_id for key in answers} == {tenant.id}
     assert not authenticator._asking
+
+
+async def test_a_request_seems_to_be_the_tenants_whose_key_was_good_before(
+    database: DatabaseUrls, owner: DictConnection, tenant: Tenant
+) -> None:
+    now = 0.0
+    async with async_pool(database.api, application_name="test", max_size=1) as pool:
+        authenticator = Authenticator(pool, {1: PEPPER.encode()}, clock=lambda: now)
+        header = f"Bearer {tenant.api_key}"
+        assert authenticator.presumed_tenant(header) is None
+        await authenticator.authenticate(header)
+
+        assert authenticator.presumed_tenant(header) == tenant.id
+        now += KEY_POSITIVE_TTL_S + 1
+        assert authenticator.presumed_tenant(header) == tenant.id
+        assert authenticator.presumed_tenant(f"{header[:-1]}?") is None
+        for other in (None, "", "Bearer", "Basic x", f"Bearer {generate().text}"):
+            assert authenticator.presumed_tenant(other) is None

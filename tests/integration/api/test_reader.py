@@ -13,6 +13,7 @@ from api.streams.reader import BATCH_SIZE, Reader, Sources
 from cli.stack.database import DatabaseUrls
 from store.jobs import get_job
 from store.pools import async_pool
+from store.tenant_gate import TenantGate
 from tasks import keys
 from tests.integration.api.conftest import Tenant
 from tests.integration.api.producer import Producer, RunningJob
@@ -28,7 +29,7 @@ async def reader(
     async with async_pool(database.api, application_name="test", max_size=1) as pool:
         row = await get_job(pool, tenant.id, running.job_id)
         assert row is not None
-        reader = Reader(Sources(pool, redis, long_work), row, 0)
+        reader = Reader(Sources(pool, redis, long_work, TenantGate(8, 5.0)), row, 0)
         channel = Channel(running.job_id, 0.0)
         channel.is_subscribed = True
         reader.attach(channel, 0.0)

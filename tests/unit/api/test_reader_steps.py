@@ -13,6 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from api.streams import reader as reading
 from api.streams.channel import Channel
 from api.streams.reader import BATCH_SIZE, CROWD, JUDGE_AFTER_S, UNNUMBERED, Reader, Sources
+from store.tenant_gate import TenantGate
 from tasks.errors import RateLimitExceeded
 from tasks.events import Event, EventType, compress_event_log, make_event, make_gap
 
@@ -74,7 +75,9 @@ class _World:
             "status": "in_progress",
         }
         fields |= {"finished_at": None, "reason": None, "attempt": 0, **row}
-        sources = Sources(cast(Any, None), cast(Any, None), cast(Any, self.long_work))
+        sources = Sources(
+            cast(Any, None), cast(Any, None), cast(Any, self.long_work), TenantGate(8, 5.0)
+        )
         reader = Reader(sources, fields, cursor)
         channel = Channel(fields["id"], 0.0)
         channel.is_subscribed = True
