@@ -139,7 +139,7 @@ def model_limits(entry: CatalogModel, config: Mapping[str, object] | None) -> tu
 
 
 def _first_mistake(error: ValidationError) -> str:
-    mistake = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    mistake = error.errors()[0]
     where = ".".join(str(part) for part in mistake["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{where}: {mistake['msg']}{more}"

@@ -74,7 +74,6 @@ class Reader:
         self._row = row
         self._cursor = cursor
         self._channel: Channel | None = None
-        self._must_read_log = False
         self._history: History | None = None  # once Postgres is what is left to read
         self._judge_at: float | None = None  # when to look whether the log still reaches here
         self._may_step_back = False

@@ -31,6 +31,7 @@ _ARITHMETIC: dict[type[ast.operator], tuple[str, str]] = {
     ast.FloorDiv: ("//", "*"),
 }
 _OBSERVING = ("log.", "metrics.", "structlog.", "configure_logs(", "warnings.")
+_NOTHING = ("None", "False")
 _MAX_NUMBER = 2  # an offset or a bound; larger numbers are settings
 
 
@@ -107,7 +108,8 @@ class PythonMutants:
                 self._replace(node, "pass", "statement dropped")
             case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]):
                 self._replace(node, "pass", "statement dropped")
-            case ast.Return(value=ast.expr() as value) if ast.unparse(value) != "None":
+            # None counts as False; that one becomes True, as every constant does.
+            case ast.Return(value=ast.expr() as value) if ast.unparse(value) not in _NOTHING:
                 self._replace(value, "None", "return None")
             case ast.Return(value=None):
                 self._replace(node, "pass", "statement dropped")

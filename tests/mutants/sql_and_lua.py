@@ -20,12 +20,21 @@ _IS_SQL = re.compile(
     r"\b(SELECT|INSERT INTO|UPDATE|DELETE FROM|WHERE|FROM|JOIN|RETURNING|ORDER BY|AND)\b"
 )
 
+_COMPARISONS = {"<": "<=", "<=": "<", ">": ">=", ">=": ">"}
+_REVERSED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+
+
+def _compared(found: re.Match[str]) -> str:
+    """A moment in microseconds is never just now: with the clock a comparison turns round."""
+    begin = found.string.rfind("\n", 0, found.start()) + 1
+    line = found.string[begin : found.string.find("\n", found.end())]
+    words = _REVERSED if "now()" in line or "clock_timestamp()" in line else _COMPARISONS
+    return words[found[0]]
+
+
 _Text = str | Callable[[re.Match[str]], str]
 _SQL: list[tuple[str, str, _Text]] = [
-    ("comparison", r"(?<=\s)<(?=\s)", "<="),
-    ("comparison", r"(?<=\s)<=(?=\s)", "<"),
-    ("comparison", r"(?<=\s)>(?=\s)", ">="),
-    ("comparison", r"(?<=\s)>=(?=\s)", ">"),
+    ("comparison", r"(?<=\s)[<>]=?(?=\s)", _compared),
     ("comparison", r"(?:(?<=AND )|(?<=WHERE )|(?<=OR )|(?<=WHEN )|(?<=ON ))[\w.]+ =(?= )", ""),
     ("null", r"\bIS NULL\b", "IS NOT NULL"),
     ("null", r"\bIS NOT NULL\b", "IS NULL"),

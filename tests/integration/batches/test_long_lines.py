@@ -6,6 +6,7 @@ import tracemalloc
 from typing import Any
 from uuid import UUID
 
+from store.jobs import LOGPROBS_A_QUERY
 from tests.integration.batches.conftest import Batches
 from workers.batches.driver import Driver
 from workers.batches.writing import LineWriter
@@ -76,6 +77,16 @@ def test_a_long_line_is_written_as_a_short_one(batches: Batches) -> None:
     assert shown[0] == shown[1]
     content = shown[0][0][1]["logprobs"]["content"]
     assert (len(content), len(content[0]["top_logprobs"])) == (600, 20)
+
+
+def test_a_long_line_has_the_log_probabilities_of_all_its_tokens(batches: Batches) -> None:
+    num_tokens = LOGPROBS_A_QUERY + 10  # more than are read at once
+    batch = _over(batches, 1, num_choices=1, num_tokens=num_tokens)
+
+    _write(batches, batch, long_bytes=0)
+
+    [[choice]] = _shown(batches, batch)
+    assert len(choice["logprobs"]["content"]) == num_tokens
 
 
 def test_a_long_line_is_never_in_memory_as_a_whole(batches: Batches) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
+from psycopg import DatabaseError
 from psycopg.errors import DivisionByZero
 
 from store.pools import AsyncPool, as_tenant, async_pool
@@ -21,6 +22,35 @@ async def _ask(pool: AsyncPool, divisor: int) -> int:
         row = await cursor.fetchone()
     assert row is not None
     return int(row["seven"])
+
+
+async def _backend(pool: AsyncPool, tenant_id: UUID, *, fails_by: str | None = None) -> int:
+    """The connection's process, before it is made to fail."""
+    backend = 0
+    try:
+        async with as_tenant(pool, tenant_id) as connection:
+            cursor = await connection.execute("SELECT pg_backend_pid() AS pid")
+            row = await cursor.fetchone()
+            backend = row["pid"] if row else 0
+            if fails_by is not None:
+                await connection.execute(
+                    "DO $$BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '" + fails_by + "'; END$$"
+                )
+    except DatabaseError:
+        assert fails_by
+    return backend
+
+
+@pytest.mark.parametrize(("fails_by", "is_kept"), [("MR001", True), ("22012", False)])
+def test_a_refusal_of_ours_keeps_the_connection_and_a_failure_does_not(
+    as_api: AsApi, fails_by: str, is_kept: bool
+) -> None:
+    async def ask() -> bool:
+        async with async_pool(as_api.urls.api, application_name="test", max_size=1) as pool:
+            before = await _backend(pool, uuid4(), fails_by=fails_by)
+            return await _backend(pool, uuid4()) == before
+
+    assert asyncio.run(ask()) is is_kept
 
 
 @pytest.mark.parametrize("num_before", range(NUM_BEFORE_PREPARED + 2))

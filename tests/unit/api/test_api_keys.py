@@ -2,7 +2,18 @@ from __future__ import annotations
 
 import re
 
-from store.api_keys import KEY_LENGTH, generate, hash_key, parse_key_id
+import pytest
+
+from store.api_keys import (
+    CRC_LENGTH,
+    KEY_ID_LENGTH,
+    KEY_LENGTH,
+    PREFIX,
+    _checksum,
+    generate,
+    hash_key,
+    parse_key_id,
+)
 
 
 def test_key_has_the_documented_form_and_names_its_id() -> None:
@@ -32,3 +43,11 @@ def test_hash_depends_on_key_and_pepper() -> None:
 
     assert len({hash_key(b"a", one), hash_key(b"b", one), hash_key(b"a", two)}) == 3
     assert len(hash_key(b"a", one)) == 32
+
+
+@pytest.mark.parametrize("where", [len(PREFIX), len(PREFIX) + KEY_ID_LENGTH + 1])
+def test_a_key_with_a_character_that_is_none_of_ours_is_none(where: int) -> None:
+    body = generate().text[:-CRC_LENGTH]
+    body = f"{body[:where]}-{body[where + 1 :]}"
+
+    assert parse_key_id(body + _checksum(body)) is None

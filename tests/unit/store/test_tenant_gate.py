@@ -194,3 +194,20 @@ async def test_short_ones_go_one_after_the_other() -> None:
 
     assert most == 1
     assert not gate._lanes
+
+
+async def test_nobody_is_looked_for_when_all_have_left() -> None:
+    gate, many = TenantGate(3, max_wait_s=10, spacing_s=60), uuid4()
+    order, free = list[UUID](), asyncio.Event()
+    await _begun(gate, uuid4(), 1)
+    tasks = [asyncio.create_task(_hold(gate, many, free, order)) for _ in range(2)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    timer = gate._lanes[many].timer
+    assert timer is not None
+    assert not timer.cancelled()
+
+    free.set()
+    await asyncio.gather(*tasks)
+
+    assert timer.cancelled(), "it would look at a lane that is no more"
