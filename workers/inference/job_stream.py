@@ -238,8 +238,9 @@ class JobStream:
         logprobs = wire_logprobs(output.logprobs)
         if self.asks_logprobs:
             fields["logprobs"] = logprobs
-        choice.add(output.token_ids, text, logprobs)
+        # What no event can say, no checkpoint holds either.
         self._add(EventType.TOKEN, **fields)
+        choice.add(output.token_ids, text, logprobs)
 
     def _add(self, type_: EventType, **fields: object) -> None:
         self._events.append(make_event(self.last_seq + 1, type_, **fields))

@@ -16,7 +16,8 @@ import structlog
 
 from tasks.stream import Append, StreamWriter
 from workers.inference import metrics
-from workers.inference.engine.protocol import TokenOutput
+from workers.inference.engine.errors import EngineError
+from workers.inference.engine.protocol import FinishReason, TokenOutput
 from workers.inference.job_stream import JobStream
 
 log = structlog.get_logger(__name__)
@@ -77,11 +78,7 @@ class Publisher:
     def _turn(self) -> bool:
         """Send what there is. Whether another turn follows."""
         items, is_last = self._take()
-        try:
-            ended = {job for item in items for job in self._accept(item)}
-        except Exception:  # the thread's boundary; the handlers' own deadline ends the jobs
-            log.exception("outputs_lost")
-            ended = set()
+        ended = {job for item in items for job in self._accept(item)}
         try:
             if is_last or time.monotonic() >= self._retry_at:
                 self._publish()
@@ -114,7 +111,12 @@ class Publisher:
             job = self._jobs.get(output.request_id)
             if job is None or job.is_fenced:
                 continue
-            job.add_output(output)
+            try:
+                job.add_output(output)
+            except Exception:  # one job's boundary: the others' outputs must not be lost with it
+                log.exception("output_lost", job_id=job.job_id.hex)
+                job.end(_lost(output))
+                ended.add(job)
             self._dirty[job] = deadline
             if output.finish_reason is not None:
                 ended.add(job)
@@ -150,3 +152,9 @@ class Publisher:
             return
         for (job, _), reply in zip(appends, replies, strict=True):
             job.confirm(reply)
+
+
+def _lost(output: TokenOutput) -> TokenOutput:
+    """The end of a job that can't go on without what was lost: another attempt produces it."""
+    error = EngineError("internal", "The worker failed on this output.", retryable=True)
+    return TokenOutput(request_id=output.request_id, finish_reason=FinishReason.ERROR, error=error)

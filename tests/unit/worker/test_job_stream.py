@@ -188,6 +188,16 @@ def test_nul_is_replaced_wherever_text_goes() -> None:
     assert texts_of(decompress_event_log(stream.event_log())) == [text]
 
 
+def test_what_no_event_can_say_is_in_no_checkpoint() -> None:
+    stream = new_stream()
+    stream.add_output(output("a", 1))
+
+    with pytest.raises(TypeError):
+        stream.add_output(output("\ud83d", 2))
+
+    assert (stream.checkpoint().seq, stream.checkpoint().text, stream.num_tokens) == (1, "a", 1)
+
+
 def test_checkpoint_is_due_only_with_something_new() -> None:
     stream = new_stream()
     stream.add_output(output("a", 1))

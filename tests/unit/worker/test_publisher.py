@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import redis
+from structlog.testing import capture_logs
 
 from tasks.events import Event, EventType, make_event
 from tasks.stream import Append, Code, Reply
 from tests.unit.worker.test_job_stream import new_stream, output, stop
 from workers.inference import publisher as publishing
+from workers.inference.engine.protocol import FinishReason
 from workers.inference.job_stream import JobStream
 from workers.inference.publisher import LINGER_S, RETRY_INTERVAL_S, Publisher
 
@@ -251,14 +253,23 @@ def test_the_thread_sleeps_until_there_is_something_to_send_or_to_send_again(
     assert waits == [None, RETRY_INTERVAL_S, None]
 
 
-def test_outputs_that_can_not_be_understood_end_no_loop(publisher: _Publisher) -> None:
-    stream = _started(publisher)
+def test_an_output_that_can_not_be_understood_ends_its_job_and_loses_nothing_of_others(
+    publisher: _Publisher,
+) -> None:
+    bad, good = _started(publisher, "bad"), _started(publisher, "good")
 
-    publisher.on_step([_of("r", "a", 1, index=7)])
-    publisher.last_turn()
+    with capture_logs():  # tracebacks take long to print
+        publisher.turn(_of("bad", "a", 1, index=7), _of("good", "b", 2))
+    publisher.turn(_of("bad", "late", 3), _of("good", "c", 3, reason=FinishReason.STOP))
 
-    assert publisher.writer.numbers == [[1]]
-    assert not stream.finished.is_set()
+    assert bad.finished.is_set()
+    assert bad.terminal is not None
+    assert bad.terminal.error is not None
+    assert (bad.terminal.finish_reason, bad.terminal.error.retryable) == ("error", True)
+    assert bad.choices[0].text == ""
+    assert good.finished.is_set()
+    assert good.choices[0].text == "bc"
+    assert publisher.writer.numbers == [[1], [1, 2], [3]]
 
 
 def test_a_fault_in_sending_lets_handlers_go_on(
