@@ -150,3 +150,16 @@ def test_a_hurry_does_not_pass(worker: _Worker) -> None:
     worker.drain.begin()
 
     assert worker.stop() == _about(END_S)
+
+
+def test_who_waits_for_a_drain_begins_it_without_hurry(worker: _Worker) -> None:
+    worker.run()
+    worker.clock.after(DRAIN_S - 1, worker.runtime.end_attempt)
+
+    worker.drain.wait()
+
+    assert worker.drain.has_begun
+    assert not worker.drain._thread.is_alive()
+    assert worker.runtime.num_attempts == 0
+    assert worker.aborted == []
+    assert not worker.runtime.begin_attempt()
