@@ -48,7 +48,10 @@ class Test:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Tests of some files, the fastest file first."""
+    """Tests of some files: first those that import the module with the mistake, the fastest first.
+
+    A function that all need is called by hundreds of tests, and few of them are about it.
+    """
 
     files: list[str]
     tests: list[str]
@@ -66,13 +69,45 @@ class Chooser:
         self._functions: dict[str, list[Function]] = {}  # of a file
         self._trees: dict[str, ast.Module] = {}
         self._users: dict[str, set[str]] = defaultdict(set)  # of an identifier
+        self._root = root
+        self._imports: dict[str, set[str]] = {}  # modules, of a file of tests
         for path in paths:
             self._learn(path, ast.parse((root / path).read_text()))
 
     def choose(self, mutant: Mutant) -> Choice:
         functions = self._functions_of(mutant)
         tests = {test.name: test for name in functions for test in self._tests_of.get(name, [])}
-        return _fastest_files_first(tests.values())
+        return self._chosen(mutant, tests.values())
+
+    def _chosen(self, mutant: Mutant, tests: Iterable[Test]) -> Choice:
+        module = mutant.path.removesuffix(".py").replace("/", ".")
+        by_file: dict[str, list[Test]] = defaultdict(list)
+        for test in tests:
+            by_file[test.file].append(test)
+
+        def rank(file: str) -> tuple[bool, float]:
+            return module not in self._imported(file), _seconds(by_file[file])
+
+        chosen: list[Test] = []
+        files: list[str] = []
+        for file in sorted(by_file, key=rank):
+            room = _MAX_SECONDS - _seconds(chosen)
+            if room <= 0 and files:
+                break
+            files.append(file)
+            for test in sorted(by_file[file], key=lambda test: test.seconds):
+                if test.seconds <= room or not chosen:
+                    chosen.append(test)
+                    room -= test.seconds
+        return Choice(files, [test.name for test in chosen], _seconds(chosen))
+
+    def _imported(self, file: str) -> set[str]:
+        """Modules, and names of modules, that may be modules too."""
+        if file not in self._imports:
+            path = self._root / file
+            tree = ast.parse(path.read_text()) if path.exists() else ast.Module([], [])
+            self._imports[file] = set(_imports(tree))
+        return self._imports[file]
 
     def _functions_of(self, mutant: Mutant) -> set[str]:
         if mutant.path.endswith(".lua"):
@@ -131,22 +166,13 @@ def _functions(path: str, tree: ast.AST, prefix: str) -> Iterator[Function]:
             yield from _functions(path, node, prefix)
 
 
-def _fastest_files_first(tests: Iterable[Test]) -> Choice:
-    by_file: dict[str, list[Test]] = defaultdict(list)
-    for test in tests:
-        by_file[test.file].append(test)
-    chosen: list[Test] = []
-    files: list[str] = []
-    for file, group in sorted(by_file.items(), key=lambda item: _seconds(item[1])):
-        room = _MAX_SECONDS - _seconds(chosen)
-        if room <= 0 and files:
-            break
-        files.append(file)
-        for test in sorted(group, key=lambda test: test.seconds):
-            if test.seconds <= room or not chosen:
-                chosen.append(test)
-                room -= test.seconds
-    return Choice(files, [test.name for test in chosen], _seconds(chosen))
+def _imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def _seconds(tests: Iterable[Test]) -> float:

@@ -374,3 +374,17 @@ def _is_waiting(database: DatabaseUrls, pid: int) -> bool:
 def _terminate(database: DatabaseUrls, pid: int) -> None:
     with connect(database.billing, application_name="test") as connection:
         connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
+
+
+def test_what_has_failed_often_enough_is_tried_no_more(roles: Connections, rows: Rows) -> None:
+    given_up, tried_on = (rows.ended_job(rows.tenant()) for _ in range(2))
+    for job, num_fails in ((given_up, 0), (tried_on, 1)):
+        rows.connection.execute(
+            "UPDATE job_outcomes SET settle_fails = %s WHERE job_id = %s",
+            (outcomes.MAX_SETTLE_FAILS - num_fails, job),
+        )
+
+    assert settle_jobs(roles.billing) == 1
+
+    assert ledger.entry_for_job(roles.billing, tried_on) is not None
+    assert ledger.entry_for_job(roles.billing, given_up) is None

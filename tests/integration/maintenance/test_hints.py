@@ -237,3 +237,18 @@ def test_a_large_backlog_is_forgotten_in_batches(
         rows.job(tenant)
 
     assert forget_hints(roles.worker) == 10
+
+
+@pytest.mark.parametrize("start", [NOBODY, UUID(int=2**128 - 1)], ids=["first", "later"])
+def test_a_job_that_runs_or_is_over_needs_no_ticket(
+    roles: Connections, rows: Rows, start: UUID
+) -> None:
+    tenant, worker = rows.tenant(), rows.worker()
+    lost = rows.job(tenant, hinted_ago_s=60)
+    for status in ("in_progress", "completed"):
+        runs = {"worker_id": worker} if status == "in_progress" else {}
+        rows.job(tenant, hinted_ago_s=60, status=status, attempt=1, **runs)
+
+    [hint] = rehint(roles.worker, start=start)
+
+    assert (hint["id"], hint["num_ready"]) == (lost, 1)

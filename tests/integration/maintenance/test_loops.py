@@ -109,3 +109,17 @@ def test_a_step_with_more_to_do_is_repeated_at_once(database: DatabaseUrls) -> N
 
     with _running(PostgresLoop("test", database.worker, step, interval_s=60)):
         assert done.wait(10)
+
+
+def test_a_loop_plans_each_of_its_statements_once(database: DatabaseUrls) -> None:
+    seen: list[str] = []
+
+    def step(connection: DictConnection) -> bool:
+        row = connection.execute("SHOW plan_cache_mode").fetchone()
+        seen.extend(row.values() if row else ())
+        return False
+
+    with _running(PostgresLoop("test", database.worker, step, interval_s=0.01)):
+        wait_until(lambda: seen)
+
+    assert seen[0] == "force_generic_plan"

@@ -168,22 +168,50 @@ def test_idempotency_keys_are_kept_a_day_and_while_their_job_is_open(
     assert [row["key"] for row in keys] == ["open", "young"]
 
 
-def test_a_key_that_is_used_again_while_it_expires_stays(roles: Connections, rows: Rows) -> None:
-    """Admission has renewed it and not committed yet: its row's lock decides, not the snapshot."""
-    tenant = rows.tenant()
-    _key(rows, tenant, "renewed", rows.ended_job(tenant), age_h=25)
-    expiry = retention.expiries(RetentionSettings())["idempotency_keys"]
+def _expires_while(roles: Connections, kind: str, change: str) -> int:
+    """How many rows of a kind go while somebody who has not committed yet changes them: their
+    locks decide, not the snapshot.
+    """
+    expiry = retention.expiries(RetentionSettings())[kind]
     pid = roles.worker.info.backend_pid
     waits = "SELECT FROM pg_locks WHERE pid = %s AND NOT granted"
     with ThreadPoolExecutor(1) as thread:
         with roles.owner.transaction():
-            roles.owner.execute("UPDATE idempotency_keys SET created_at = now()")
+            roles.owner.execute(change.encode())
             expired = thread.submit(expiry, roles.worker, batch=10)
             wait_until(lambda: roles.owner.execute(waits, (pid,)).fetchone() is not None)
+        return expired.result().num_removed
 
-        assert expired.result().num_removed == 0
 
+def test_a_key_that_is_used_again_while_it_expires_stays(roles: Connections, rows: Rows) -> None:
+    tenant = rows.tenant()
+    _key(rows, tenant, "renewed", rows.ended_job(tenant), age_h=25)
+
+    num = _expires_while(
+        roles, "idempotency_keys", "UPDATE idempotency_keys SET created_at = now()"
+    )
+
+    assert num == 0
     assert rows.one("SELECT key FROM idempotency_keys")["key"] == "renewed"
+
+
+def test_a_delivery_that_is_to_be_sent_again_while_it_expires_stays(
+    roles: Connections, rows: Rows
+) -> None:
+    rows.connection.execute(
+        "INSERT INTO webhook_deliveries (id, endpoint_id, tenant_id, event_id, type, object_id,"
+        " created_at, next_attempt_at, try_until)"
+        " VALUES (%s, gen_random_uuid(), %s, gen_random_uuid(),"
+        " 'batch.failed', 'x', now() - interval '400 days', NULL, now())",
+        (uuid4(), rows.tenant()),
+    )
+
+    num = _expires_while(
+        roles, "webhook_deliveries", "UPDATE webhook_deliveries SET next_attempt_at = now()"
+    )
+
+    assert num == 0
+    assert rows.one("SELECT count(*) AS num FROM webhook_deliveries")["num"] == 1
 
 
 def test_retention_works_in_batches_until_nothing_is_left(

@@ -204,3 +204,17 @@ def test_line_items_can_be_picked_without_grouping_by_them(
     )
 
     assert [row["amount_micros"] for row in picked] == [7 + 5]
+
+
+def test_what_cost_nothing_is_no_line_item(roles: Connections, rows: Rows, as_api: AsApi) -> None:
+    book = _price_book(rows, frozen_prices(MILLION, MILLION, MILLION))
+    tenant = rows.tenant()
+    fields = {"input_tokens": 10, "cached_tokens": 3, "output_tokens": 5, "prices": book}
+    for payer in ("tenant", "platform"):
+        rows.ended_job(tenant, payer=payer, **fields)
+    settle_jobs(roles.billing)
+
+    items = as_api(lambda pool: cost_buckets(pool, tenant, _today(group_by=["line_item"])))
+
+    quantities = {row["line_item"]: row["quantity"] for row in items}
+    assert quantities == {"demo, input": 7, "demo, cached input": 3, "demo, output": 5}

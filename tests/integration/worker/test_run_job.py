@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import redis
 
 from store import leases
@@ -173,6 +175,27 @@ def test_cancel_says_the_text_that_was_held_back(make_worker: MakeWorker, jobs: 
     assert row["output_tokens"] >= 10
     assert row["output"][0]["text"] == expected_text(7, row["output_tokens"])
     assert texts_of(decompress_event_log(row["event_log"])) == [row["output"][0]["text"]]
+
+
+def test_a_job_that_is_given_back_says_nothing_more(make_worker: MakeWorker, jobs: Jobs) -> None:
+    worker = make_worker(step_ms=5.0)
+    stop = expected_text(7, 500) + "!"
+    job_id = jobs.add(max_output_tokens=2_000, sampling={"seed": 7, "stop": [stop]})
+    thread = worker.begin(job_id)
+    wait_until(lambda: len(worker.log(job_id)) > 10)
+
+    worker.drain()
+    thread.join(timeout=10)
+
+    assert jobs.row(job_id)["status"] == "queued"
+    assert "".join(texts_of(worker.log(job_id))) == "", "the next attempt may stop before it"
+
+
+def test_a_job_that_is_over_is_held_no_more(worker: InProcessWorker, jobs: Jobs) -> None:
+    worker.run(jobs.add())
+
+    assert worker.runtime.running() == []
+    assert worker.runtime.of_thread(threading.get_ident()) is None
 
 
 def test_log_that_lost_its_beginning_is_not_taken_for_whole(

@@ -26,6 +26,7 @@ from store import (
 from store.job_usage import Mark
 from store.leases import HeldJob
 from tasks.jobs import JobStatus
+from tasks.queues import NUM_LANES
 from tests.integration.store.large.world import Call, World
 from tests.integration.store.writes import finish_of, lease, requeue_of, running_checkpoint
 
@@ -290,6 +291,8 @@ CASES = {
 
 # Rows that a statement looks at by its own bound, and the pages that all of them may take.
 BOUNDS = {
+    # The first of each lane and the first from a tenant on, each on a page of its own.
+    "hints.rehint": 2 * hints.MAX_SEEN * NUM_LANES,
     "jobs.queue_position": jobs.MAX_POSITION * 3,
     "reservations.release_orphans": 2 * 100 * 40,  # each is looked up in all partitions
     # The latest rows of all, or of the tenant, some 40 a page.

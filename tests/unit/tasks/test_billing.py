@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import threading
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tasks import billing
+from tasks.app import app
+from tests.support.waiting import wait_until
+
+
+def _num_lost(why: str) -> float:
+    return float(billing.LOST.labels(why)._value.get())
+
+
+def test_a_hint_that_the_broker_does_not_take_is_counted_and_those_behind_it_are_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[tuple[Any, ...]] = []
+
+    def send_task(name: str, *, args: tuple[Any, ...], queue: str) -> None:
+        sent.append(args)
+        if len(sent) == 1:
+            raise ConnectionError
+
+    monkeypatch.setattr(app, "send_task", send_task)
+    num_lost, num_sent = _num_lost("failed"), billing.SENT._value.get()
+    jobs = [uuid4().hex, uuid4().hex]
+    sender = billing._Sender()
+
+    for job_id in jobs:
+        sender.put(billing.SettleArgs(job_id))
+
+    wait_until(lambda: billing.SENT._value.get() == num_sent + 1)
+    assert _num_lost("failed") == num_lost + 1
+    assert sent == [(job_id,) for job_id in jobs]
+
+
+def test_hints_beyond_the_bound_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_stuck, may_go_on = threading.Event(), threading.Event()
+
+    def send_task(*_: Any, **__: Any) -> None:
+        is_stuck.set()
+        may_go_on.wait()
+
+    monkeypatch.setattr(app, "send_task", send_task)
+    num_lost = _num_lost("full")
+    sender = billing._Sender()
+    sender.put(billing.SettleArgs(uuid4().hex))
+    assert is_stuck.wait(10)
+
+    for _ in range(billing.MAX_WAITING_HINTS + 2):
+        sender.put(billing.SettleArgs(uuid4().hex))
+
+    assert _num_lost("full") == num_lost + 2
+    may_go_on.set()
