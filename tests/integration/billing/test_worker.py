@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import redis
@@ -122,3 +123,12 @@ def _run(script: str, redis_url: str) -> None:
     """As another process would: this one's Celery has read its settings."""
     environment = os.environ | {"MILLRACE_REDIS_URL": redis_url}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=30)
+
+
+def test_the_settler_ends_with_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(Settler, "thread", SimpleNamespace(stop=lambda: ended.append("settler")))
+
+    Settler.__new__(Settler).stop(None)
+
+    assert ended == ["settler"]
