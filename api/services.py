@@ -45,6 +45,7 @@ from api.settings import (
     SPARE_REQUESTS,
     ApiSettings,
 )
+from api.streams.garbage import Collector
 from api.streams.hub import StreamHub
 from api.streams.open_streams import OpenStreams
 from api.streams.reader import Sources
@@ -123,6 +124,7 @@ async def open_services(
         registry = await stack.enter_async_context(fresh_registry(core_pool))
         streams = OpenStreams(settings.max_streams)
         stack.enter_context(_before_shutdown(streams.end_all))
+        stack.callback(asyncio.create_task(Collector(streams).run()).cancel)
         store = _open_files(stack, settings)
         large_bodies = LargeBodies()
         long_work = LongWork()

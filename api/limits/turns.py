@@ -16,7 +16,7 @@ from store.tenant_gate import TenantGate
 TURN_WAIT_S = 10.0
 # While other tenants ask, too: what is worked on is what their requests wait behind. Most requests
 # take less, so those of a tenant are worked on one after the other; slower ones overlap.
-TURN_SPACING_S = 0.005
+TURN_SPACING_S = 0.02
 
 
 class Turn:

@@ -31,6 +31,11 @@ class OpenStreams:
         self.starts = Starts()
 
     @property
+    def num_open(self) -> int:
+        """Streams open now."""
+        return len(self._streams)
+
+    @property
     def position_interval_s(self) -> float:
         """How often one waiting stream may look up its place in the queue."""
         return max(MIN_POSITION_INTERVAL_S, len(self._streams) / POSITION_QUERIES_PER_S)

@@ -23,6 +23,7 @@ from api import submitting
 from api.app import create_app
 from api.services import Services
 from api.streams import sse
+from api.streams.garbage import FEW, Collector
 from cli.stack.child import spawn
 from store.pools import DictConnection
 from tests.integration.api.conftest import Tenant
@@ -250,6 +251,34 @@ async def test_an_idle_stream_is_one_task_and_little_memory(
         kib = (_memory() - memory) / num_streams / 1024
     print(f"{kib:.1f} KiB a stream, client socket included")
     assert kib < 100
+
+
+async def test_what_ended_streams_leave_to_the_collector_is_found_again(
+    running: RunningApp, client: httpx.AsyncClient, tenant: Tenant
+) -> None:
+    url = await _create(client)
+    streams = running.services.streams
+    with ExitStack() as stack:
+        stack.enter_context(_connect_without_reading(running.url, url, tenant))
+        await until(lambda: running.num_listeners == 1)  # what is loaded once is loaded now
+        gc.collect()
+        gc.freeze()
+        num_before = gc.get_freeze_count()
+        collector = Collector(streams, max_left=100)
+        for _ in range(2 * FEW):
+            stack.enter_context(_connect_without_reading(running.url, url, tenant))
+        await until(lambda: running.num_listeners == 2 * FEW + 1, timeout_s=30)
+
+        collector.look()
+        num_open = gc.get_freeze_count()
+        collector.sweep()
+        assert abs(gc.get_freeze_count() - num_open) < FEW, "open ones are not gone through again"
+
+    await until(lambda: not streams.num_open)
+    await until(lambda: gc.get_freeze_count() - num_before < 20 * 2 * FEW, timeout_s=10)
+    collector.sweep()
+    assert num_open - num_before > 50 * 2 * FEW
+    assert gc.get_freeze_count() - num_before < 10 * FEW
 
 
 def _memory() -> int:

@@ -1,0 +1,56 @@
+"""Keeps open streams out of the garbage collector's way.
+
+A stream holds a few hundred objects for as long as it is open. Whenever their number has grown by a
+quarter, Python's collector looks through all of them at once: 200 ms for a thousand streams, in
+which the event loop stands still. So what has just been looked through is frozen, that is, left
+out from then on, as what was there at the start is (`api.server`).
+
+A frozen object is freed like any other when nothing refers to it. What refers to itself stays, as
+a closed connection of asyncio does: some five objects a stream. When many of these have come
+together, all is looked through once, however long that takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+
+from api.streams.open_streams import OpenStreams
+
+INTERVAL_S = 0.5
+SWEEP_INTERVAL_S = 60.0
+FEW = 100  # streams that need no care: some 20 ms
+OBJECTS_A_STREAM = 500  # at most; those of streams that are open have not been left behind
+MAX_LEFT = 100_000  # objects, of 20,000 streams; some 30 MB
+
+
+class Collector:
+    """Looks after the streams of one process, on its event loop."""
+
+    def __init__(self, streams: OpenStreams, *, max_left: int = MAX_LEFT) -> None:
+        self._streams = streams
+        self._max_left = max_left
+        self._num_from_start = gc.get_freeze_count()
+
+    async def run(self) -> None:
+        """Look again and again, for ever."""
+        looks_a_sweep = round(SWEEP_INTERVAL_S / INTERVAL_S)
+        while True:
+            for _ in range(looks_a_sweep):
+                await asyncio.sleep(INTERVAL_S)
+                self.look()
+            self.sweep()
+
+    def look(self) -> None:
+        """Costs what the streams opened since the last look hold."""
+        if self._streams.num_open > FEW:
+            gc.collect()
+            gc.freeze()
+
+    def sweep(self) -> None:
+        """Free what ended streams have left behind, once it is much. Counting takes some ms."""
+        num_open = self._streams.num_open * OBJECTS_A_STREAM
+        if gc.get_freeze_count() - self._num_from_start - num_open > self._max_left:
+            gc.unfreeze()
+            gc.collect()
+            gc.freeze()
