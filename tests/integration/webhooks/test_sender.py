@@ -159,6 +159,16 @@ def test_each_tenant_has_a_turn_before_one_has_its_second(hooks: Hooks, roles: C
     assert not {row["endpoint_id"] for row in second} & set(busy)
 
 
+def test_who_is_busy_gets_no_more_whatever_waits_for_it(hooks: Hooks, roles: Connections) -> None:
+    busy, free = hooks.endpoint(), hooks.endpoint()
+    for endpoint in (busy, busy, free):
+        hooks.delivery(endpoint)
+
+    taken = _taken(roles.worker, busy=[busy], limit=100)
+
+    assert [row["endpoint_id"] for row in taken] == [free]
+
+
 def test_rounds_pass_over_no_endpoint_and_begin_again(hooks: Hooks, roles: Connections) -> None:
     """Whether they have something to send now, or later only."""
     endpoints = sorted(hooks.endpoint() for _ in range(5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +24,7 @@ from workers.batches.driver import (
     MAX_TRY_PAUSE_S,
     MAX_WAIT_S,
     TURN_S,
+    Driver,
     _after_failure,
     _last_status,
     _rest,
@@ -184,3 +186,28 @@ def test_whose_end_a_line_met(status: str, is_late: bool, failure: Any, code: st
     if code:
         assert (shown["response"], shown["error"]["code"]) == (None, code)
         assert shown["error"]["message"].startswith("The batch ")
+
+
+@pytest.mark.parametrize(
+    "steps", [[True, True, False, True], [True, True, RuntimeError("x"), True]]
+)
+async def test_a_driver_takes_one_batch_after_the_other_and_rests_when_none_can_be_taken(
+    monkeypatch: pytest.MonkeyPatch, steps: list[bool | Exception]
+) -> None:
+    left = list(steps)
+
+    async def step() -> bool:
+        found = left.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    driver = Driver.__new__(Driver)
+    monkeypatch.setattr(driver, "step", step)
+    monkeypatch.setattr("workers.batches.driver.TURN_S", 3_600)
+    serving = asyncio.create_task(driver._serve())
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+    assert len(left) == 1
+    serving.cancel()
