@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -18,6 +19,7 @@ from tasks.ids import uuid7
 from tasks.stream import StreamWriter
 from tests.support.jobs import Jobs
 from tests.support.services import Services
+from workers.inference import metrics
 from workers.inference.drain import Drain
 from workers.inference.engine.config import StubConfig
 from workers.inference.engine.stub import StubEngine
@@ -88,6 +90,16 @@ class InProcessWorker:
         self.runtime.publisher.stop()
         self.runtime.streams.close()
         self.runtime.pool.close()
+
+
+def num_attempts() -> Counter[str]:
+    """How many ended in which way, in this process."""
+    [metric] = metrics.ATTEMPTS.collect()
+    counts = Counter[str]()
+    for sample in metric.samples:
+        if sample.name.endswith("_total"):
+            counts[sample.labels["outcome"]] += int(sample.value)
+    return counts
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import redis
 
 from store.attempts import Claimed, ask_cancel
 from store.reaping import reap_lost
-from tests.integration.worker.conftest import InProcessWorker, MakeWorker
+from tests.integration.worker.conftest import InProcessWorker, MakeWorker, num_attempts
 from tests.support.jobs import Jobs
 from tests.support.services import Services
 from tests.support.waiting import wait_until
@@ -69,11 +69,13 @@ def test_job_that_runs_is_not_taken_for_an_orphan(make_worker: MakeWorker, jobs:
 def test_request_the_worker_does_not_understand_is_tried_again_and_then_failed(
     worker: InProcessWorker, jobs: Jobs
 ) -> None:
+    before = num_attempts()
     patient = jobs.add(sampling={"from_a_newer_release": 1}, max_fails=2)
     worker.run(patient)
     after_one = jobs.row(patient)
     hopeless = jobs.add(sampling={"from_a_newer_release": 1}, max_fails=1)
 
+    assert num_attempts() - before == {"error": 1}
     worker.run(hopeless)
 
     assert (after_one["status"], after_one["fail_count"]) == ("queued", 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 
 import redis
 
@@ -12,11 +11,10 @@ from store.attempts import ask_cancel
 from tasks.events import EventType, decompress_event_log, texts_of, token_ids_of
 from tasks.stream import SEQUENCE_JUMP
 from tasks.token_ids import unpack_token_ids
-from tests.integration.worker.conftest import InProcessWorker, MakeWorker
+from tests.integration.worker.conftest import InProcessWorker, MakeWorker, num_attempts
 from tests.support.jobs import Jobs
 from tests.support.services import Services
 from tests.support.waiting import wait_until
-from workers.inference import metrics
 from workers.inference.engine.stub import expected_text
 
 
@@ -179,16 +177,6 @@ def test_cancel_says_the_text_that_was_held_back(make_worker: MakeWorker, jobs: 
     assert texts_of(decompress_event_log(row["event_log"])) == [row["output"][0]["text"]]
 
 
-def _num_attempts() -> Counter[str]:
-    """How many ended in which way, in this process."""
-    [metric] = metrics.ATTEMPTS.collect()
-    counts = Counter[str]()
-    for sample in metric.samples:
-        if sample.name.endswith("_total"):
-            counts[sample.labels["outcome"]] += int(sample.value)
-    return counts
-
-
 def test_a_job_that_is_given_back_says_nothing_more(make_worker: MakeWorker, jobs: Jobs) -> None:
     worker = make_worker(step_ms=5.0)
     stop = expected_text(7, 500) + "!"
@@ -196,11 +184,11 @@ def test_a_job_that_is_given_back_says_nothing_more(make_worker: MakeWorker, job
     thread = worker.begin(job_id)
     wait_until(lambda: len(worker.log(job_id)) > 10)
 
-    before = _num_attempts()
+    before = num_attempts()
     worker.drain()
     thread.join(timeout=10)
 
-    assert _num_attempts() - before == {"drained": 1}, "and tries to write no end"
+    assert num_attempts() - before == {"drained": 1}, "and tries to write no end"
     assert jobs.row(job_id)["status"] == "queued"
     assert "".join(texts_of(worker.log(job_id))) == "", "the next attempt may stop before it"
 
