@@ -30,7 +30,7 @@ class Collector:
     def __init__(self, streams: OpenStreams, *, max_left: int = MAX_LEFT) -> None:
         self._streams = streams
         self._max_left = max_left
-        self._num_from_start = gc.get_freeze_count()
+        self._num_kept = gc.get_freeze_count()  # objects that live on, those of streams aside
 
     async def run(self) -> None:
         """Look again and again, for ever."""
@@ -50,7 +50,9 @@ class Collector:
     def sweep(self) -> None:
         """Free what ended streams have left behind, once it is much. Counting takes some ms."""
         num_open = self._streams.num_open * OBJECTS_A_STREAM
-        if gc.get_freeze_count() - self._num_from_start - num_open > self._max_left:
+        if gc.get_freeze_count() - self._num_kept - num_open > self._max_left:
             gc.unfreeze()
             gc.collect()
             gc.freeze()
+            # Else what has come to stay, as keys and tokenizers do, would be swept at every look.
+            self._num_kept = max(self._num_kept, gc.get_freeze_count() - num_open)
