@@ -1,8 +1,8 @@
 """Months are dropped each by itself, so that one that can't be dropped holds up no other. Indexes for
 jobs that are to be deleted: what waits for a batch, and what is deleted already, is passed over.
 
-Reads every job three times, and admission waits meanwhile: two seconds for each million. Works with
-the previous release, whose purger reads more than it must until it is gone.
+Reads every job three times, and admission waits meanwhile. Works with the previous release, whose
+purger reads more than it must until it is gone.
 """
 
 from __future__ import annotations

@@ -72,8 +72,12 @@ class Publisher:
         return list(self._jobs.values())
 
     def _run(self) -> None:
-        while self._turn():
-            pass
+        goes_on = True
+        while goes_on:
+            try:
+                goes_on = self._turn()
+            except Exception:  # the thread's boundary; the handlers' own deadline ends the jobs
+                log.exception("outputs_lost")
 
     def _turn(self) -> bool:
         """Send what there is. Whether another turn follows."""

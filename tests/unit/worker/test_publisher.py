@@ -305,3 +305,23 @@ def test_the_thread_works_until_it_is_stopped(publisher: _Publisher) -> None:
 
     assert not publisher._thread.is_alive()
     assert [n for numbers in publisher.writer.numbers for n in numbers] == [1, 2, 3]
+
+
+def test_a_turn_that_fails_is_not_the_threads_last(
+    publisher: _Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = [RuntimeError("x"), True, False, True]
+
+    def turn() -> bool:
+        found = turns.pop(0)
+        if isinstance(found, RuntimeError):
+            raise found
+        return found
+
+    monkeypatch.setattr(publisher, "_turn", turn)
+
+    with capture_logs() as logs:
+        publisher._run()
+
+    assert turns == [True]
+    assert [entry["event"] for entry in logs] == ["outputs_lost"]
