@@ -310,7 +310,7 @@ def test_the_thread_works_until_it_is_stopped(publisher: _Publisher) -> None:
 def test_a_turn_that_fails_is_not_the_threads_last(
     publisher: _Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turns = [RuntimeError("x"), True, False, True]
+    turns: list[bool | RuntimeError] = [RuntimeError("x"), True, False, True]
 
     def turn() -> bool:
         found = turns.pop(0)
