@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Self
 
 import psycopg
-import redis
 from psycopg import sql
 
 from cli.stack.database import DatabaseUrls, new_passwords, prepare
@@ -97,9 +96,8 @@ class Services:
 
     def clear(self) -> None:
         """Leave nothing of what borrowers made, ended by a signal perhaps."""
-        self.redis.start()  # one that a borrower restarted ended with it
-        with redis.Redis.from_url(self.redis_url) as client:
-            client.flushall()
+        self.redis.find()  # one that a borrower restarted answers until it notices that this ended
+        self.restart_redis_empty()
         with self._admin() as connection:
             query = "SELECT datname FROM pg_database WHERE datname ~ '^(fresh|empty)_'"
             for (name,) in connection.execute(query).fetchall():
