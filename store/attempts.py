@@ -1,4 +1,4 @@
-"""An attempt at a job: claim, checkpoint, finish, requeue.
+"""An attempt at a job: checkpoint, finish, requeue; `store.claiming` begins it.
 
 `attempt` is the fencing token. Every write after the claim names job, attempt and worker, and does
 nothing when the job has moved on; the caller hears of it and discards its work.
@@ -16,84 +16,8 @@ from psycopg.types.json import Jsonb
 from store.admission import FrozenPrices
 from store.pools import DictConnection
 from tasks.jobs import Ending
-from tasks.queues import ServiceTier
 
 AttemptOutcome = Literal["ok", "error", "cancelled", "drained"]
-
-_CLAIM = """
-, job AS (
-    UPDATE jobs SET status = 'in_progress', attempt = attempt + 1, worker_id = %(worker_id)s,
-        started_at = coalesce(started_at, now()), reason = NULL
-    FROM best WHERE jobs.id = best.id
-        AND EXISTS (SELECT FROM worker_leases
-            WHERE worker_id = %(worker_id)s AND expires_at > now() AND NOT draining)
-    RETURNING jobs.*
-), attempt AS (
-    INSERT INTO job_attempts (job_id, attempt, tenant_id, worker_id)
-    SELECT id, attempt, tenant_id, worker_id FROM job
-)
-SELECT job.id, job.tenant_id, job.attempt, job.fail_count, job.max_fails, job.model,
-    job.service_tier, job.input_tokens, job.max_output_tokens, job.price_version, job.input_price,
-    job.cached_price, job.output_price, job.currency, job.num_choices,
-    extract(epoch FROM job.deadline_at - now())::float AS remaining_s,
-    payload.prompt_token_ids, payload.sampling, payload.grammar,
-    previous.checkpoint_seq, previous.checkpoint_token_ids, previous.checkpoint_text,
-    previous.checkpoint_splits
-FROM job JOIN job_payloads payload ON payload.job_id = job.id
-LEFT JOIN LATERAL (
-    SELECT checkpoint_seq, checkpoint_token_ids, checkpoint_text, checkpoint_splits
-    FROM job_attempts a WHERE a.job_id = job.id AND a.attempt < job.attempt
-    ORDER BY checkpoint_seq DESC LIMIT 1
-) previous ON true
-"""
-
-_READY = """status = 'queued' AND run_after <= now() AND deadline_at > now()
-        AND cancel_requested_at IS NULL
-        AND NOT model = ANY (ARRAY(SELECT jsonb_object_keys(refused) FROM worker_leases
-            WHERE worker_id = %(worker_id)s))"""
-
-# The best queued job of the named job's tenant, pool and tier. If there is none, the ticket is a
-# surplus one and serves the oldest job of its lane, whoever's that is: nobody waits behind tickets
-# that stand for nothing, and any ticket of a lane makes up for a lost one. Nothing is looked for
-# after the branch that finds a job.
-# What the ticket says is asked for in scalars: values of a join are no bounds of an index whose
-# order the claim follows. The lane is asked for as a range of rows, since one index alone has that
-# order: by `id` alone the planner may walk all jobs ever.
-_OF_TICKET = (
-    "(SELECT pool FROM ticket), (SELECT service_tier FROM ticket), (SELECT lane FROM ticket)"
-)
-_CLAIM_TICKET = f"""
-WITH ticket AS MATERIALIZED (
-    SELECT pool, service_tier, lane, tenant_id FROM jobs WHERE id = %(job_id)s
-), best AS MATERIALIZED (
-    SELECT id FROM (
-        SELECT id FROM jobs
-        WHERE pool = (SELECT pool FROM ticket) AND service_tier = (SELECT service_tier FROM ticket)
-            AND lane = (SELECT lane FROM ticket) AND tenant_id = (SELECT tenant_id FROM ticket)
-            AND {_READY}
-        ORDER BY deadline_at, id LIMIT 1 FOR UPDATE SKIP LOCKED) own
-    UNION ALL
-    SELECT id FROM (
-        SELECT id FROM jobs
-        WHERE (pool, service_tier, lane) >= ({_OF_TICKET})
-            AND (pool, service_tier, lane) <= ({_OF_TICKET}) AND {_READY}
-        ORDER BY pool, service_tier, lane, id LIMIT 1 FOR UPDATE SKIP LOCKED) oldest
-    LIMIT 1
-){_CLAIM}"""
-
-# Any queued job of the pool: what an idle worker looks for itself. The branches are run in order,
-# and none after the first that finds a job. Pool and tier are asked for as a range of pairs, since
-# one index alone has that order: by `id` alone the planner may walk all jobs ever, hoping for one.
-_OF_TIER = f"""(
-        SELECT id FROM jobs
-        WHERE (pool, service_tier) >= (%(pool)s, '{{tier}}')
-            AND (pool, service_tier) <= (%(pool)s, '{{tier}}') AND {_READY}
-        ORDER BY pool, service_tier, id LIMIT 1 FOR UPDATE SKIP LOCKED)"""
-_CLAIM_ANY = f"""
-WITH best AS MATERIALIZED (
-    {" UNION ALL ".join(f"SELECT id FROM {_OF_TIER.format(tier=tier)} t" for tier in ServiceTier)}
-    LIMIT 1
-){_CLAIM}"""
 
 _CHECKPOINT = """
 UPDATE job_attempts a SET checkpoint_seq = v.seq, checkpoint_token_ids = v.token_ids,
@@ -242,21 +166,6 @@ class Requeue:
     attempt_tokens: int
 
 
-def claim_ticket(connection: DictConnection, worker_id: UUID, job_id: UUID) -> Claimed | None:
-    """Take the best job of the ticket's tenant, or else the oldest of its lane.
-
-    None: nothing in the lane is ready, or the lease is over.
-    """
-    parameters = {"worker_id": worker_id, "job_id": job_id}
-    return _claimed(connection.execute(_CLAIM_TICKET, parameters).fetchone())
-
-
-def claim_any(connection: DictConnection, worker_id: UUID, pool: str) -> Claimed | None:
-    """Take any job of the pool: for the idle worker, whose hints may be lost."""
-    parameters = {"worker_id": worker_id, "pool": pool}
-    return _claimed(connection.execute(_CLAIM_ANY, parameters).fetchone())
-
-
 def save_checkpoints(connection: DictConnection, running: Sequence[RunningCheckpoint]) -> None:
     """One statement for all running jobs. Attempts that have ended are left alone."""
     if not running:
@@ -352,42 +261,3 @@ def _was_finished_by(connection: DictConnection, end: Finish) -> bool:
 
 def _splits(checkpoint: Checkpoint) -> Jsonb | None:
     return None if checkpoint.splits is None else Jsonb(checkpoint.splits)
-
-
-def _claimed(row: dict[str, Any] | None) -> Claimed | None:
-    if row is None:
-        return None
-    return Claimed(
-        job_id=row["id"],
-        tenant_id=row["tenant_id"],
-        attempt=row["attempt"],
-        fail_count=row["fail_count"],
-        max_fails=row["max_fails"],
-        model=row["model"],
-        service_tier=row["service_tier"],
-        input_tokens=row["input_tokens"],
-        max_output_tokens=row["max_output_tokens"],
-        prices=FrozenPrices(
-            version=row["price_version"],
-            input_micros=row["input_price"],
-            cached_micros=row["cached_price"],
-            output_micros=row["output_price"],
-            currency=row["currency"],
-        ),
-        remaining_s=row["remaining_s"],
-        prompt_token_ids=row["prompt_token_ids"],
-        sampling=row["sampling"],
-        grammar=row["grammar"],
-        num_choices=row["num_choices"],
-        checkpoint=_checkpoint(row),
-    )
-
-
-def _checkpoint(row: dict[str, Any]) -> Checkpoint:
-    splits = row["checkpoint_splits"]
-    return Checkpoint(
-        seq=row["checkpoint_seq"] or 0,
-        token_ids=row["checkpoint_token_ids"] or b"",
-        text=row["checkpoint_text"] or "",
-        splits=None if splits is None else tuple((*split,) for split in splits),
-    )

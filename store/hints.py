@@ -25,11 +25,12 @@ MIN_WINDOW = 64
 NOBODY = UUID(int=0)  # before all tenants
 
 # Jobs looked at a lane: the first of it, and as many from a tenant on that is the next one each
-# time, so that nobody is overlooked for long behind a flood. Read in the order of `jobs_of_lane`,
+# time, so that nobody is overlooked for long behind a flood. Read in the order of `jobs_in_turn`,
 # and asked for as ranges of rows, since that index alone has their order.
 MAX_SEEN = 500
 _SEEN = """id, tenant_id, pool, service_tier, lane, run_after, deadline_at,
             cancel_requested_at, hinted_at, hint_count"""
+_IN_TURN = "pool, service_tier, lane, tenant_id, model, deadline_at, id"
 
 # A window of hints per pool and tier, twice the live slots: what is hinted next is decided late,
 # and Redis stays small. Tenants take turns: the first of each, then the second of each.
@@ -51,14 +52,14 @@ WITH RECURSIVE room AS (
         SELECT {_SEEN} FROM jobs WHERE status = 'queued' AND id <> ALL(%(aside)s::uuid[])
             AND (pool, service_tier, lane) >= (l.pool, l.service_tier, l.lane)
             AND (pool, service_tier, lane) <= (l.pool, l.service_tier, l.lane)
-        ORDER BY pool, service_tier, lane, tenant_id, deadline_at, id LIMIT {MAX_SEEN}) first
+        ORDER BY {_IN_TURN} LIMIT {MAX_SEEN}) first
     UNION
     SELECT later.* FROM lanes l, LATERAL (
         SELECT {_SEEN} FROM jobs WHERE status = 'queued' AND id <> ALL(%(aside)s::uuid[])
             AND (pool, service_tier, lane, tenant_id)
                 >= (l.pool, l.service_tier, l.lane, %(start)s)
             AND (pool, service_tier, lane) <= (l.pool, l.service_tier, l.lane)
-        ORDER BY pool, service_tier, lane, tenant_id, deadline_at, id LIMIT {MAX_SEEN}) later
+        ORDER BY {_IN_TURN} LIMIT {MAX_SEEN}) later
 ), ready AS (
     SELECT *, count(*) OVER (PARTITION BY pool, service_tier, lane) AS num_ready FROM seen
     WHERE run_after <= now() AND deadline_at > now() AND cancel_requested_at IS NULL

@@ -161,6 +161,7 @@ worker_leases = Table(
 )
 
 _LANE = ("pool", "service_tier", "lane")
+_TURN = (*_LANE, "tenant_id", "model", "deadline_at", "id")
 _QUEUED = text("status = 'queued'")
 _IN_BATCH = text("batch_id IS NOT NULL AND deleted_at IS NULL")
 _UNSTORED = text("NOT is_stored AND deleted_at IS NULL AND finished_at IS NOT NULL")
@@ -214,8 +215,8 @@ jobs = Table(
     Column("batch_id", Uuid),
     _time("deleted_at", nullable=True),
     Column("is_stored", Boolean, nullable=False, server_default=text("true")),
-    Index("jobs_of_lane", *_LANE, "tenant_id", "deadline_at", "id", postgresql_where=_QUEUED),
-    Index("jobs_oldest_of_lane", *_LANE, "id", postgresql_where=_QUEUED),
+    Index("jobs_in_turn", *_TURN, postgresql_where=_QUEUED),
+    Index("jobs_oldest", *_LANE, "model", "id", postgresql_where=_QUEUED),
     Index(
         "jobs_cancelled",
         "id",

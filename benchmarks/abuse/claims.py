@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 from benchmarks.big_tables import POOL, BigTables, build
 from benchmarks.figures import median_of, percentile
-from store import attempts, leases
+from store import claiming, leases
 from store.leases import Lease
 from store.pools import DictConnection, connect
 from tests.support.roles import connections
@@ -61,7 +61,7 @@ def _claim_ms(connection: DictConnection, worker_id: UUID, job_ids: Sequence[UUI
     for job_id in job_ids:
         leases.beat(connection, worker_id, num_running=0)
         started = time.perf_counter()
-        claimed = attempts.claim_ticket(connection, worker_id, job_id)
+        claimed = claiming.claim_ticket(connection, worker_id, job_id)
         times.append((time.perf_counter() - started) * 1000)
         assert claimed is not None, "there is a job for every ticket"
     return times

@@ -13,7 +13,8 @@ from uuid import UUID
 import psycopg
 import structlog
 
-from store.attempts import Claimed, claim_any, claim_ticket
+from store.attempts import Claimed
+from store.claiming import claim_any, claim_ticket
 from tasks.app import app
 from tasks.inference import GENERATE
 from tasks.stream import StreamWriter

@@ -13,7 +13,8 @@ from uuid import UUID, uuid4
 
 import redis
 
-from store.attempts import Claimed, Finish, claim_any, finish
+from store.attempts import Claimed, Finish, finish
+from store.claiming import claim_any
 from store.leases import Lease, register
 from store.pools import DictConnection, connect
 from tasks.events import Event, EventType, compress_event_log, make_event, texts_of, token_ids_of

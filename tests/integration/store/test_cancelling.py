@@ -7,7 +7,8 @@ from threading import Barrier
 from typing import Any
 from uuid import UUID
 
-from store.attempts import ask_cancel, cancel_asked_by, claim_any, finish, requeue
+from store.attempts import ask_cancel, cancel_asked_by, finish, requeue
+from store.claiming import claim_any
 from store.jobs import CancelResult, request_cancel
 from store.pools import AsyncPool, DictConnection, connect
 from tests.integration.store.conftest import AsApi

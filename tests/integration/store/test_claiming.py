@@ -9,7 +9,8 @@ from uuid import UUID
 
 import pytest
 
-from store.attempts import Claimed, claim_any, claim_ticket
+from store.attempts import Claimed
+from store.claiming import claim_any, claim_ticket
 from store.leases import set_draining
 from store.pools import DictConnection, connect
 from tasks.ids import uuid7

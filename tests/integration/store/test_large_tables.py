@@ -24,7 +24,7 @@ EXEMPT = exempt.EXEMPT
 CONNECTIONS = ("DictConnection", "AsyncPool", "SyncPool")
 
 # Those who run these have one plan for all values (store.pools); others are planned as it comes.
-PLANNED_ONCE = {"attempts", "hints", "leases", "outcomes", "reaping", "reservations"}
+PLANNED_ONCE = {"attempts", "claiming", "hints", "leases", "outcomes", "reaping", "reservations"}
 _PLANNED = [
     (name, mode)
     for mode in ("force_generic_plan", "force_custom_plan")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from store.attempts import claim_any, claim_ticket, finish
+from store.attempts import finish
+from store.claiming import claim_any, claim_ticket
 from store.jobs import request_cancel
 from store.leases import (
     LEASE_S,

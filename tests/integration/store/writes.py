@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from store.attempts import Checkpoint, Claimed, Finish, Requeue, RunningCheckpoint, claim_ticket
+from store.attempts import Checkpoint, Claimed, Finish, Requeue, RunningCheckpoint
+from store.claiming import claim_ticket
 from store.leases import Lease, register
 from store.pools import DictConnection
 from store.tenants import create_tenant

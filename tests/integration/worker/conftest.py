@@ -12,7 +12,8 @@ import pytest
 import redis
 
 from cli.stack.database import DatabaseUrls
-from store.attempts import Claimed, claim_ticket
+from store.attempts import Claimed
+from store.claiming import claim_ticket
 from store.pools import sync_pool
 from tasks.events import Event
 from tasks.ids import uuid7

@@ -9,6 +9,7 @@ from benchmarks.big_tables import POOL
 from store import (
     admission,
     attempts,
+    claiming,
     deletion,
     estimates,
     hints,
@@ -26,7 +27,7 @@ from store import (
 from store.job_usage import Mark
 from store.leases import HeldJob
 from tasks.jobs import JobStatus
-from tasks.queues import NUM_LANES
+from tasks.queues import NUM_LANES, lane_for
 from tests.integration.store.large.world import Call, World
 from tests.integration.store.writes import finish_of, lease, requeue_of, running_checkpoint
 
@@ -35,13 +36,13 @@ DAY = timedelta(days=1)
 
 def _claim_own(world: World) -> Call:
     """By a ticket of the tenant with the long queue."""
-    return world.works(attempts.claim_ticket, world.worker_id, world.id_of("queued"))
+    return world.works(claiming.claim_ticket, world.worker_id, world.id_of("queued"))
 
 
 def _claim_light(world: World) -> Call:
     """By tickets of tenants with one job."""
     return world.works_each(
-        lambda worker, job: attempts.claim_ticket(worker, world.worker_id, job), world.light_jobs()
+        lambda worker, job: claiming.claim_ticket(worker, world.worker_id, job), world.light_jobs()
     )
 
 
@@ -51,7 +52,32 @@ def _claim_surplus(world: World) -> Call:
     world.roles.owner.execute(
         "UPDATE jobs SET status = 'cancelled', finished_at = now() WHERE id = %s", (job,)
     )
-    return world.works(attempts.claim_ticket, world.worker_id, job)
+    return world.works(claiming.claim_ticket, world.worker_id, job)
+
+
+def _refusing(world: World) -> UUID:
+    """A worker that can't serve the flood's model. Some jobs, the flood's last ones, it can."""
+    world.roles.owner.execute(
+        "UPDATE jobs SET model = 'other' WHERE id = ANY(%s)", (world.ids_of("queued"),)
+    )
+    return world.new_worker("other", refused=["demo"])
+
+
+def _claim_own_of_refusing(world: World) -> Call:
+    return world.works(claiming.claim_ticket, _refusing(world), world.id_of("queued"))
+
+
+def _claim_surplus_of_refusing(world: World) -> Call:
+    """By a ticket of a tenant in the flood's lane that has nothing for this worker."""
+    [job, *_] = world.light_jobs()
+    world.roles.owner.execute(
+        "UPDATE jobs SET lane = %s WHERE id = %s", (lane_for(world.flood), job)
+    )
+    return world.works(claiming.claim_ticket, _refusing(world), job)
+
+
+def _claim_any_of_refusing(world: World) -> Call:
+    return world.works(claiming.claim_any, _refusing(world), POOL)
 
 
 def _finish(world: World) -> Call:
@@ -188,12 +214,15 @@ CASES = {
         admission.find_first_try, w.new_job(request_hash=b"often", api_key_id="other")
     ),
     "admission.find_first_use": _first_use,
-    "attempts.claim_ticket": _claim_own,
-    "attempts.claim_ticket of a light tenant": _claim_light,
-    "attempts.claim_ticket by a surplus one": _claim_surplus,
-    "attempts.claim_any": lambda w: w.works(attempts.claim_any, w.worker_id, POOL),
-    "attempts.claim_any of an empty pool": lambda w: w.works(
-        attempts.claim_any, w.worker_id, "empty"
+    "claiming.claim_ticket": _claim_own,
+    "claiming.claim_ticket of a light tenant": _claim_light,
+    "claiming.claim_ticket by a surplus one": _claim_surplus,
+    "claiming.claim_ticket of a worker that refuses the flood's model": _claim_own_of_refusing,
+    "claiming.claim_ticket by a surplus one of such a worker": _claim_surplus_of_refusing,
+    "claiming.claim_any of such a worker": _claim_any_of_refusing,
+    "claiming.claim_any": lambda w: w.works(claiming.claim_any, w.worker_id, POOL),
+    "claiming.claim_any of an empty pool": lambda w: w.works(
+        claiming.claim_any, w.worker_id, "empty"
     ),
     "attempts.save_checkpoints": _checkpoint,
     "attempts.finish": _finish,

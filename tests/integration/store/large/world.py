@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec
@@ -12,7 +12,7 @@ from uuid import UUID
 
 from benchmarks.big_tables import POOL, BigTables, build
 from cli.stack.database import DatabaseUrls
-from store import attempts
+from store import claiming
 from store.admission import NewJob
 from store.attempts import Claimed
 from store.pools import AsyncPool, DictConnection, async_pool
@@ -95,9 +95,13 @@ class World:
         ).fetchall()
         return [row["id"] for row in rows]
 
-    def new_worker(self) -> UUID:
-        """A worker whose lease outlives the tests."""
-        worker_id = lease(self.roles.worker)
+    def new_worker(self, *models: str, refused: Sequence[str] = ()) -> UUID:
+        """A worker whose lease outlives the tests; without models one that serves all jobs."""
+        worker_id = lease(
+            self.roles.worker,
+            models=models or ("demo",),
+            refused=dict.fromkeys(refused, "it is noise"),
+        )
         self.roles.owner.execute(
             "UPDATE worker_leases SET expires_at = now() + interval '1 day' WHERE worker_id = %s",
             (worker_id,),
@@ -107,7 +111,7 @@ class World:
     def running(self) -> list[Claimed]:
         """Jobs that the worker runs, enough for all calls of a case."""
         claims = [
-            attempts.claim_any(self.roles.worker, self.worker_id, POOL)
+            claiming.claim_any(self.roles.worker, self.worker_id, POOL)
             for _ in range(NUM_CALLS_BEFORE + 1)
         ]
         assert None not in claims
