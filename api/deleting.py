@@ -8,6 +8,7 @@ from redis.exceptions import RedisError
 
 from api.job_view import is_terminal
 from api.json_response import JsonResponse
+from api.limits.turns import Turn
 from api.resuming import not_found
 from api.services import Services
 from api.waiting import wait_for_end
@@ -21,7 +22,7 @@ from tasks.stream import drop_log
 DELETE_WAIT_S = 10.0  # for the end of a job that is to be deleted while it runs
 
 
-async def delete(services: Services, caller: ApiKey, row: JobRow) -> None:
+async def delete(services: Services, caller: ApiKey, row: JobRow, turn: Turn) -> None:
     """Remove what was asked and answered; the bill stays. One that runs is cancelled first; if it
     doesn't end soon it is there still, and the client may come back.
 
@@ -34,7 +35,7 @@ async def delete(services: Services, caller: ApiKey, row: JobRow) -> None:
         raise InvalidRequest("The job is of a batch that is not over. Cancel or delete the batch.")
     if not is_terminal(row):
         await services.canceller.cancel(caller.tenant_id, row["id"])
-        row = await wait_for_end(services, caller, row["id"], DELETE_WAIT_S)
+        row = await wait_for_end(services, caller, row["id"], DELETE_WAIT_S, turn)
         if not is_terminal(row):
             raise ServiceUnavailable("It is being cancelled. Delete it in a moment.")
     with suppress(RedisError):  # maintenance drops it too

@@ -65,8 +65,7 @@ async def _caller(
     turn.belong_to(key.tenant_id)
     await _take_place(request, services, services.open_requests, key)
     request.state.bodies = services.large_bodies.of(key.tenant_id)
-    waits_for_job = request.method == "DELETE"  # for its end
-    if waits_for_job or _reads_body(request):
+    if _reads_body(request):
         turn.give_back()
     else:
         await turn.take()
@@ -80,6 +79,15 @@ def _reads_body(request: Request) -> bool:
 
 # A valid key, whatever it may do.
 Caller = Annotated[ApiKey, Depends(_caller)]
+
+
+async def _turn(request: Request) -> Turn:
+    turn: Turn = request.state.turn
+    return turn
+
+
+# For a route that waits for something: nobody else of the tenant's has to wait for the same.
+TurnDep = Annotated[Turn, Depends(_turn)]
 
 
 async def _submitter(caller: Caller) -> ApiKey:

@@ -39,6 +39,8 @@ class DoorMiddleware:
 
 async def _enter(scope: Scope) -> None:
     services: Services = scope["app"].state.services
+    services.collector.enter()
+    scope["state"]["held"].callback(services.collector.leave)
     tenant_id = services.authenticator.presumed_tenant(_authorization(scope))
     turn = scope["state"]["turn"] = Turn(services.turns, tenant_id or STRANGERS)
     scope["state"]["held"].callback(turn.give_back)

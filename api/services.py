@@ -24,6 +24,7 @@ from api.files.download import Downloads
 from api.files.slots import TransferSlots
 from api.files.store import FileStore
 from api.files.upload import Uploads
+from api.garbage import Collector
 from api.grammars.checker import GrammarChecker
 from api.hints import HintSender
 from api.limits.bodies import LargeBodies
@@ -32,7 +33,7 @@ from api.limits.limiter import RateLimiter, TenantLimits
 from api.limits.places import Places
 from api.limits.refusal_pace import RefusalPace
 from api.limits.refusals import Refusals
-from api.limits.turns import TURN_SPACING_S, TURN_WAIT_S
+from api.limits.turns import TURN_SPACING, TURN_WAIT_S
 from api.long_work import LongWork
 from api.prompts.encoder import PromptEncoder
 from api.prompts.registry import ModelRegistry
@@ -45,7 +46,6 @@ from api.settings import (
     SPARE_REQUESTS,
     ApiSettings,
 )
-from api.streams.garbage import Collector
 from api.streams.hub import StreamHub
 from api.streams.open_streams import OpenStreams
 from api.streams.reader import Sources
@@ -71,6 +71,7 @@ class Services:
 
     pool: AsyncPool  # what tenants read and change, each behind its own
     core_pool: AsyncPool  # admission, keys, catalog, health, ends of streams
+    collector: Collector
     open_requests: Places
     waiting_requests: Places  # those of them that wait for a job
     refusals: RefusalPace
@@ -124,7 +125,8 @@ async def open_services(
         registry = await stack.enter_async_context(fresh_registry(core_pool))
         streams = OpenStreams(settings.max_streams)
         stack.enter_context(_before_shutdown(streams.end_all))
-        stack.callback(asyncio.create_task(Collector(streams).run()).cancel)
+        collector = Collector()
+        stack.callback(asyncio.create_task(collector.run()).cancel)
         store = _open_files(stack, settings)
         large_bodies = LargeBodies()
         long_work = LongWork()
@@ -132,10 +134,11 @@ async def open_services(
         yield Services(
             pool=pool,
             core_pool=core_pool,
+            collector=collector,
             open_requests=_places(settings, max_connections, spare=SPARE_REQUESTS),
             waiting_requests=_places(settings, max_connections),
             refusals=RefusalPace(),
-            turns=TenantGate(settings.max_tenant_turns, TURN_WAIT_S, spacing_s=TURN_SPACING_S),
+            turns=TenantGate(settings.max_tenant_turns, TURN_WAIT_S, spacing=TURN_SPACING),
             large_bodies=large_bodies,
             redis=redis,
             authenticator=Authenticator(core_pool, _peppers(settings)),

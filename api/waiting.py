@@ -11,28 +11,36 @@ from starlette.requests import Request
 from api.deps import find_job
 from api.errors import ClientLeft
 from api.job_view import is_terminal
-from api.limits.turns import give_back_turn
+from api.limits.turns import Turn
 from api.services import Services
 from api.settings import STREAM_GRACE_S
 from store.jobs import JobRow
 from store.tenants import ApiKey
 
 
-async def wait_for_end(services: Services, caller: ApiKey, job_id: UUID, wait_s: float) -> JobRow:
-    """The job, over or not, at the latest after `wait_s`. Raises JobNotFound."""
+async def wait_for_end(
+    services: Services, caller: ApiKey, job_id: UUID, wait_s: float, turn: Turn
+) -> JobRow:
+    """The job, over or not, at the latest after `wait_s`. Raises JobNotFound, RateLimitExceeded.
+
+    Keeps no turn of the tenant's while it waits, and has one otherwise: very many may come, or end,
+    at the same moment.
+    """
     row = await find_job(services, caller, job_id)
-    if not wait_s or is_terminal(row):
+    if is_terminal(row):
         return row
     ends_at = asyncio.get_running_loop().time() + wait_s
     async with services.hub.watch(job_id) as channel:
         row = await find_job(services, caller, job_id)  # it may have ended before the watch
         if is_terminal(row):
             return row
+        turn.give_back()
         # The time limit cuts off this wait alone: a query that is cancelled halfway makes the
         # caller wait for its connection to be put in order.
         with suppress(TimeoutError):
             async with asyncio.timeout_at(ends_at):
                 await channel.over.wait()
+    await turn.take()
     return await find_job(services, caller, job_id)
 
 
@@ -46,15 +54,29 @@ async def wait_with_client(
     row = await find_job(services, caller, job_id)
     if is_terminal(row):
         return row
-    give_back_turn(request.scope["state"])
     wait_s = max(0.0, row["remaining_s"]) + STREAM_GRACE_S
-    end = asyncio.create_task(wait_for_end(services, caller, job_id, wait_s))
+    try:
+        return await wait_while_there(services, caller, job_id, request, wait_s)
+    except ClientLeft:
+        services.canceller.client_left(row)
+        raise
+
+
+async def wait_while_there(
+    services: Services, caller: ApiKey, job_id: UUID, request: Request, wait_s: float
+) -> JobRow:
+    """`wait_for_end` for a client that may go first: nothing is held for one that has gone.
+
+    Raises ClientLeft, besides.
+    """
+    if not wait_s:
+        return await find_job(services, caller, job_id)
+    end = asyncio.create_task(wait_for_end(services, caller, job_id, wait_s, request.state.turn))
     left = asyncio.create_task(_leaving(request))
     try:
         await asyncio.wait((end, left), return_when=asyncio.FIRST_COMPLETED)
         if end.done():
             return end.result()
-        services.canceller.client_left(row)
         raise ClientLeft
     finally:
         for task in (end, left):

@@ -16,6 +16,23 @@ from tasks.errors import RateLimitExceeded
 # Another tenant is there for so long after it last entered.
 PRESENCE_S = 5.0
 
+# An event loop has time if it was on time, and busy for no more than this share of the time.
+ON_TIME_S = 0.002  # what timers are late by anyway
+MAX_BUSY = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Spacing:
+    """When a turn may begin beside another of the same tenant, while other tenants are there.
+
+    Short ones go one after the other. Long ones, whatever makes them long, don't hold up the rest
+    of their tenant: the next begins when the loop has time for it, looked at every `look_s`, or
+    when the last has begun `max_s` ago.
+    """
+
+    look_s: float
+    max_s: float
+
 
 @dataclass(slots=True)
 class _Lane:
@@ -24,6 +41,7 @@ class _Lane:
     num_turns: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
     begun_at: float = -math.inf  # the last of its turns
+    may_overlap: bool = False  # the next of them
     timer: asyncio.TimerHandle | None = None
 
 
@@ -35,17 +53,15 @@ class TenantGate:
         max_turns: int,
         max_wait_s: float,
         *,
-        spacing_s: float = 0.0,
+        spacing: Spacing | None = None,
         clock: Callable[[], float] = time.monotonic,
+        cpu_clock: Callable[[], float] = time.thread_time,
     ) -> None:
-        """`spacing_s`: while other tenants are there, a turn beside another of the tenant's begins
-        so long after the last. Short ones then go one after the other, and long ones, whatever
-        makes them long, don't hold up the rest of their tenant.
-        """
         self._max_turns = max_turns
         self._max_wait_s = max_wait_s
-        self._spacing_s = spacing_s
+        self._spacing = spacing
         self._clock = clock
+        self._cpu_clock = cpu_clock
         self._lanes: dict[UUID, _Lane] = {}
         self._last: tuple[UUID, float] | None = None  # who entered last, and when
         self._last_other: tuple[UUID, float] | None = None  # of all others
@@ -63,10 +79,10 @@ class TenantGate:
         """Take a turn, to be given back by `leave`. Raises RateLimitExceeded as `turn` does."""
         self._note(tenant_id)
         lane = self._lanes.setdefault(tenant_id, _Lane())
-        if lane.waiting or self._pause_s(tenant_id, lane) > 0:
-            await self._wait(tenant_id, lane)  # whoever lets it in counts it
-        else:
+        if not lane.waiting and self._may_begin(tenant_id, lane):
             self._begin(lane)
+        else:
+            await self._wait(tenant_id, lane)  # whoever lets it in counts it
 
     def leave(self, tenant_id: UUID) -> None:
         """Give a turn back."""
@@ -77,10 +93,18 @@ class TenantGate:
     def _begin(self, lane: _Lane) -> None:
         lane.num_turns += 1
         lane.begun_at = self._clock()
+        lane.may_overlap = False
+
+    def _may_begin(self, tenant_id: UUID, lane: _Lane) -> bool:
+        if not lane.num_turns:
+            return True
+        if lane.num_turns >= self._max_turns:
+            return False
+        return self._spacing is None or lane.may_overlap or self._is_alone(tenant_id)
 
     def _let_in(self, tenant_id: UUID, lane: _Lane) -> None:
         """As many as may begin now, in the order they came."""
-        while lane.waiting and self._pause_s(tenant_id, lane) <= 0:
+        while lane.waiting and self._may_begin(tenant_id, lane):
             waiter = lane.waiting.popleft()
             if not waiter.done():
                 self._begin(lane)
@@ -90,23 +114,24 @@ class TenantGate:
             self._lanes.pop(tenant_id, None)
 
     def _watch(self, tenant_id: UUID, lane: _Lane) -> None:
-        """Look again when the next may begin, if no other leaves before."""
+        """Look whether the loop has time for another, if no other leaves before."""
         if lane.timer is not None:
             lane.timer.cancel()
             lane.timer = None
-        if lane.waiting and (pause_s := self._pause_s(tenant_id, lane)) < math.inf:
-            loop = asyncio.get_running_loop()
-            lane.timer = loop.call_later(pause_s, self._let_in, tenant_id, lane)
+        if self._spacing and lane.waiting and lane.num_turns < self._max_turns:
+            look_s, now, cpu_s = self._spacing.look_s, self._clock(), self._cpu_clock()
+            lane.timer = asyncio.get_running_loop().call_later(
+                look_s, self._look, tenant_id, lane, now, cpu_s
+            )
 
-    def _pause_s(self, tenant_id: UUID, lane: _Lane) -> float:
-        """How long until another may begin, if none leaves: nothing, or less, if it may now."""
-        if not lane.num_turns:
-            return 0.0
-        if lane.num_turns >= self._max_turns:
-            return math.inf
-        if self._is_alone(tenant_id):
-            return 0.0
-        return lane.begun_at + self._spacing_s - self._clock()
+    def _look(self, tenant_id: UUID, lane: _Lane, since: float, cpu_since_s: float) -> None:
+        assert self._spacing is not None
+        now = self._clock()
+        is_late = now - since > self._spacing.look_s + ON_TIME_S
+        is_busy = self._cpu_clock() - cpu_since_s > MAX_BUSY * (now - since)
+        is_long = now - lane.begun_at >= self._spacing.max_s
+        lane.may_overlap = is_long or not (is_late or is_busy)
+        self._let_in(tenant_id, lane)
 
     async def _wait(self, tenant_id: UUID, lane: _Lane) -> None:
         waiter = asyncio.get_running_loop().create_future()

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from store.tenant_gate import TenantGate
+from store.tenant_gate import Spacing, TenantGate
 
 TURN_WAIT_S = 10.0
 # While other tenants ask, too: what is worked on is what their requests wait behind. Most requests
-# take less, so those of a tenant are worked on one after the other; slower ones overlap.
-TURN_SPACING_S = 0.02
+# take less than a look, so those of a tenant are worked on one after the other.
+TURN_SPACING = Spacing(look_s=0.005, max_s=0.1)
 
 
 class Turn:

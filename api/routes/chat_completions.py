@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from api import deleting
 from api.answering import answer
-from api.deps import WAITS, JobsReader, ServicesDep, Submitter
+from api.deps import WAITS, JobsReader, ServicesDep, Submitter, TurnDep
 from api.dialects.chat import ChatFold, chat_completion
 from api.openapi import EVENT_STREAM, gives, takes
 from api.resuming import MAX_SEQ, cursor_of, find_shown_job, not_found
@@ -57,10 +57,12 @@ async def get(
 
 
 @router.delete("/{completion_id}", responses=gives(ChatCompletionDeleted))
-async def delete(services: ServicesDep, caller: Submitter, completion_id: str) -> Response:
+async def delete(
+    services: ServicesDep, caller: Submitter, completion_id: str, turn: TurnDep
+) -> Response:
     """Delete what was asked and answered; one that runs is cancelled first."""
     job = await find_shown_job(services, caller, completion_id, CHAT_PREFIX, Dialect.CHAT)
-    await deleting.delete(services, caller, job.row)
+    await deleting.delete(services, caller, job.row, turn)
     return deleting.deleted(completion_id, "chat.completion.deleted")
 
 

@@ -16,6 +16,7 @@ from api.deps import (
     JobsReader,
     ServicesDep,
     Submitter,
+    TurnDep,
     WaitSeconds,
     check_is_shown,
     find_job,
@@ -24,14 +25,13 @@ from api.deps import (
 from api.job_view import job_object
 from api.json_body import read_json_object
 from api.json_response import JsonResponse, page_of
-from api.limits.turns import give_back_turn
 from api.openapi import gives, takes
 from api.schemas.jobs import CreateJob
 from api.schemas.objects import JobShown, Page
 from api.schemas.reports import JobDeleted
 from api.services import Services
 from api.submitting import Retry, job_headers, read_asked, submit
-from api.waiting import wait_for_end
+from api.waiting import wait_while_there
 from store.jobs import JobRow, list_jobs, queue_position
 from store.tenants import ApiKey
 from tasks.errors import InvalidRequest
@@ -62,9 +62,7 @@ async def create(
     headers = location | job_headers(admitted)
     if admitted.row is not None and not wait_s:
         return JsonResponse(job_object(admitted.row), 202, headers)
-    if wait_s:
-        give_back_turn(request.scope["state"])
-    row = await wait_for_end(services, caller, admitted.job_id, wait_s)
+    row = await wait_while_there(services, caller, admitted.job_id, request, wait_s)
     return await _view(services, caller, row, status=202, headers=headers)
 
 
@@ -100,8 +98,7 @@ async def get(
     """One job; with `wait_s` when it is over, or after so many seconds."""
     if wait_s:
         await may_wait(request, services, caller)
-        give_back_turn(request.scope["state"])
-    row = await wait_for_end(services, caller, job_id, wait_s)
+    row = await wait_while_there(services, caller, job_id, request, wait_s)
     check_is_shown(row)
     return await _view(services, caller, row)
 
@@ -115,9 +112,11 @@ async def cancel(services: ServicesDep, caller: Submitter, job_id: JobId) -> Res
 
 
 @router.delete("/{job_id}", responses=gives(JobDeleted))
-async def delete(services: ServicesDep, caller: Submitter, job_id: JobId) -> Response:
+async def delete(
+    services: ServicesDep, caller: Submitter, job_id: JobId, turn: TurnDep
+) -> Response:
     """Delete what was asked and answered, in whatever dialect; one that runs is cancelled first."""
-    await deleting.delete(services, caller, await find_job(services, caller, job_id))
+    await deleting.delete(services, caller, await find_job(services, caller, job_id), turn)
     return deleting.deleted(format_job_id(job_id), "job")
 
 

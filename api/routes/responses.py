@@ -13,7 +13,7 @@ from starlette.responses import Response
 from api import deleting
 from api.answering import answer
 from api.conversation import earlier_messages
-from api.deps import JobsReader, ServicesDep, Submitter, may_wait
+from api.deps import JobsReader, ServicesDep, Submitter, TurnDep, may_wait
 from api.dialects.fold import ShownJob
 from api.dialects.response import ResponseFold, response_object
 from api.generation import Generation
@@ -125,10 +125,12 @@ async def cancel(services: ServicesDep, caller: Submitter, response_id: str) -> 
 
 
 @router.delete("/{response_id}", responses=gives(ResponseDeleted))
-async def delete(services: ServicesDep, caller: Submitter, response_id: str) -> Response:
+async def delete(
+    services: ServicesDep, caller: Submitter, response_id: str, turn: TurnDep
+) -> Response:
     """Delete what was asked and answered; one that runs is cancelled first."""
     job = await _find(services, caller, response_id)
-    await deleting.delete(services, caller, job.row)
+    await deleting.delete(services, caller, job.row, turn)
     return deleting.deleted(response_id, "response")
 
 

@@ -38,23 +38,23 @@ class OpenStreams:
     @property
     def position_interval_s(self) -> float:
         """How often one waiting stream may look up its place in the queue."""
-        return max(MIN_POSITION_INTERVAL_S, len(self._streams) / POSITION_QUERIES_PER_S)
+        return max(MIN_POSITION_INTERVAL_S, self.num_open / POSITION_QUERIES_PER_S)
 
     def add(self, stream: Stream) -> None:
         """Raises ServiceUnavailable at the limit and while shutting down."""
         self.check_room()
         self._streams.add(stream)
-        metrics.open_streams.set(len(self._streams))
+        metrics.open_streams.set(self.num_open)
 
     def check_room(self) -> None:
         """Raises ServiceUnavailable if no stream can be added."""
-        if self._is_closing or len(self._streams) >= self._max_streams:
+        if self._is_closing or self.num_open >= self._max_streams:
             raise ServiceUnavailable("This server can't carry more event streams at the moment.")
 
     def remove(self, stream: Stream) -> None:
         """Safe to call twice."""
         self._streams.discard(stream)
-        metrics.open_streams.set(len(self._streams))
+        metrics.open_streams.set(self.num_open)
 
     def end_all(self) -> None:
         """The process is about to stop."""

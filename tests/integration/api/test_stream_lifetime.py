@@ -21,9 +21,9 @@ from fastapi import FastAPI
 
 from api import submitting
 from api.app import create_app
+from api.garbage import FEW, Collector
 from api.services import Services
 from api.streams import sse
-from api.streams.garbage import FEW, Collector
 from cli.stack.child import spawn
 from store.pools import DictConnection
 from tests.integration.api.conftest import Tenant
@@ -233,6 +233,25 @@ async def test_what_waits_for_a_job_keeps_no_turn(
     assert polled.status_code == 200
 
 
+async def test_nothing_waits_for_a_client_that_has_gone(
+    running: RunningApp, client: httpx.AsyncClient
+) -> None:
+    job = (await _create(client)).removesuffix("/events")
+    channels, places = running.services.hub._channels, running.services.waiting_requests
+    waiting = [
+        asyncio.create_task(client.get(job, params={"wait_s": 60})),
+        asyncio.create_task(client.post("/v1/jobs", json=BODY, params={"wait_s": 60})),
+    ]
+    await until(lambda: len(channels) == 2)
+
+    for task in waiting:
+        task.cancel()  # closes its connection
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+    await until(lambda: not channels and not places._of_tenants)
+    assert {row["status"] for row in (await client.get("/v1/jobs")).json()["data"]} == {"queued"}
+
+
 async def test_an_idle_stream_is_one_task_and_little_memory(
     running: RunningApp, client: httpx.AsyncClient, tenant: Tenant
 ) -> None:
@@ -264,8 +283,10 @@ async def test_what_ended_streams_leave_to_the_collector_is_found_again(
         gc.collect()
         gc.freeze()
         num_before = gc.get_freeze_count()
-        collector = Collector(streams, max_left=100)
+        collector = Collector(max_left=100)
         for _ in range(2 * FEW):
+            collector.enter()
+            stack.callback(collector.leave)
             stack.enter_context(_connect_without_reading(running.url, url, tenant))
         await until(lambda: running.num_listeners == 2 * FEW + 1, timeout_s=30)
 

@@ -102,4 +102,4 @@ def test_money_is_written_exactly(micros: int) -> None:
 def test_money_read_as_a_double_still_tells_the_micros(micros: int) -> None:
     value = orjson.loads(orjson.dumps(orjson.Fragment(units(micros))))
 
-    assert round(value * 1_000_000) == micros
+    assert round(Fraction(value) * 1_000_000) == micros

@@ -11,6 +11,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from api.door import STRANGERS, DoorMiddleware
+from api.garbage import Collector
 from api.limits.turns import give_back_turn
 from store.tenant_gate import TenantGate
 
@@ -27,7 +28,9 @@ class _House:
         self.may_leave = asyncio.Event()
         self._door = DoorMiddleware(self._app)
         authenticator = SimpleNamespace(presumed_tenant=self._presumed)
-        services = SimpleNamespace(authenticator=authenticator, turns=self.gate)
+        services = SimpleNamespace(
+            authenticator=authenticator, collector=Collector(), turns=self.gate
+        )
         self._state = SimpleNamespace(state=SimpleNamespace(services=services))
 
     @staticmethod

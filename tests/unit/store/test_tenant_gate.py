@@ -5,9 +5,12 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from store.tenant_gate import PRESENCE_S, TenantGate
+from store.tenant_gate import MAX_BUSY, ON_TIME_S, PRESENCE_S, Spacing, TenantGate
 from tasks.errors import RateLimitExceeded
 from tests.support.waiting import until
+
+NEVER = Spacing(look_s=60, max_s=60)
+AT_ONCE = Spacing(look_s=0.001, max_s=0.001)
 
 
 async def _hold(gate: TenantGate, tenant: UUID, free: asyncio.Event, order: list[UUID]) -> None:
@@ -90,7 +93,7 @@ async def _begun(gate: TenantGate, tenant: UUID, num: int) -> int:
 
 async def test_turns_are_spaced_while_others_are_there() -> None:
     clock, many, one = Clock(), uuid4(), uuid4()
-    gate = TenantGate(4, max_wait_s=10, spacing_s=60, clock=clock)
+    gate = TenantGate(4, max_wait_s=10, spacing=NEVER, clock=clock)
 
     alone = await _begun(gate, many, 6)
     await _begun(gate, one, 1)
@@ -104,19 +107,40 @@ async def test_turns_are_spaced_while_others_are_there() -> None:
     assert not gate._lanes
 
 
-async def test_a_turn_begins_beside_another_when_the_spacing_is_over() -> None:
-    clock, many = Clock(), uuid4()
-    gate = TenantGate(4, max_wait_s=10, spacing_s=2, clock=clock)
+@pytest.mark.parametrize(
+    ("late_s", "busy", "begun_s_ago", "begins"),
+    [
+        (0.0, 0.0, 0, True),
+        (ON_TIME_S, MAX_BUSY, 0, True),
+        (2 * ON_TIME_S, 0.0, 0, False),
+        (0.0, 2 * MAX_BUSY, 0, False),
+        (2 * ON_TIME_S, 2 * MAX_BUSY, 2, True),
+    ],
+    ids=["idle", "at its bounds", "late", "busy", "busy for long"],
+)
+async def test_a_turn_begins_beside_another_when_the_loop_has_time(
+    late_s: float, busy: float, begun_s_ago: float, *, begins: bool
+) -> None:
+    clock, cpu_clock, many = Clock(), Clock(), uuid4()
+    spacing = Spacing(look_s=0.01, max_s=1)
+    gate = TenantGate(2, max_wait_s=10, spacing=spacing, clock=clock, cpu_clock=cpu_clock)
     await _begun(gate, uuid4(), 1)
     await gate.enter(many)
-    clock.now += 2
-
-    await asyncio.wait_for(gate.enter(many), 5)
+    clock.now += begun_s_ago
     waiting = asyncio.create_task(gate.enter(many))
     await asyncio.sleep(0)
-    assert not waiting.done(), "the last one began just now"
+    timer = gate._lanes[many].timer
+    assert timer is not None
+    timer.cancel()
+    assert not waiting.done(), "the loop has to be looked at before"
 
-    gate.leave(many)
+    seconds = spacing.look_s + late_s
+    clock.now += seconds
+    cpu_clock.now += busy * seconds
+    gate._look(many, gate._lanes[many], 1_000.0 + begun_s_ago, 1_000.0)
+    await asyncio.sleep(0)
+
+    assert waiting.done() == begins
     gate.leave(many)
     await waiting
     gate.leave(many)
@@ -125,7 +149,7 @@ async def test_a_turn_begins_beside_another_when_the_spacing_is_over() -> None:
 
 async def test_those_who_wait_get_the_turns_that_others_leave_them() -> None:
     clock, many, one = Clock(), uuid4(), uuid4()
-    gate = TenantGate(3, max_wait_s=10, spacing_s=60, clock=clock)
+    gate = TenantGate(3, max_wait_s=10, spacing=NEVER, clock=clock)
     order, free = list[UUID](), [asyncio.Event() for _ in range(5)]
     await _begun(gate, one, 1)
     tasks = [asyncio.create_task(_hold(gate, many, event, order)) for event in free]
@@ -162,7 +186,7 @@ async def test_who_is_let_in_and_leaves_at_the_same_moment_keeps_no_turn() -> No
 
 
 async def test_long_ones_hold_up_no_others_of_their_tenant() -> None:
-    gate, many = TenantGate(3, max_wait_s=10, spacing_s=0.01), uuid4()
+    gate, many = TenantGate(3, max_wait_s=10, spacing=AT_ONCE), uuid4()
     order, free = list[UUID](), asyncio.Event()
     await _begun(gate, uuid4(), 1)
 
@@ -178,7 +202,7 @@ async def test_long_ones_hold_up_no_others_of_their_tenant() -> None:
 
 
 async def test_short_ones_go_one_after_the_other() -> None:
-    gate, many = TenantGate(3, max_wait_s=10, spacing_s=60), uuid4()
+    gate, many = TenantGate(3, max_wait_s=10, spacing=NEVER), uuid4()
     at_once, most = 0, 0
     await _begun(gate, uuid4(), 1)
 
@@ -197,7 +221,7 @@ async def test_short_ones_go_one_after_the_other() -> None:
 
 
 async def test_nobody_is_looked_for_when_all_have_left() -> None:
-    gate, many = TenantGate(3, max_wait_s=10, spacing_s=60), uuid4()
+    gate, many = TenantGate(3, max_wait_s=10, spacing=NEVER), uuid4()
     order, free = list[UUID](), asyncio.Event()
     await _begun(gate, uuid4(), 1)
     tasks = [asyncio.create_task(_hold(gate, many, free, order)) for _ in range(2)]
