@@ -119,26 +119,39 @@ WITH {_LEASE}, ticket AS MATERIALIZED (
 ){_CLAIM}"""
 
 # Any queued job of the pool: what an idle worker looks for itself, tier by tier, and none after the
-# first that has a job. `heads` are the oldest jobs of each lane and model, served or not: from one
-# to the next is a step, however many jobs lie between.
-_HEAD = f"""SELECT pool, service_tier, lane, model, id, {_READY} AS is_ready FROM jobs
-            WHERE {_QUEUED} AND (pool, service_tier) <= (%(pool)s, tier.name)"""
-_KINDS = f"""
-    WITH RECURSIVE heads AS (
-        ({_HEAD} AND (pool, service_tier) >= (%(pool)s, tier.name)
-        ORDER BY pool, service_tier, lane, model, id LIMIT 1)
-        UNION ALL
-        SELECT next.* FROM heads, LATERAL (
-            {_HEAD} AND (pool, service_tier, lane, model)
-                > (heads.pool, heads.service_tier, heads.lane, heads.model)
-            ORDER BY pool, service_tier, lane, model, id LIMIT 1) AS next
-    )
-    SELECT kind.* FROM heads AS kind, lease WHERE model = ANY (models) AND NOT refused ? model
-    ORDER BY CASE WHEN is_ready THEN id ELSE (SELECT id {_OLDEST}) END"""
+# first that has a job. Mostly one of the tier's oldest jobs will do: others that look at the same
+# time hold one each.
+_NUM_NEAREST = 10
+_MINE = "model = ANY (models) AND NOT refused ? model"
+_UP_TO_TIER = f"{_QUEUED} AND (pool, service_tier) <= (%(pool)s, tier.name)"
+_OF_TIER = f"{_UP_TO_TIER} AND (pool, service_tier) >= (%(pool)s, tier.name)"
+_NEAREST = _first_in_turn(
+    f"""SELECT id FROM lease, (SELECT id, model FROM jobs WHERE {_OF_TIER}
+            ORDER BY pool, service_tier, id LIMIT {_NUM_NEAREST}) AS nearest
+        WHERE {_MINE} ORDER BY id""",
+    f"FROM jobs WHERE jobs.id = kind.id AND {_QUEUED} AND {_READY}",
+)
+# Or else the oldest of all lanes and models. `heads` are the first jobs of each, served or not:
+# from one to the next is a step, however many jobs lie between.
+_HEAD = f"SELECT pool, service_tier, lane, model, id, {_READY} AS is_ready FROM jobs"
+_FARTHER = _first_in_turn(
+    f"""WITH RECURSIVE heads AS (
+            ({_HEAD} WHERE {_OF_TIER} ORDER BY pool, service_tier, lane, model, id LIMIT 1)
+            UNION ALL
+            SELECT next.* FROM heads, LATERAL (
+                {_HEAD} WHERE {_UP_TO_TIER} AND (pool, service_tier, lane, model)
+                    > (heads.pool, heads.service_tier, heads.lane, heads.model)
+                ORDER BY pool, service_tier, lane, model, id LIMIT 1) AS next
+        )
+        SELECT kind.* FROM heads AS kind, lease WHERE {_MINE}
+        ORDER BY CASE WHEN is_ready THEN id ELSE (SELECT id {_OLDEST}) END""",
+    _OLDEST,
+)
 _CLAIM_ANY = f"""
 WITH {_LEASE}, best AS MATERIALIZED (
-    SELECT oldest.id FROM unnest(%(tiers)s::text[]) AS tier (name),
-        LATERAL {_first_in_turn(_KINDS, _OLDEST)} AS oldest
+    SELECT oldest.id FROM unnest(%(tiers)s::text[]) AS tier (name), LATERAL (
+        SELECT id FROM {_NEAREST} AS nearest UNION ALL SELECT id FROM {_FARTHER} AS farther
+        LIMIT 1) AS oldest
     LIMIT 1
 ){_CLAIM}"""
 

@@ -19,6 +19,11 @@ NUM_JOBS = 30
 NUM_WORKERS = 4
 MODELS = ("a", "b", "c")
 
+_COPY = """
+INSERT INTO jobs SELECT (jsonb_populate_record(j, jsonb_build_object('id', uuidv7()))).*
+FROM jobs j, generate_series(1, %s) WHERE id = %s
+"""
+
 # By a ticket for the named job, or without one.
 Claim = Callable[[DictConnection, UUID, UUID], UUID | None]
 
@@ -44,6 +49,16 @@ def another(jobs: Jobs) -> Iterator[DictConnection]:
     """Of a second worker process."""
     with connect(jobs.urls.worker, application_name="test-worker") as opened:
         yield opened
+
+
+@pytest.fixture(params=[0, 20], ids=["", "behind a backlog"])
+def backlog(jobs: Jobs, request: pytest.FixtureRequest) -> int:
+    """Older jobs of a model that no worker of these tests has: more than a look sees at once."""
+    if request.param:
+        job_id = jobs.add(model="backlog")
+        with jobs.connect() as owner:
+            owner.execute(_COPY, (request.param - 1, job_id))
+    return int(request.param)
 
 
 @pytest.fixture
@@ -79,7 +94,7 @@ def test_a_surplus_ticket_claims_the_oldest_whatever_the_model(
 
 
 def test_looking_takes_tiers_in_order_and_the_oldest_first_whatever_model_and_lane(
-    jobs: Jobs, connection: DictConnection, of_all: UUID
+    jobs: Jobs, connection: DictConnection, of_all: UUID, backlog: int
 ) -> None:
     kinds = [("c", 9), ("a", 12), ("b", 3), ("c", 3), ("a", 9)]
     tiers = [ServiceTier.FLEX, ServiceTier.BATCH, ServiceTier.PRIORITY, ServiceTier.DEFAULT]
@@ -94,7 +109,7 @@ def test_looking_takes_tiers_in_order_and_the_oldest_first_whatever_model_and_la
 
 
 def test_looking_passes_over_the_first_of_a_lane_that_may_not_run(
-    jobs: Jobs, connection: DictConnection, of_all: UUID
+    jobs: Jobs, connection: DictConnection, of_all: UUID, backlog: int
 ) -> None:
     waits = jobs.add(model="a", lane=1)
     first = jobs.add(model="a", lane=2)
@@ -110,13 +125,11 @@ def test_looking_passes_over_the_first_of_a_lane_that_may_not_run(
 
 
 @pytest.mark.parametrize("look", [_by_ticket, _by_looking])
-@pytest.mark.parametrize("refused", [{"a": "it is noise"}, {}])
+@pytest.mark.parametrize("refused", [{"backlog": "it is noise"}, {}])
 def test_a_job_behind_those_of_a_model_that_is_not_served_is_claimed(
-    jobs: Jobs, connection: DictConnection, look: Claim, refused: dict[str, str]
+    jobs: Jobs, connection: DictConnection, backlog: int, look: Claim, refused: dict[str, str]
 ) -> None:
-    for _ in range(3):
-        jobs.add(model="a", deadline_s=60.0)
-    behind = jobs.add(model="b")
+    behind = jobs.add(model="b", deadline_s=900.0)
     worker_id = lease(connection, models=["b"], refused=refused)
 
     claimed = [look(connection, worker_id, behind) for _ in range(2)]
@@ -170,6 +183,7 @@ def test_a_job_whose_model_another_worker_has_is_left_to_it(
     assert _by_ticket(connection, of_all, job_id) == job_id
 
 
+@pytest.mark.usefixtures("backlog")
 @pytest.mark.parametrize("look", [_by_ticket, _by_looking])
 def test_a_claim_holds_up_no_job_of_another_model(
     jobs: Jobs, connection: DictConnection, another: DictConnection, of_all: UUID, look: Claim
@@ -185,7 +199,9 @@ def test_a_claim_holds_up_no_job_of_another_model(
 
 
 @pytest.mark.parametrize("look", [_by_ticket, _by_looking])
-def test_racing_workers_of_several_models_leave_no_job(jobs: Jobs, look: Claim) -> None:
+def test_racing_workers_of_several_models_leave_no_job(
+    jobs: Jobs, backlog: int, look: Claim
+) -> None:
     job_ids = [jobs.add(model=MODELS[n % 3]) for n in range(NUM_JOBS)]
     together = Barrier(NUM_WORKERS)
 
