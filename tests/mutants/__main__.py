@@ -1,14 +1,14 @@
 """`make mutants`: makes small mistakes in the code, one at a time, and sees whether a test notices.
 
-Mistakes are drawn by a seed from all that the files in scope.toml offer. Each is made in a copy of
-the repository and tried against the tests that run its function.
+Mistakes are drawn by a seed from all that the files in scope.toml offer: nearly the same ones again
+after a change of the code, so that runs before and after it can be compared. Each is made in a copy
+of the repository and tried against the tests that run its function.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import shutil
 import sys
 import tempfile
@@ -19,9 +19,10 @@ from functools import partial
 from pathlib import Path
 
 from tests.mutants.choosing import Chooser
+from tests.mutants.drawing import draw_numbers
 from tests.mutants.laboratory import Laboratory
 from tests.mutants.mutant import Mutant
-from tests.mutants.scope import ROOT, Scope, equivalents, mutants_of, repository_files
+from tests.mutants.scope import ROOT, Scope, equivalents, repository_files
 from tests.mutants.traces import traced_tests
 from tests.mutants.trials import Trial, Trials, Verdict, spread
 
@@ -57,9 +58,13 @@ def _options() -> argparse.Namespace:
 
 def _draw(scope: Scope, options: argparse.Namespace) -> list[Mutant]:
     paths = [path for path in scope.sources if path.startswith(options.only)]
-    offered = [mutant for path in paths for mutant in mutants_of(path, (ROOT / path).read_text())]
+    offered = {
+        drawn: mutant
+        for path in paths
+        for drawn, mutant in draw_numbers(path, (ROOT / path).read_text(), options.seed)
+    }
     _say(f"{len(offered)} mistakes in {len(paths)} files, seed {options.seed}")
-    return random.Random(options.seed).sample(offered, min(options.num, len(offered)))
+    return [offered[drawn] for drawn in sorted(offered)[: options.num]]
 
 
 def _try_all(scope: Scope, mutants: Sequence[Mutant], *, num_jobs: int) -> list[Trial]:

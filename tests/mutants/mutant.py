@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# What becomes of a comparison of moments: one is never exactly another.
+REVERSED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Mutant:

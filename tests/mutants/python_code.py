@@ -7,10 +7,11 @@ metrics, and numbers at the top level of a module, which are settings.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from itertools import accumulate
 
-from tests.mutants.mutant import Mutant
+from tests.mutants.mutant import REVERSED, Mutant
 
 _COMPARISONS: dict[type[ast.cmpop], tuple[str, str]] = {
     ast.Lt: ("<", "<="),
@@ -24,6 +25,7 @@ _COMPARISONS: dict[type[ast.cmpop], tuple[str, str]] = {
     ast.In: ("in", "not in"),
     ast.NotIn: ("not in", "in"),
 }
+_MOMENT = re.compile(r"\b(now|until|since|give_up)\b|monotonic\(\)|clock\(\)|_at\b")
 _ARITHMETIC: dict[type[ast.operator], tuple[str, str]] = {
     ast.Add: ("+", "-"),
     ast.Sub: ("-", "+"),
@@ -32,6 +34,8 @@ _ARITHMETIC: dict[type[ast.operator], tuple[str, str]] = {
 }
 _OBSERVING = ("log.", "metrics.", "structlog.", "configure_logs(", "warnings.")
 _NOTHING = ("None", "False")
+# How long a thread is waited for and how it ends with its process; of zip, an assertion.
+_SETTINGS = ("daemon", "strict", "timeout")
 _MAX_NUMBER = 2  # an offset or a bound; larger numbers are settings
 
 
@@ -64,7 +68,7 @@ class PythonMutants:
     def _is_left_alone(self, node: ast.AST) -> bool:
         if isinstance(node, ast.Assert | ast.Import | ast.ImportFrom | ast.JoinedStr):
             return True
-        if isinstance(node, ast.keyword) and node.arg == "strict":  # of zip: an assertion
+        if isinstance(node, ast.keyword) and node.arg in _SETTINGS:
             return True
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             return True
@@ -140,9 +144,12 @@ class PythonMutants:
         if words is None:
             return
         begin, end = self._span(left)[1], self._span(right)[0]
-        at = self._source[begin:end].find(words[0])
+        old, new = words
+        if old in REVERSED and _MOMENT.search(f"{self._text(left)} {self._text(right)}"):
+            new = REVERSED[old]
+        at = self._source[begin:end].find(old)
         if at >= 0:
-            self._add(begin + at, begin + at + len(words[0]), words[1], kind)
+            self._add(begin + at, begin + at + len(old), new, kind)
 
     def _replace(self, node: ast.AST, text: str, kind: str) -> None:
         self._add(*self._span(node), text, kind)

@@ -8,7 +8,7 @@ import tokenize
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 
-from tests.mutants.mutant import Mutant, Span
+from tests.mutants.mutant import REVERSED, Mutant, Span
 
 # What ends a condition that AND or WHERE begins, outside of parentheses of its own.
 _END = re.compile(
@@ -21,14 +21,13 @@ _IS_SQL = re.compile(
 )
 
 _COMPARISONS = {"<": "<=", "<=": "<", ">": ">=", ">=": ">"}
-_REVERSED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 
 def _compared(found: re.Match[str]) -> str:
-    """A moment in microseconds is never just now: with the clock a comparison turns round."""
+    """In a line that asks for the time now, moments."""
     begin = found.string.rfind("\n", 0, found.start()) + 1
     line = found.string[begin : found.string.find("\n", found.end())]
-    words = _REVERSED if "now()" in line or "clock_timestamp()" in line else _COMPARISONS
+    words = REVERSED if "now()" in line or "clock_timestamp()" in line else _COMPARISONS
     return words[found[0]]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.mutants.drawing import draw_numbers
 from tests.mutants.scope import ROOT, Scope, equivalents, mutants_of
 
 
@@ -15,6 +16,8 @@ def _changed(path: str, source: str) -> set[str]:
     ("code", "mistake"),
     [
         ("a < b", "a <= b"),
+        ("now < self._due_at", "now > self._due_at"),
+        ("time.monotonic() >= b", "time.monotonic() <= b"),
         ("a is None", "a is not None"),
         ("a and b", "a or b"),
         ("a and b", "a"),
@@ -58,7 +61,8 @@ def test_sql_in_strings(sql: str, mistake: str) -> None:
 
 
 def test_what_only_states_a_truth_is_left_alone() -> None:
-    changed = _changed("x.py", "def f(a, b):\n    assert a\n    g(zip(a, b, strict=True))\n")
+    code = "def f(a, b):\n    assert a\n    g(zip(a, b, strict=True), timeout=1, daemon=True)\n"
+    changed = _changed("x.py", code)
 
     assert changed == {"def f(a, b):\n    assert a\n    pass\n"}
 
@@ -101,3 +105,15 @@ def test_every_equivalent_is_still_offered() -> None:
         source = (ROOT / known.path).read_text()
         offered = {mutant.lines(source) for mutant in mutants_of(known.path, source)}
         assert (known.before, known.after) in offered, known
+
+
+def test_code_that_has_not_changed_keeps_its_mistakes() -> None:
+    code = "def f(a):\n    return a < 1\n\n\ndef g(a):\n    return a < 1\n"
+    drawn = dict(draw_numbers("x.py", code, 1))
+
+    later = dict(draw_numbers("x.py", f"def new(b):\n    return b + 1\n\n\n{code}", 1))
+
+    assert drawn.keys() < later.keys()
+    assert len(drawn) == len(mutants_of("x.py", code)), "the same line twice is two"
+    assert not drawn.keys() & dict(draw_numbers("x.py", code, 2)).keys()
+    assert not drawn.keys() & dict(draw_numbers("y.py", code, 1)).keys()
