@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from threading import Barrier
 from uuid import UUID
 
@@ -13,7 +14,7 @@ from store.attempts import Claimed
 from store.claiming import claim_any, claim_ticket
 from store.leases import set_draining
 from store.pools import DictConnection, connect
-from tasks.ids import uuid7
+from tasks.ids import uuid7, uuid7_floor
 from tasks.queues import ServiceTier
 from tasks.token_ids import unpack_token_ids
 from tests.integration.store.writes import another_tenant, claim, expire, lease
@@ -78,6 +79,18 @@ def test_a_job_that_may_not_run_is_not_claimed(
 
     assert claims == [None, None]
     assert jobs.row(job_id)["attempt"] == 0
+
+
+@pytest.mark.parametrize("claim_many", [_by_tickets, _by_looking])
+def test_a_job_that_has_waited_for_as_long_as_a_batch_may_is_claimed(
+    jobs: Jobs, connection: DictConnection, worker_id: UUID, claim_many: ClaimMany
+) -> None:
+    week_ago = datetime.now(UTC) - timedelta(days=7)
+    job_id = jobs.add(id=uuid7_floor(int(week_ago.timestamp() * 1000)))
+
+    claimed = claim_many(connection, worker_id, [job_id])
+
+    assert claimed == [job_id]
 
 
 def test_a_ticket_claims_its_own_tenants_job_before_an_older_one(
