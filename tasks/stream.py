@@ -39,6 +39,7 @@ class Code(IntEnum):
     FENCED = -1
     FINAL = -2
     HOLE = -3  # append only
+    REFUSED = -4  # by Redis before the script had said anything: a key that holds something else
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,9 @@ class StreamWriter:
         return Reply(Code(answer[0]), answer[1])
 
     def append(self, appends: Sequence[Append]) -> list[Reply]:
-        """One pipeline for the whole batch. Raises redis.RedisError; safe to repeat as a whole."""
+        """One pipeline for the whole batch. One that Redis refuses holds up no others. Raises
+        redis.RedisError if nothing can be appended; safe to repeat as a whole.
+        """
         if self._append_sha is None:
             self._append_sha = str(self._client.script_load(APPEND_SCRIPT))
         try:
@@ -111,7 +114,15 @@ class StreamWriter:
         pipeline = self._client.pipeline(transaction=False)
         for append in appends:
             pipeline.evalsha(sha, 2, *append.arguments())
-        return [Reply(Code(code), last) for code, last in pipeline.execute()]
+        answers = pipeline.execute(raise_on_error=False)
+        errors = [answer for answer in answers if isinstance(answer, redis.ResponseError)]
+        of_all = next((e for e in errors if isinstance(e, redis.exceptions.NoScriptError)), None)
+        if of_all or len(errors) == len(answers):
+            raise of_all or errors[0]
+        return [
+            Reply(Code.REFUSED, 0) if answer in errors else Reply(Code(answer[0]), answer[1])
+            for answer in answers
+        ]
 
     def read_log(self, job_id: UUID) -> list[Event]:
         """All that the log holds. Raises redis.RedisError."""

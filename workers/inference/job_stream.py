@@ -182,7 +182,7 @@ class JobStream:
         )
 
     def confirm(self, reply: Reply) -> None:
-        """Note what Redis said to an append."""
+        """Note what Redis said to an append. One that was refused is pending still."""
         match reply.code:
             case Code.OK:
                 self._acked = reply.last_seq

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import redis
 import structlog
 
-from tasks.stream import Append, StreamWriter
+from tasks.stream import Append, Code, StreamWriter
 from workers.inference import metrics
 from workers.inference.engine.errors import EngineError
 from workers.inference.engine.protocol import FinishReason, TokenOutput
@@ -37,6 +37,7 @@ class Publisher:
         self._jobs: dict[str, JobStream] = {}
         self._dirty: dict[JobStream, float] = {}  # with events to send -> when to give up
         self._retry_at = 0.0
+        self._refused: dict[JobStream, float] = {}  # by Redis, each for itself -> when to try again
         # A log is begun only while the worker knows by its lease that its jobs are its own: a Redis
         # that lost its data can't tell a stale attempt from the owner. Monotonic; the heartbeat's.
         self.trusted_until = 0.0
@@ -138,13 +139,16 @@ class Publisher:
         appends = [
             (job, append)
             for job in self._dirty
-            if (append := job.pending()) is not None and (is_trusted or not append.begins_log)
+            if self._refused.get(job, now) <= now
+            and (append := job.pending()) is not None
+            and (is_trusted or not append.begins_log)
         ]
         if appends:
             self._send(appends, now)
         self._dirty = {
             job: until for job, until in self._dirty.items() if job.pending() is not None
         }
+        self._refused = {job: at for job, at in self._refused.items() if job in self._dirty}
 
     def _send(self, appends: list[tuple[JobStream, Append]], now: float) -> None:
         try:
@@ -155,6 +159,9 @@ class Publisher:
             self._retry_at = now + RETRY_INTERVAL_S
             return
         for (job, _), reply in zip(appends, replies, strict=True):
+            if reply.code == Code.REFUSED:
+                log.warning("publish_refused", job_id=job.job_id.hex)
+                self._refused[job] = now + RETRY_INTERVAL_S
             job.confirm(reply)
 
 

@@ -366,6 +366,22 @@ def test_one_refused_job_of_a_pipeline_leaves_the_others_alone(stream: StreamEnd
     assert [reply.code for reply in replies] == [Code.OK, Code.FENCED, Code.OK]
 
 
+def test_a_key_that_holds_something_else_leaves_the_others_alone(
+    redis_server: RedisServer, stream: StreamEnd
+) -> None:
+    job_ids = [uuid7() for _ in range(3)]
+    appends = [Append(job_id, 1, tokens(1, 2)) for job_id in job_ids]
+    with redis.Redis.from_url(redis_server.server.url) as client:
+        client.set(keys.stream_log(job_ids[1]), "something else")
+
+    replies = stream.writer.append(appends)
+
+    assert [reply.code for reply in replies] == [Code.OK, Code.REFUSED, Code.OK]
+    assert stream.writer.read_log(job_ids[2]) == tokens(1, 2)
+    with pytest.raises(redis.ResponseError):  # as if all that there is to append is refused
+        stream.writer.append(appends[1:2])
+
+
 async def test_reader_gets_what_follows_its_last_event(
     redis_server: RedisServer, stream: StreamEnd
 ) -> None:

@@ -6,6 +6,7 @@ import queue
 import time
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 import pytest
 import redis
@@ -27,12 +28,15 @@ class _Writer:
         self.sent: list[list[Append]] = []
         self.codes: list[Code] = []
         self.is_away = False
+        self.refused: set[UUID] = set()
 
     def append(self, appends: Sequence[Append]) -> list[Reply]:
         self.sent.append(list(appends))
         if self.is_away:
             raise redis.ConnectionError
-        codes = self.codes or [Code.OK] * len(appends)
+        codes = self.codes or [
+            Code.REFUSED if append.job_id in self.refused else Code.OK for append in appends
+        ]
         return [
             Reply(code, append.events[-1].seq) for code, append in zip(codes, appends, strict=True)
         ]
@@ -165,6 +169,26 @@ def test_events_wait_while_redis_is_away_and_no_handler_waits_for_them(
     assert is_over
     assert early == 1
     assert publisher.writer.numbers == [[1, 2, 3]] * 2
+
+
+def test_a_stream_that_redis_refuses_holds_up_no_other_and_is_tried_again(
+    publisher: _Publisher, clock: _Clock
+) -> None:
+    refused, other = _started(publisher), _started(publisher, "other")
+    publisher.writer.refused = {refused.job_id}
+
+    publisher.turn(_of("other", "a", 1))
+    publisher.turn(_of("other", "b", 2), _of("r", "x", 3))
+    meanwhile, is_heard = list(publisher.writer.numbers), other.pending() is None
+    publisher.writer.refused = set()
+    clock.now += RETRY_INTERVAL_S
+    publisher.turn()
+
+    assert meanwhile == [[1], [1, 2], [3]]
+    assert is_heard
+    assert publisher.writer.numbers[3:] == [[1, 2]]
+    assert refused.pending() is None
+    assert not publisher._refused
 
 
 def test_the_last_turn_sends_what_is_left_though_redis_was_away(publisher: _Publisher) -> None:
