@@ -21,7 +21,7 @@ from store.tenants import ApiKey
 async def wait_for_end(
     services: Services, caller: ApiKey, job_id: UUID, wait_s: float, turn: Turn
 ) -> JobRow:
-    """The job, over or not, at the latest after `wait_s`. Raises JobNotFound, RateLimitExceeded.
+    """The job, over or not, at the latest after `wait_s`. Raises JobNotFound.
 
     Keeps no turn of the tenant's while it waits, and has one otherwise: very many may come, or end,
     at the same moment.
@@ -40,7 +40,7 @@ async def wait_for_end(
         with suppress(TimeoutError):
             async with asyncio.timeout_at(ends_at):
                 await channel.over.wait()
-    await turn.take()
+    await turn.take(is_patient=True)  # what was paid for isn't refused now
     return await find_job(services, caller, job_id)
 
 

@@ -75,14 +75,17 @@ class TenantGate:
         finally:
             self.leave(tenant_id)
 
-    async def enter(self, tenant_id: UUID) -> None:
-        """Take a turn, to be given back by `leave`. Raises RateLimitExceeded as `turn` does."""
+    async def enter(self, tenant_id: UUID, *, is_patient: bool = False) -> None:
+        """Take a turn, to be given back by `leave`. Raises RateLimitExceeded as `turn` does, but
+        for the patient, who wait as long as it takes.
+        """
         self._note(tenant_id)
         lane = self._lanes.setdefault(tenant_id, _Lane())
         if not lane.waiting and self._may_begin(tenant_id, lane):
             self._begin(lane)
         else:
-            await self._wait(tenant_id, lane)  # whoever lets it in counts it
+            # Whoever lets it in counts it.
+            await self._wait(tenant_id, lane, None if is_patient else self._max_wait_s)
 
     def leave(self, tenant_id: UUID) -> None:
         """Give a turn back."""
@@ -133,13 +136,13 @@ class TenantGate:
         lane.may_overlap = is_long or not (is_late or is_busy)
         self._let_in(tenant_id, lane)
 
-    async def _wait(self, tenant_id: UUID, lane: _Lane) -> None:
+    async def _wait(self, tenant_id: UUID, lane: _Lane, max_wait_s: float | None) -> None:
         waiter = asyncio.get_running_loop().create_future()
         lane.waiting.append(waiter)
         if lane.timer is None:
             self._watch(tenant_id, lane)
         try:
-            async with asyncio.timeout(self._max_wait_s):
+            async with asyncio.timeout(max_wait_s):
                 await waiter
         except BaseException as error:
             if waiter.done() and not waiter.cancelled():  # let in at the same moment

@@ -33,10 +33,12 @@ class Turn:
             self.give_back()
             self._tenant_id = tenant_id
 
-    async def take(self) -> None:
-        """Wait behind the tenant's other requests. Raises RateLimitExceeded when it takes long."""
+    async def take(self, *, is_patient: bool = False) -> None:
+        """Wait behind the tenant's other requests. Raises RateLimitExceeded when it takes long,
+        unless the request is patient.
+        """
         if not self._is_taken:
-            await self._gate.enter(self._tenant_id)
+            await self._gate.enter(self._tenant_id, is_patient=is_patient)
             self._is_taken = True
 
     def give_back(self) -> None:

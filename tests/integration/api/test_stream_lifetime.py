@@ -233,6 +233,24 @@ async def test_what_waits_for_a_job_keeps_no_turn(
     assert polled.status_code == 200
 
 
+async def test_what_has_waited_goes_on_in_its_tenants_turn_however_late(
+    running: RunningApp, client: httpx.AsyncClient, tenant: Tenant
+) -> None:
+    job, turns = (await _create(client)).removesuffix("/events"), running.services.turns
+    turns._max_turns, turns._max_wait_s = 1, 0.05
+    waiting = asyncio.create_task(client.get(job, params={"wait_s": 0.2}))
+    await until(lambda: len(running.services.hub._channels) == 1 and not turns._lanes)
+    await turns.enter(tenant.id)
+
+    await until(lambda: len(turns._lanes[tenant.id].waiting) == 1)
+    refused = await client.get(job)  # as it would be by now
+
+    assert refused.status_code == 429
+    assert not waiting.done()
+    turns.leave(tenant.id)
+    assert (await waiting).status_code == 200
+
+
 async def test_nothing_waits_for_a_client_that_has_gone(
     running: RunningApp, client: httpx.AsyncClient
 ) -> None:

@@ -52,6 +52,21 @@ async def test_wait_is_bounded_and_costs_no_turn() -> None:
     assert not gate._lanes
 
 
+async def test_the_patient_wait_as_long_as_it_takes() -> None:
+    gate, tenant = TenantGate(1, max_wait_s=0.01), uuid4()
+    await gate.enter(tenant)
+    patient = asyncio.create_task(gate.enter(tenant, is_patient=True))
+
+    with pytest.raises(RateLimitExceeded):
+        await gate.enter(tenant)
+
+    assert not patient.done()
+    gate.leave(tenant)
+    await patient
+    gate.leave(tenant)
+    assert not gate._lanes
+
+
 async def test_failure_and_cancellation_give_turns_back() -> None:
     gate, free, order = TenantGate(1, max_wait_s=10), asyncio.Event(), list[UUID]()
     tenant = uuid4()
