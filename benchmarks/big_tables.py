@@ -24,6 +24,7 @@ from tasks.queues import lane_for
 POOL = "default"
 NUM_LIGHT = 1_000  # tenants with one queued job each
 NUM_OLD_MONTHS = 12  # whose partitions stand
+MAX_AROUND = 1_000_000  # deliveries and lines: their keys are random, and inserting gets slow
 
 _OLD_MONTHS: LiteralString = """
 DO $$
@@ -190,7 +191,7 @@ def build(
         owner.execute(_LIGHT_TENANTS, (light,))
         _fill(owner, flood, light, num_queued, num_finished)
         owner.execute(_HOLD)
-        around = surround(owner, flood, light, num=num_finished)
+        around = surround(owner, flood, light, num=min(num_finished, MAX_AROUND))
     _analyze(owner)
     return BigTables(flood, light, num_queued, num_finished, around)
 
