@@ -61,7 +61,8 @@ class UrlPolicy:
             raise RefusedAddress("The URL must begin with https://.")
         if not host:
             raise RefusedAddress("The URL names no host.")
-        if parts.username is not None or parts.password is not None or parts.fragment:
+        # A password comes with a user, if with one of no letters.
+        if parts.username is not None or parts.fragment:
             raise RefusedAddress("The URL must hold no user, password or fragment.")
         if port not in (None, *PORTS) and not self.allow_private:
             raise RefusedAddress(f"The port must be one of {', '.join(map(str, PORTS))}.")

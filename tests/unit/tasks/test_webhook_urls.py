@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.webhook_urls import RefusedAddress, UrlPolicy
+from tasks.webhook_urls import MAX_URL, RefusedAddress, UrlPolicy
 
 POLICY = UrlPolicy()
 
@@ -14,7 +14,10 @@ POLICY = UrlPolicy()
     [
         "https://example.com",
         "https://example.com/hooks?kind=a%20b",
+        "https://example.com:443/",
         "https://example.com:8443/",
+        "https://example.com/" + "a" * (MAX_URL - len("https://example.com/")),
+        f"https://{'a.' * 122}example.b/",
         "https://8.8.8.8/",
         "https://[2606:4700::1111]/",
         "https://xn--bcher-kva.example/",
@@ -36,17 +39,22 @@ def test_urls_of_the_open_internet_are_taken(url: str) -> None:
         "https:///path",
         "https://user@example.com",
         "https://user:pass@example.com",
+        "https://:pass@example.com",
+        "https://@example.com",
         "https://example.com/#part",
         "https://example.com:22/",
         "https://example.com:99999/",
         "https://example.com:port/",
         "https://[::1",
         "https://exa mple.com",
+        "https://example.com/a b",
         "https://bücher.example/",
+        "https://example.com/bücher",
+        "https://example.com/\x7f",
         "https://example.com/\r\nHost: other",
-        "https://example.com/" + "a" * 2_048,
+        "https://example.com/" + "a" * (MAX_URL + 1 - len("https://example.com/")),
         f"https://{'a' * 64}.example/",
-        f"https://{'a.' * 127}example/",
+        f"https://{'a.' * 122}example.bc/",
         "https://a..example/",
         "https://exam%ple/",
         "https://127.0.0.1/",
@@ -89,8 +97,10 @@ def test_other_urls_are_refused(url: str) -> None:
         "100::1",
         "2001:0:1::1",
         "2001:db8::1",
+        "200::1",
         "2002:7f00:1::",
         "3fff::1",
+        "4000::1",
         "fc00::1",
         "fd12:3456::1",
         "fe80::1",
