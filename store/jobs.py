@@ -147,7 +147,7 @@ WITH job AS (
         end_user
     FROM job WHERE finished_at IS NOT NULL
 )
-SELECT worker_id, finished_at IS NOT NULL AS is_finished FROM job
+SELECT worker_id FROM job
 """
 
 
@@ -214,8 +214,9 @@ async def queue_position(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> int 
     """
     async with as_tenant(pool, tenant_id) as connection:
         cursor = await connection.execute(_POSITION, (job_id,))
-        row = await cursor.fetchone()
-    return row["position"] if row else None
+        [row] = await cursor.fetchall()
+    position: int | None = row["position"]
+    return position
 
 
 async def request_cancel(

@@ -176,17 +176,18 @@ class Reader:
         metrics.stream_catch_ups.inc()
         ring_had_newer = channel.ring.last_seq > self._cursor
         self._must_read_log = False
+        events: list[Event] = []
         try:
             events = await read_log(self._sources.redis, self.job_id, self._cursor, BATCH_SIZE)
             if not events and self._may_step_back and not channel.over.is_set():
                 events = await self._step_back()
         except RedisError as error:
             log.warning("stream_waits_for_redis", error=type(error).__name__)
-            return []
-        self._must_read_log = len(events) == BATCH_SIZE
-        if not events and ring_had_newer:  # the log has lost what the ring holds
-            channel.ring.clear()
-            self._must_read_log = True
+        else:
+            self._must_read_log = len(events) == BATCH_SIZE
+            if not events and ring_had_newer:  # the log has lost what the ring holds
+                channel.ring.clear()
+                self._must_read_log = True
         return events if _follows(events, self._cursor) else []
 
     async def _step_back(self) -> list[Event]:
@@ -210,18 +211,22 @@ class Reader:
         return [make_gap(last, texts.texts)] if last else []
 
     async def _read_postgres(self) -> Sequence[Event]:
-        if self._history is None:
-            row = await self._finished_row()
-            if row is None:
-                return ()
-            self._history = History(
-                partial(read_event_log, self._sources.pool, row["tenant_id"], self.job_id),
-                output=row["output"],
-                last_seq=row["last_seq"] or 0,
-            )
-        while not (events := await self._history.next(self._cursor)):
+        history = self._history = self._history or await self._stored()
+        events: Sequence[Event] = ()
+        while history and not (events := await history.next(self._cursor)):
             await self._sources.long_work.turn()  # those the client has, or half of a long one
         return events
+
+    async def _stored(self) -> History | None:
+        """What Postgres keeps of the job; None before its end."""
+        row = await self._finished_row()
+        if row is None:
+            return None
+        return History(
+            partial(read_event_log, self._sources.pool, row["tenant_id"], self.job_id),
+            output=row["output"],
+            last_seq=row["last_seq"] or 0,
+        )
 
     async def _deliver(self, events: Sequence[Event]) -> Sequence[Event]:
         if not events:

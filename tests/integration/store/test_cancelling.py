@@ -29,32 +29,53 @@ def _without_ages(row: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_queued_job_is_cancelled_at_once_and_nobody_pays(jobs: Jobs, as_api: AsApi) -> None:
     job_id = jobs.add()
+    before = jobs.row(job_id)
 
     result = _cancel(as_api, jobs.tenant_id, job_id)
 
+    after = jobs.row(job_id)
     assert result is not None
     assert result.worker_id is None
-    assert (result.row["status"], result.row["reason"]) == ("cancelled", "cancelled_by_user")
-    assert (result.row["output_tokens"], result.row["cost_micros"]) == (0, 0)
-    assert result.row["finished_at"] is not None
-    outcome = jobs.query("SELECT job_id, status, payer, output_tokens FROM job_outcomes")
-    assert outcome == [
-        {"job_id": job_id, "status": "cancelled", "payer": "nobody", "output_tokens": 0}
-    ]
+    assert result.row["status"] == "cancelled"
+    assert after["finished_at"] == after["cancel_requested_at"] > before["created_at"]
+    assert after == before | {
+        "cancel_requested_at": after["cancel_requested_at"],
+        "cancel_by": "user",
+        "status": "cancelled",
+        "reason": "cancelled_by_user",
+        "finished_at": after["finished_at"],
+        "cost_micros": 0,
+        "cached_tokens": 0,
+        "output_tokens": 0,
+    }
+    [outcome] = jobs.query("SELECT * FROM job_outcomes")
+    asked = {name: before[name] for name in ("model", "input_tokens", "price_version", "end_user")}
+    expected = asked | {
+        "job_id": job_id,
+        "tenant_id": jobs.tenant_id,
+        "api_key_id": "key",
+        "status": "cancelled",
+        "reason": "cancelled_by_user",
+        "payer": "nobody",
+        "attempt": 0,
+        "cached_tokens": 0,
+        "output_tokens": 0,
+    }
+    assert {name: outcome[name] for name in expected} == expected
 
 
 def test_a_running_job_is_only_asked_to_end(
     jobs: Jobs, as_api: AsApi, connection: DictConnection, worker_id: UUID
 ) -> None:
     claimed = claim(connection, worker_id, jobs.add())
+    before = jobs.row(claimed.job_id)
 
     result = _cancel(as_api, jobs.tenant_id, claimed.job_id)
 
     assert result is not None
     assert result.worker_id == worker_id
-    assert (result.row["status"], result.row["finished_at"]) == ("in_progress", None)
-    assert cancel_asked_by(connection, claimed.job_id) == "user"
-    assert count(jobs, "job_outcomes") == 0
+    assert result.row["status"] == "in_progress"
+    _assert_only_asked(jobs, before)
 
 
 def test_a_job_between_two_attempts_is_only_asked_to_end(
@@ -62,12 +83,21 @@ def test_a_job_between_two_attempts_is_only_asked_to_end(
 ) -> None:
     claimed = claim(connection, worker_id, jobs.add())
     requeue(connection, requeue_of(claimed, worker_id))
+    before = jobs.row(claimed.job_id)
 
     result = _cancel(as_api, jobs.tenant_id, claimed.job_id)
 
     assert result is not None
     assert (result.row["status"], result.worker_id) == ("queued", None)
-    assert cancel_asked_by(connection, claimed.job_id) == "user"
+    _assert_only_asked(jobs, before)
+
+
+def _assert_only_asked(jobs: Jobs, before: dict[str, Any]) -> None:
+    """Nothing but the request has been added to the job."""
+    after = jobs.row(before["id"])
+    assert after["cancel_requested_at"] is not None
+    asked = {"cancel_requested_at": after["cancel_requested_at"], "cancel_by": "user"}
+    assert after == before | asked
     assert count(jobs, "job_outcomes") == 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -12,6 +14,8 @@ from store.jobs import (
     MAX_POSITION,
     finished_jobs,
     get_job,
+    get_job_with_request,
+    has_event_log,
     list_jobs,
     queue_position,
     read_event_log,
@@ -206,8 +210,9 @@ def test_the_event_log_is_the_tenants_alone(
 
 
 def test_log_probabilities_of_a_job_that_is_deleted_meanwhile_are_no_shorter_list(
-    jobs: Jobs, as_api: AsApi
+    jobs: Jobs, as_api: AsApi, connection: DictConnection, worker_id: UUID
 ) -> None:
+    _finished(jobs, connection, worker_id)
     deleted = uuid7()
 
     async def read(pool: AsyncPool) -> list[tuple[str, str]]:
@@ -227,8 +232,117 @@ def test_log_probabilities_are_read_to_the_end_of_the_longest_answer(
     with jobs.connect() as owner:
         owner.execute(update, (answer.output().decode(), claimed.job_id))
 
-    async def read(pool: AsyncPool) -> list[int]:
-        rows = [row async for row in read_logprobs(pool, jobs.tenant_id, claimed.job_id, 0)]
-        return [token_id for ids, _ in rows for token_id in orjson.loads(ids)]
+    async def read(pool: AsyncPool) -> list[tuple[str, str]]:
+        return [row async for row in read_logprobs(pool, jobs.tenant_id, claimed.job_id, 0)]
 
-    assert as_api(read) == [n % 200 + 10 for n in range(40_000)]
+    rows = as_api(read)
+    ids = [token_id for ids, _ in rows for token_id in orjson.loads(ids)]
+    assert ids == [n % 200 + 10 for n in range(40_000)]
+    assert [value for _, values in rows for value in orjson.loads(values)] == answer.logprobs()
+
+
+def test_log_probabilities_are_those_of_the_choice_asked_for(
+    jobs: Jobs, as_api: AsApi, connection: DictConnection, worker_id: UUID
+) -> None:
+    logprobs = [{"token_ids": [7 + n], "values": [[-1.0 - n, []]]} for n in range(2)]
+    output = [{"index": n, "logprobs": logprobs[n]} for n in (1, 0)]
+    job_id = _finished(jobs, connection, worker_id, output=output)
+    _finished(jobs, connection, worker_id, output=output)
+
+    async def read(pool: AsyncPool, choice: int) -> list[tuple[str, str]]:
+        return [row async for row in read_logprobs(pool, jobs.tenant_id, job_id, choice)]
+
+    assert as_api(partial(read, choice=0)) == [("[7]", "[[-1.0, []]]")]
+    assert as_api(partial(read, choice=1)) == [("[8]", "[[-2.0, []]]")]
+
+
+def test_a_job_among_others_is_read_with_what_is_its_own(
+    jobs: Jobs, as_api: AsApi, connection: DictConnection, worker_id: UUID
+) -> None:
+    """Each of the tenant's jobs has a request, an output and a log of its own."""
+    texts = ["one", "two", "three"]
+    ids = [
+        _finished(
+            jobs,
+            connection,
+            worker_id,
+            request={"model": text},
+            output=[{"index": 0, "text": text}],
+            event_log=text.encode(),
+            last_seq=len(text),
+        )
+        for text in texts
+    ]
+
+    async def read(pool: AsyncPool, job_id: UUID) -> tuple[Any, ...]:
+        job = await get_job(pool, jobs.tenant_id, job_id)
+        whole = await get_job_with_request(pool, jobs.tenant_id, job_id)
+        log = await read_event_log(pool, jobs.tenant_id, job_id, 0, 100)
+        has_log = await has_event_log(pool, jobs.tenant_id, job_id)
+        if job is None or whole is None:
+            return job, whole, log, has_log
+        names = ("id", "output", "last_seq")
+        assert [job[name] for name in names] == [whole[name] for name in names]
+        return job["id"], job["output"], job["last_seq"], whole["request"], log, has_log
+
+    for job_id, text in zip(ids, texts, strict=True):
+        output = [{"index": 0, "text": text}]
+        expected = (job_id, output, len(text), {"model": text}, text.encode(), True)
+        assert as_api(partial(read, job_id=job_id)) == expected
+    assert as_api(partial(read, job_id=uuid7())) == (None, None, None, False)
+
+
+def test_a_job_is_read_without_log_probabilities_but_says_which_choices_have_some(
+    jobs: Jobs, as_api: AsApi, connection: DictConnection, worker_id: UUID
+) -> None:
+    choices: list[dict[str, Any]] = [{"index": n, "text": str(n)} for n in range(3)]
+    lists = {"token_ids": [7], "values": [[-1.0, []]]}
+    output = [choices[0] | {"logprobs": lists}, choices[1] | {"logprobs": None}, choices[2]]
+    job_id = _finished(jobs, connection, worker_id, output=output)
+    empty = _finished(jobs, connection, worker_id, output=[])
+
+    row = as_api(lambda pool: get_job(pool, jobs.tenant_id, job_id))
+    of_none = as_api(lambda pool: get_job(pool, jobs.tenant_id, empty))
+
+    assert row is not None
+    assert of_none is not None
+    assert row["output"] == [choices[0] | {"logprobs": True}, *output[1:]]
+    assert of_none["output"] == []
+
+
+def test_a_job_is_read_with_its_age_and_the_time_that_it_still_has(
+    jobs: Jobs, as_api: AsApi
+) -> None:
+    job_id = jobs.add()
+    with jobs.connect() as owner:
+        owner.execute(
+            "UPDATE jobs SET created_at = now() - interval '100 s',"
+            " deadline_at = now() + interval '500 s'"
+        )
+
+    row = as_api(lambda pool: get_job(pool, jobs.tenant_id, job_id))
+
+    assert row is not None
+    assert 100 <= row["age_s"] < 200
+    assert 400 < row["remaining_s"] <= 500
+
+
+def test_a_log_is_read_from_any_place_up_to_its_end(
+    jobs: Jobs, as_api: AsApi, connection: DictConnection, worker_id: UUID
+) -> None:
+    job_id = _finished(jobs, connection, worker_id, event_log=b"0123456789")
+
+    async def read(pool: AsyncPool) -> list[bytes | None]:
+        parts = [(0, 4), (4, 4), (8, 4), (10, 4)]
+        return [await read_event_log(pool, jobs.tenant_id, job_id, *part) for part in parts]
+
+    assert as_api(read) == [b"0123", b"4567", b"89", b""]
+
+
+def _finished(
+    jobs: Jobs, connection: DictConnection, worker_id: UUID, *, request: Any = None, **fields: Any
+) -> UUID:
+    """A job that has ended so."""
+    job_id = jobs.add(request=request or {"model": "stub"})
+    finish(connection, finish_of(claim(connection, worker_id, job_id), worker_id, **fields))
+    return job_id

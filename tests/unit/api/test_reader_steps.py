@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import UUID, uuid4
 
+import orjson
 import pytest
 from psycopg import InterfaceError, OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from api.json_pieces import LaterList
 from api.streams import reader as reading
 from api.streams.channel import Channel
 from api.streams.reader import BATCH_SIZE, CROWD, JUDGE_AFTER_S, UNNUMBERED, Reader, Sources
@@ -40,6 +43,8 @@ class _World:
         self.error: Exception | None = None
         self.redis_error: Exception | None = None
         self.asked: list[int] = []
+        self.parts: list[int] = []  # of the stored log, where they began
+        self.num_rows = 0  # read of the job
         self.long_work = _LongWork()
 
     async def read_log(self, _redis: Any, _job_id: UUID, after: int, count: int) -> list[Event]:
@@ -50,6 +55,7 @@ class _World:
 
     async def get_job(self, _pool: Any, tenant_id: UUID, _job_id: UUID) -> dict[str, Any] | None:
         assert tenant_id == TENANT
+        self.num_rows += 1
         if self.error:
             raise self.error
         return self.row
@@ -64,6 +70,7 @@ class _World:
         self, _pool: Any, tenant_id: UUID, _job_id: UUID, offset: int, num_bytes: int
     ) -> bytes | None:
         assert tenant_id == TENANT
+        self.parts.append(offset)
         return None if self.stored is None else self.stored[offset : offset + num_bytes]
 
     def reader(self, *, cursor: int = 0, **row: Any) -> tuple[Reader, Channel]:
@@ -125,6 +132,7 @@ async def test_live_events_are_given_once_and_in_order(world: _World) -> None:
 
     assert (first, both, old, await _next(reader)) == ([], [1, 2], [], [3])
     assert world.asked == [0]  # once, at first
+    assert world.num_rows == 0  # Postgres has nothing of a job that runs
 
 
 async def test_a_log_is_read_when_the_subscription_is_acknowledged(world: _World) -> None:
@@ -157,6 +165,7 @@ async def test_what_the_ring_lacks_is_read_from_the_log(world: _World) -> None:
     channel.hear(_token(4), 0.0)
 
     assert await _next(reader) == [1, 2, 3, 4]
+    assert channel.ring.last_seq == 4  # the others still read there
 
 
 async def test_no_number_is_left_out_but_by_a_gap(world: _World) -> None:
@@ -188,11 +197,12 @@ async def test_redis_that_is_away_is_asked_again(world: _World) -> None:
     world.redis_error = RedisConnectionError()
     reader, _ = world.reader()
 
-    away = await _next(reader)
+    away = await _next(reader), await _next(reader)
     world.redis_error = None
     reader.note_log_may_have_more()
 
-    assert (away, await _next(reader)) == ([], [1])
+    assert (away, await _next(reader)) == (([], []), [1])
+    assert world.asked == [0, 0]  # not at every wake while it was away
 
 
 async def test_the_end_comes_with_the_row_of_the_job(world: _World) -> None:
@@ -234,6 +244,30 @@ async def test_a_job_that_was_over_before_is_read_at_once(world: _World) -> None
 
     assert channel.over.is_set()
     assert await _next(reader) == [5, 6]  # a gap, since no log is stored any more
+
+
+async def test_a_long_stored_log_is_read_once_from_its_beginning_to_its_end(world: _World) -> None:
+    world.stored = compress_event_log([*_tokens(1, 5_000), _done(5_001)])
+    world.end(last_seq=5_001)
+    reader, _ = world.reader(cursor=3_000, finished_at=NOW)
+
+    steps: list[list[int]] = []
+    while not reader.is_done:
+        steps.append(await _next(reader))
+
+    assert [number for step in steps for number in step] == list(range(3_001, 5_002))
+    assert len(steps) > 2
+    assert world.parts == [0, len(world.stored)]
+    assert world.num_rows == 2  # for the log, and with the end
+    assert world.long_work.num_turns > 2  # for what the client had already
+
+
+async def test_a_job_that_ended_without_a_result_has_nothing_but_its_end(world: _World) -> None:
+    world.end(output=None, last_seq=None)
+    reader, _ = world.reader(finished_at=NOW)
+
+    assert await _next(reader) == [1]
+    assert reader.is_done
 
 
 @pytest.mark.parametrize("error", [OperationalError(), InterfaceError(), RateLimitExceeded()])
@@ -328,6 +362,17 @@ async def test_a_reader_whose_place_is_in_the_log_waits(world: _World) -> None:
     assert not reader.tick(1_000.0)
 
 
+async def test_a_reader_that_looks_for_its_place_is_given_what_follows(world: _World) -> None:
+    reader, _ = world.reader(cursor=5)
+    await _next(reader)
+    world.log = _tokens(1, 6)
+
+    reader.tick(JUDGE_AFTER_S)
+
+    assert await _next(reader) == [6]
+    assert world.asked == [5, 5]
+
+
 @pytest.mark.parametrize("log", [[], _tokens(2, 3)])
 async def test_a_log_without_its_beginning_is_no_text_so_far(
     world: _World, log: list[Event]
@@ -374,3 +419,27 @@ def test_many_who_follow_one_job_are_a_crowd(world: _World) -> None:
 
     assert before == (False, False)
     assert reader.is_crowded
+
+
+async def test_a_list_of_a_finished_job_is_read_bit_by_bit_each_in_its_turn(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, _ = world.reader()
+    turns: list[int] = []
+
+    async def rows(
+        _pool: Any, tenant_id: UUID, job_id: UUID, choice: int
+    ) -> AsyncGenerator[tuple[str, str]]:
+        assert (tenant_id, job_id, choice) == (TENANT, reader.job_id, 1)
+        for number in (7, 8):
+            turns.append(world.long_work.num_turns)
+            yield f"[{number}]", f"[[-{number}.0, []]]"
+
+    monkeypatch.setattr(reading, "read_logprobs", rows)
+    later = LaterList(1, lambda ids, values: list(zip(ids, values, strict=True)))
+
+    data = b"".join([bit async for bit in reader.read_list(later)])
+
+    assert orjson.loads(data) == [[7, [-7.0, []]], [8, [-8.0, []]]]
+    assert (turns, reader.long_work.num_turns) == ([0, 1], 2)  # type: ignore[attr-defined]
+    assert (reader.tenant_id, reader.is_done) == (TENANT, False)
