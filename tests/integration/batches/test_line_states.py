@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from tasks.ids import uuid7
 from tests.integration.batches.test_batch_driving import _batch, _die, _line
 from tests.support.roles import Connections
 from tests.support.rows import Rows
+from tests.support.waiting import wait_until
 
 ERROR = {"error": {"code": "x"}}
 
@@ -139,6 +141,42 @@ def test_a_driver_that_was_overtaken_changes_nothing(worker: DictConnection, row
 
     assert _rows_of(rows, batch) == before
     assert not batch_driving.is_owned(worker, stale)
+
+
+def test_a_batch_that_a_transaction_owns_is_leased_to_nobody(
+    worker: DictConnection, roles: Connections, rows: Rows
+) -> None:
+    """Though its lease is over."""
+    batch = _batch(rows, rows.tenant())
+    leased = _lease(worker, batch)
+    _die(rows)
+
+    with worker.transaction():
+        assert batch_driving.is_owned(worker, leased)
+        assert batch_turns.lease(roles.owner, batch) is None
+
+    assert batch_turns.lease(roles.owner, batch) is not None
+
+
+def test_a_line_that_is_submitted_meanwhile_is_not_refused(
+    worker: DictConnection, roles: Connections, rows: Rows
+) -> None:
+    """By a statement that waits for the one that submits it."""
+    batch = _batch(rows, rows.tenant(), num_lines=2)
+    with ThreadPoolExecutor(1) as thread, roles.owner.transaction():
+        batch_driving.note_submitted(roles.owner, batch, 1, uuid7())
+        refused = thread.submit(batch_driving.refuse_pending, worker, batch, ERROR)
+        wait_until(lambda: _is_waiting(roles.api, worker), what="the lock")
+
+    assert refused.result() == 1
+    assert _states(rows, batch) == {1: "submitted", 2: "refused"}
+
+
+def _is_waiting(connection: DictConnection, other: DictConnection) -> bool:
+    row = connection.execute(
+        "SELECT cardinality(pg_blocking_pids(%s)) > 0 AS is_so", (other.info.backend_pid,)
+    ).fetchone()
+    return row is not None and row["is_so"]
 
 
 def test_lines_change_their_state_from_the_right_one_alone(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -126,3 +127,55 @@ def test_a_missing_object_is_an_error_not_an_end(contents: FileContents) -> None
 
     with pytest.raises(FileNotFoundError):
         contents.open([part.object_key]).read()
+
+
+def test_objects_behind_the_limit_are_not_opened(contents: FileContents) -> None:
+    key = _store(contents, uuid7(), b"abc").object_key
+
+    assert list(contents.open([key, "missing"], limit=3)) == [b"abc"]
+
+
+def test_a_reader_takes_little_at_once_and_is_closed_by_whom_stops(contents: FileContents) -> None:
+    key = _store(contents, uuid7(), b"x" * (2 * 256 * 1024 + 1)).object_key
+    reader = contents.open([key])
+    chunks = iter(reader)
+
+    first = next(chunks)
+    del chunks
+
+    assert len(first) == 256 * 1024
+    assert reader.read() == b""
+    assert [len(chunk) for chunk in contents.open([key])] == [256 * 1024] * 2 + [1]
+
+
+def test_a_finished_part_and_its_names_are_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First the whole of its contents, then the folders that are new with it."""
+    synced: list[tuple[Path, int]] = []
+    sync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append((path, os.fstat(descriptor).st_size if path.is_file() else 0))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    file_id = uuid7()
+
+    part = _store(FileContents(str(tmp_path)), file_id, b"some ", b"bytes")
+
+    path = tmp_path / part.object_key
+    assert synced == [(path, 10), *((folder, 0) for folder in list(path.parents)[:3])]
+    assert list(path.parents)[2] == tmp_path
+
+
+def test_a_store_without_folders_gets_none() -> None:
+    url = f"memory://{uuid4()}"
+    contents, file_id = FileContents(url), uuid7()
+    _store(contents, file_id, b"x")
+    fs, root = fsspec.url_to_fs(url)
+
+    contents.remove(TENANT, file_id)
+
+    assert not fs.exists(root)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 import psycopg
@@ -11,7 +13,7 @@ from cli.stack.database import DatabaseUrls
 from store import files
 from store.file_contents import StoredPart
 from store.file_output import append_part, open_output, parts_of
-from store.files import FileRow, NewFile, Purpose
+from store.files import FileRow, NewFile, Purpose, ReadPart
 from store.pools import SET_TENANT, AsyncPool, DictConnection, connect
 from tasks.ids import uuid7
 from tests.integration.store.conftest import AsApi
@@ -109,6 +111,147 @@ def test_a_tenant_has_a_bounded_number_of_files(
         return [(await _begin(pool, tenants[0]))[1] for _ in range(3)]
 
     assert as_api(ask) == [10, 10, None]
+
+
+def test_stored_files_and_coming_ones_count_together_until_they_are_gone(
+    as_api: AsApi,
+    connection: DictConnection,
+    tenants: tuple[UUID, UUID],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(files, "MAX_FILES", 2)
+    tenant = tenants[0]
+
+    async def ask(pool: AsyncPool) -> UUID:
+        stored, _ = await _begin(pool, tenant)
+        await files.commit_upload(pool, _new(tenant, stored, num_bytes=QUOTA - 10))
+        await _begin(pool, tenant)
+        return stored
+
+    def begin() -> int | None:
+        return as_api(lambda pool: _begin(pool, tenant, least=1, most=QUOTA))[1]
+
+    stored = as_api(ask)
+    assert begin() is None
+    connection.execute("UPDATE files SET expires_at = now() + interval '1 hour'")
+    assert begin() is None
+    connection.execute("UPDATE files SET expires_at = now()")
+    assert begin() == QUOTA - 10
+    connection.execute("DELETE FROM file_uploads")
+    connection.execute("UPDATE files SET expires_at = NULL, deleted_at = now()")
+    assert begin() == QUOTA
+    assert as_api(lambda pool: files.get_file(pool, tenant, stored)) is None
+
+
+@pytest.mark.parametrize("ttl_s", [None, 3_600])
+def test_a_new_file_is_what_the_upload_said(
+    as_api: AsApi, connection: DictConnection, tenants: tuple[UUID, UUID], ttl_s: int | None
+) -> None:
+    file_id = uuid7()
+    new = replace(_new(tenants[0], file_id, num_bytes=7), ttl_s=ttl_s)
+
+    async def ask(pool: AsyncPool) -> tuple[FileRow | None, FileRow | None, list[ReadPart]]:
+        await files.begin_upload(pool, tenants[0], file_id, least=7, most=7, quota_bytes=7)
+        made = await files.commit_upload(pool, new)
+        found = await files.get_file(pool, tenants[0], file_id)
+        return made, found, list(await files.list_parts(pool, tenants[0], file_id))
+
+    made, found, parts = as_api(ask)
+
+    assert made == found
+    assert made is not None
+    expires_at = made["created_at"] + timedelta(seconds=ttl_s) if ttl_s else None
+    assert made == {
+        "id": file_id,
+        "purpose": "batch",
+        "filename": "in.jsonl",
+        "num_bytes": 7,
+        "status": "processed",
+        "status_details": None,
+        "created_at": made["created_at"],
+        "expires_at": expires_at,
+    }
+    assert parts == [ReadPart(new.part.object_key, 7)]
+    assert connection.execute("SELECT * FROM file_uploads").fetchall() == []
+    row = connection.execute("SELECT num_parts, sha256 FROM files").fetchone()
+    assert row == {"num_parts": 1, "sha256": new.part.sha256}
+
+
+def test_an_upload_is_forgotten_only_once_it_is_abandoned(
+    as_api: AsApi, connection: DictConnection, tenants: tuple[UUID, UUID]
+) -> None:
+    async def ask(pool: AsyncPool) -> None:
+        upload, _ = await _begin(pool, tenants[0])
+        await files.forget_upload(pool, tenants[0], upload)
+
+    as_api(ask)
+
+    assert len(connection.execute("SELECT * FROM file_uploads").fetchall()) == 1
+
+
+def test_files_are_paged_in_either_order_and_by_their_purpose(
+    as_api: AsApi, connection: DictConnection, tenants: tuple[UUID, UUID]
+) -> None:
+    made = sorted(open_output(connection, tenants[0], filename="x") for _ in range(4))
+    connection.execute("UPDATE files SET purpose = 'batch' WHERE id = %s", (made[1],))
+
+    def page(
+        *, is_newest_first: bool, after: UUID | None = None, purpose: str | None = None
+    ) -> list[UUID]:
+        found = as_api(
+            lambda pool: files.list_files(
+                pool,
+                tenants[0],
+                purpose=purpose,
+                after=after,
+                limit=2,
+                is_newest_first=is_newest_first,
+            )
+        )
+        return [row["id"] for row in found]
+
+    for is_newest_first, order in ((False, made), (True, made[::-1])):
+        assert page(is_newest_first=is_newest_first) == order[:2]
+        assert page(is_newest_first=is_newest_first, after=order[1]) == order[2:]
+        assert page(is_newest_first=is_newest_first, purpose="batch") == [made[1]]
+
+
+@pytest.mark.parametrize("column", ["deleted_at", "expires_at"])
+def test_a_file_that_is_gone_is_nowhere(
+    as_api: AsApi, connection: DictConnection, tenants: tuple[UUID, UUID], column: str
+) -> None:
+    tenant = tenants[0]
+    gone, kept = (open_output(connection, tenant, filename="x", ttl_s=60) for _ in range(2))
+    connection.execute(f"UPDATE files SET {column} = now() WHERE id = %s".encode(), (gone,))
+
+    async def ask(pool: AsyncPool) -> tuple[FileRow | None, bool, list[FileRow]]:
+        found = await files.get_file(pool, tenant, gone)
+        is_deleted = await files.delete_file(pool, tenant, gone)
+        listed = await files.list_files(
+            pool, tenant, purpose=None, after=None, limit=9, is_newest_first=True
+        )
+        return found, is_deleted, listed
+
+    found, is_deleted, listed = as_api(ask)
+
+    assert (found, is_deleted, [row["id"] for row in listed]) == (None, False, [kept])
+    deleted = connection.execute("SELECT id FROM files WHERE deleted_at IS NOT NULL").fetchall()
+    assert [row["id"] for row in deleted] == ([gone] if column == "deleted_at" else [])
+
+
+def test_parts_are_listed_in_their_order(
+    as_api: AsApi, connection: DictConnection, tenants: tuple[UUID, UUID]
+) -> None:
+    file_id, other = (open_output(connection, tenants[0], filename="x") for _ in range(2))
+    parts = [_part(number) for number in (5, 6, 7)]
+    for part in parts:
+        append_part(connection, tenants[0], file_id, part)
+    append_part(connection, tenants[0], other, _part())
+    connection.execute("UPDATE file_parts SET number = 9 WHERE number = 1")
+
+    found = as_api(lambda pool: files.list_parts(pool, tenants[0], file_id))
+
+    assert [part.num_bytes for part in found] == [6, 7, 5]
 
 
 def test_an_output_file_grows_by_parts_in_their_order(
