@@ -63,8 +63,7 @@ class EventStreamResponse(Response):
         self._hub = hub
         self._streams = streams
         self._reader = reader
-        self._max_age_s = max_age_s
-        self._expires_at = 0.0
+        self._expires_at = time.monotonic() + max_age_s
         self._sent_at = time.monotonic()
         self._sending_since: float | None = None
         self._position_at = time.monotonic() + streams.position_interval_s
@@ -95,7 +94,6 @@ class EventStreamResponse(Response):
 
     async def _open(self) -> None:
         now = time.monotonic()
-        self._expires_at = now + self._max_age_s
         channel = await self._hub.join(self._reader.job_id, self)
         self._reader.attach(channel, now)
         await self._write_start()
@@ -123,8 +121,7 @@ class EventStreamResponse(Response):
 
     def _start(self) -> None:
         self._is_starting = False
-        if not self._is_given_up:
-            self._sender = asyncio.create_task(self._send_pending())
+        self._sender = asyncio.create_task(self._send_pending())
 
     def wake_for_log(self) -> None:
         """Look for events in the log too."""

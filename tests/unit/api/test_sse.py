@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID, uuid4
 
@@ -32,6 +33,8 @@ class _Hub:
     async def join(self, job_id: UUID, listener: Listener) -> str:
         self.joined.append((job_id, listener))
         listener.wake()  # the head is not written: nothing may follow yet
+        for _ in range(5):
+            await asyncio.sleep(0)
         return "channel"
 
     def leave(self, job_id: UUID, listener: Listener) -> None:
@@ -250,13 +253,65 @@ async def test_news_that_come_while_others_are_sent_are_sent_too(client: _Client
     client.response.wake()
     await client.settles()
 
+    asked = client.reader.num_asked
     client.response.wake()
     client.response.wake()
+    await client.settles()
+    asked_meanwhile = client.reader.num_asked - asked
     client.reader.batches = [[], [_token(2)]]
     client.may_send.set()
     await client.settles()
 
     assert client.bodies == [b"<1>", b"<2>"]
+    assert asked_meanwhile == 0  # one sender at a time
+
+
+async def test_what_is_being_sent_when_the_client_leaves_is_given_up(client: _Client) -> None:
+    await client.opens()
+    client.may_send.clear()
+    client.reader.batches = [[_token(1)]]
+    client.response.wake()
+    await client.settles()
+
+    client.leaves.set()
+    await client.closes()
+    client.may_send.set()
+    await client.settles()
+
+    assert client.bodies == []
+
+
+async def test_a_stream_without_headers_of_its_own_that_nobody_waits_for(client: _Client) -> None:
+    client.response = EventStreamResponse(
+        hub=cast(Any, client.hub),
+        streams=client.streams,
+        reader=cast(Any, client.reader),
+        encoder=client.encoder,
+        max_age_s=MAX_AGE_S,
+    )
+    await client.opens()
+
+    client.leaves.set()
+    await client.closes()
+
+    assert len(client.messages[0]["headers"]) == 3
+
+
+async def test_a_stream_that_is_woken_again_waits_for_its_turn_once(client: _Client) -> None:
+    await client.opens()
+    turns: list[Callable[[], None]] = []
+    starts = SimpleNamespace(begin=lambda _tenant, start: turns.append(start))
+    client.streams.starts = cast(Any, starts)
+
+    for _ in range(3):
+        client.response.wake()
+    [start] = turns
+    start()
+    await client.settles()
+    client.response.wake()
+
+    assert len(turns) == 2
+    assert client.reader.num_asked == 2
 
 
 async def test_a_client_that_leaves_is_noticed(client: _Client) -> None:
