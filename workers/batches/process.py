@@ -33,7 +33,6 @@ class DriverThread(bootsteps.StartStopStep):
 
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._run, name="batch-driver", daemon=True)
 
@@ -44,8 +43,8 @@ class DriverThread(bootsteps.StartStopStep):
 
     def stop(self, _worker: Any) -> None:
         """Ends between two statements; another driver goes on when the lease is over."""
-        if self._loop is not None and self._task is not None:
-            self._loop.call_soon_threadsafe(self._task.cancel)
+        if self._task is not None:
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
@@ -53,7 +52,7 @@ class DriverThread(bootsteps.StartStopStep):
             asyncio.run(self._main())
 
     async def _main(self) -> None:
-        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        self._task = asyncio.current_task()
         database = DatabaseSettings()
         async with AsyncExitStack() as stack:
             pool = sync_pool(database.worker, application_name="millrace-batches", max_size=4)

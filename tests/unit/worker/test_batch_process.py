@@ -15,10 +15,12 @@ from workers.batches.process import DriverThread, use_threads
 
 
 @pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logs and the metrics' port are the process's."""
-    monkeypatch.setattr(process, "configure_logs", lambda: None)
-    monkeypatch.setattr(process, "serve_metrics", lambda: None)
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Logs and the metrics' port are the process's: what was begun of them."""
+    begun: list[str] = []
+    monkeypatch.setattr(process, "configure_logs", lambda: begun.append("logs"))
+    monkeypatch.setattr(process, "serve_metrics", lambda: begun.append("metrics"))
+    return begun
 
 
 class _Driver:
@@ -29,7 +31,7 @@ class _Driver:
         self.ended: list[str] = []
 
     async def main(self, thread: DriverThread) -> None:
-        thread._loop, thread._task = asyncio.get_running_loop(), asyncio.current_task()
+        thread._task = asyncio.current_task()
         self.runs.set()
         try:
             await asyncio.Event().wait()
@@ -44,7 +46,7 @@ def _thread(monkeypatch: pytest.MonkeyPatch, driver: _Driver) -> DriverThread:
 
 
 def test_a_driver_runs_beside_celery_until_the_worker_stops(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, begun: list[str]
 ) -> None:
     driver = _Driver()
     thread = _thread(monkeypatch, driver)
@@ -54,6 +56,7 @@ def test_a_driver_runs_beside_celery_until_the_worker_stops(
     thread.stop(None)
 
     assert driver.ended == ["batch-driver"]
+    assert begun == ["metrics"]
     assert not thread._thread.is_alive()
     assert thread._thread.daemon
 
@@ -78,7 +81,7 @@ def test_a_worker_that_stops_before_its_driver_began_ends(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("has_mallopt", [True, False])
 def test_tasks_run_on_threads_and_memory_is_given_back(
-    monkeypatch: pytest.MonkeyPatch, has_mallopt: bool
+    monkeypatch: pytest.MonkeyPatch, begun: list[str], has_mallopt: bool
 ) -> None:
     said: list[tuple[int, int]] = []
     libc = SimpleNamespace(mallopt=lambda *words: said.append(words)) if has_mallopt else object()
@@ -87,6 +90,6 @@ def test_tasks_run_on_threads_and_memory_is_given_back(
 
     use_threads(worker)
 
-    assert worker.pool_cls == "threads"
+    assert (worker.pool_cls, begun) == ("threads", ["logs"])
     # Two arenas; blocks of 128 KiB and more are mapped one by one, and what is free is returned.
     assert said == ([(-8, 2), (-3, 131_072), (-1, 131_072)] if has_mallopt else [])

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from structlog.testing import capture_logs
 
 from api.schemas.chat import PATH as CHAT
 from api.schemas.responses import PATH as RESPONSES
@@ -126,7 +127,11 @@ def test_how_a_batch_ends(status: str, is_late: bool, last: str) -> None:
 def test_what_a_batch_waits_for_is_what_its_line_was_told() -> None:
     error = InsufficientQuota("No credit.")
 
-    assert _waits_for(_batch(), error) == _waits_for(_batch(waits_for=WAITS), error) == WAITS
+    with capture_logs() as logs:
+        assert [_waits_for(_batch(waits_for=waits), error) for waits in (None, WAITS)] == [
+            WAITS
+        ] * 2
+    assert [line["event"] for line in logs] == ["batch_waits"]  # when it is new
 
 
 # What lines may ask for, and what their error lines say.
