@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,7 +68,7 @@ def connected(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         yield
 
     monkeypatch.setattr(loops, "connect", connect)
-    monkeypatch.setattr(loops.random, "uniform", lambda _least, most: most)
+    monkeypatch.setattr(random, "uniform", lambda _least, most: most)
     return made
 
 
