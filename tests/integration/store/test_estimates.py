@@ -52,6 +52,15 @@ def test_twenty_jobs_of_ones_own_are_enough(jobs: Jobs, as_api: AsApi) -> None:
     assert _ask(as_api, jobs) == OutputQuantiles("tenant", 100, p50=50, p90=90, p99=99)
 
 
+def test_no_fewer_than_twenty_are(jobs: Jobs, as_api: AsApi) -> None:
+    _add(jobs, jobs.tenant_id, range(1, 20))
+    too_few = _ask(as_api, jobs)
+    _add(jobs, jobs.tenant_id, [20])
+
+    assert too_few is None
+    assert _ask(as_api, jobs) == OutputQuantiles("tenant", 20, p50=10, p90=18, p99=20)
+
+
 def test_only_the_latest_thousand_count(jobs: Jobs, as_api: AsApi) -> None:
     _add(jobs, jobs.tenant_id, [5] * 600, age=timedelta(days=2))
     _add(jobs, jobs.tenant_id, [7] * 900, age=timedelta(days=1))
