@@ -108,6 +108,8 @@ class PythonMutants:
         match node:
             case ast.Expr(value=ast.Call() | ast.Await()) | ast.AugAssign() | ast.Raise():
                 self._replace(node, "pass", "statement dropped")
+            case ast.Delete(targets=[ast.Name()]):
+                pass  # says that nobody needs it
             case ast.Delete() | ast.Break() | ast.Continue():
                 self._replace(node, "pass", "statement dropped")
             case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]):
