@@ -150,7 +150,8 @@ def rehint(
         row = connection.execute(
             "SELECT pg_try_advisory_xact_lock(%s) AS is_ours", (_LOCK,)
         ).fetchone()
-        if row is None or not row["is_ours"]:
+        assert row is not None
+        if not row["is_ours"]:
             return []
         parts = at_once_or_apart(
             lambda: _rows(connection, _CHOOSE + _MARK, parameters),

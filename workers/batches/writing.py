@@ -171,8 +171,9 @@ class LineWriter:
             return False, orjson.dumps(line | request_error(InternalError(), row["id"])) + b"\n"
 
     def _written(self, row: dict[str, Any], pieces: Sequence[Piece], spools: ExitStack) -> Line:
-        if len(pieces) == 1 and isinstance(pieces[0], bytes):
-            return pieces[0] + b"\n"
+        match pieces:
+            case [bytes() as whole]:
+                return whole + b"\n"
         spool = spools.enter_context(TemporaryFile())  # noqa: SIM115 (the stack closes it)
         for piece in pieces:
             spool.writelines(self._list(row, piece) if isinstance(piece, LaterList) else (piece,))

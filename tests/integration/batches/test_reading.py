@@ -249,3 +249,34 @@ def test_contents_are_closed_after_a_slice(batches: Batches, tmp_path: Path) -> 
 
     [reader] = contents.opened
     assert reader.read() == b""  # though there is more
+
+
+def test_equal_slices_are_counted_together(batches: Batches) -> None:
+    batch = _batch(batches, [_line(custom_id=id_) for id_ in "abcd"])
+
+    row = _read(batches, batch, slice_lines=2)
+
+    assert (row["status"], row["num_total"], row["errors"]) == ("in_progress", 4, [])
+
+
+def test_a_file_of_nothing_but_mistakes_is_not_said_to_be_empty(batches: Batches) -> None:
+    row = _read(batches, _batch(batches, [b"no"]))
+
+    assert (row["status"], _mistakes(row)) == ("failed", [("invalid_json_line", 1, None)])
+
+
+def test_lines_that_begin_alike_for_a_kilobyte_run_beside_each_other(batches: Batches) -> None:
+    bodies = [{"prompt": "x" * 2_000 + end} for end in "ab"]
+    lines = [_line(custom_id=str(n), body=body) for n, body in enumerate(bodies)]
+
+    _read(batches, _batch(batches, lines))
+
+    first, second = (bytes(line["prefix"]) for line in _lines(batches))
+    assert first == second
+
+
+def test_not_all_duplicates_are_listed(batches: Batches) -> None:
+    row = _read(batches, _batch(batches, [_line()] * (MAX_LISTED_ERRORS + 5)))
+
+    assert row["status"] == "failed"
+    assert [error["line"] for error in row["errors"]] == list(range(2, MAX_LISTED_ERRORS + 2))

@@ -22,6 +22,7 @@ from store.pools import connect
 from tests.support.poison import refuse
 from tests.support.roles import Connections
 from tests.support.rows import Rows
+from tests.support.waiting import wait_until
 
 LANE = ("demo", "default", 3)  # of all rows here
 
@@ -79,8 +80,8 @@ def test_a_job_that_can_not_run_now_is_not_hinted(
 def test_a_window_holds_twice_the_live_slots_per_pool_and_tier(
     roles: Connections, rows: Rows
 ) -> None:
-    rows.worker(slots=25, pool="big")
-    rows.worker(slots=15, pool="big")
+    rows.worker(slots=25, pool="big", expires_s=600)
+    rows.worker(slots=15, pool="big", expires_s=600)
     rows.worker(slots=99, pool="big", expires_s=-1)
     tenant = rows.tenant()
     for pool, tier in (("big", "default"), ("big", "flex"), ("small", "default")):
@@ -252,3 +253,111 @@ def test_a_job_that_runs_or_is_over_needs_no_ticket(
     [hint] = rehint(roles.worker, start=start)
 
     assert (hint["id"], hint["num_ready"]) == (lost, 1)
+
+
+LATER = UUID(int=2**128 - 1)  # behind all tenants
+
+
+@pytest.mark.parametrize("start", [NOBODY, LATER], ids=["first", "later"])
+def test_a_job_that_is_set_aside_needs_no_ticket(
+    roles: Connections, rows: Rows, start: UUID
+) -> None:
+    aside, other = (rows.job(rows.tenant(), hinted_ago_s=60) for _ in range(2))
+
+    [hint] = rehint(roles.worker, start=start, aside=[aside])
+
+    assert (hint["id"], hint["num_ready"]) == (other, 1)
+
+
+def test_workers_that_drain_make_no_window_wider(roles: Connections, rows: Rows) -> None:
+    rows.worker(slots=99, expires_s=600)
+    tenant = rows.tenant()
+    rows.connection.execute("UPDATE worker_leases SET draining = true")
+    for _ in range(MIN_WINDOW + 3):
+        rows.job(tenant, hinted_ago_s=60)
+
+    assert len(_hinted(roles)) == MIN_WINDOW
+
+
+def test_of_a_tenants_jobs_the_one_that_is_due_first_is_hinted_first(
+    roles: Connections, rows: Rows
+) -> None:
+    tenant = rows.tenant()
+    rows.job(tenant, hinted_ago_s=60, deadline_s=900)
+    urgent = rows.job(tenant, hinted_ago_s=60, deadline_s=60)
+    rows.job(tenant, hinted_ago_s=60, deadline_s=500)
+
+    assert [row["id"] for row in rehint(roles.worker, {LANE: 2})] == [urgent]
+
+
+def test_jobs_of_a_lane_with_tickets_enough_cost_their_tenant_no_turn(
+    roles: Connections, rows: Rows
+) -> None:
+    one, other = rows.tenant(), rows.tenant()
+    rows.job(one, hinted_ago_s=60, deadline_s=60)
+    jobs = [rows.job(tenant, hinted_ago_s=60) for tenant in (one, other)]
+    rows.connection.execute("UPDATE jobs SET lane = 4 WHERE id = ANY(%s)", (jobs,))
+
+    hints = rehint(roles.worker, {LANE: 1, (*LANE[:2], 4): 1})
+
+    assert [row["id"] for row in hints] == jobs[:1]
+
+
+def test_a_lane_behind_a_flooded_one_is_looked_at(roles: Connections, rows: Rows) -> None:
+    tenant = rows.tenant()
+    rows.connection.execute(
+        "INSERT INTO jobs SELECT (jsonb_populate_record(j, jsonb_build_object('id', uuidv7()))).*"
+        " FROM jobs j, generate_series(1, %s) WHERE j.id = %s",
+        (MAX_SEEN, rows.job(tenant)),
+    )
+    lost = rows.job(tenant, hinted_ago_s=60)
+    rows.connection.execute("UPDATE jobs SET lane = 4 WHERE id = %s", (lost,))
+
+    for start in (LATER, NOBODY):
+        assert [row["id"] for row in rehint(roles.worker, start=start)] == [lost]
+        rows.connection.execute("UPDATE jobs SET hinted_at = NULL WHERE id = %s", (lost,))
+
+
+def test_while_another_copy_looks_nothing_is_hinted(roles: Connections, rows: Rows) -> None:
+    rows.job(rows.tenant(), hinted_ago_s=60)
+    with roles.owner.transaction():
+        roles.owner.execute("SELECT pg_advisory_xact_lock(%s)", (0x68696E74,))
+        assert _hinted(roles) == []
+
+    assert len(_hinted(roles)) == 1
+
+
+def test_a_job_that_is_claimed_while_it_is_hinted_is_not(roles: Connections, rows: Rows) -> None:
+    job = rows.job(rows.tenant(), hinted_ago_s=60)
+    waits = "SELECT FROM pg_locks WHERE pid = %s AND NOT granted"
+    with ThreadPoolExecutor(1) as thread:
+        with roles.owner.transaction():
+            roles.owner.execute(
+                "UPDATE jobs SET status = 'in_progress', worker_id = gen_random_uuid()"
+                " WHERE id = %s",
+                (job,),
+            )
+            hinted = thread.submit(_hinted, roles)
+            pid = roles.worker.info.backend_pid
+            wait_until(lambda: roles.owner.execute(waits, (pid,)).fetchone() is not None)
+        assert hinted.result() == []
+
+
+def test_hints_of_jobs_that_run_are_not_given_back(roles: Connections, rows: Rows) -> None:
+    job = rows.running_job(rows.tenant(), rows.worker())
+
+    give_back(roles.worker, [job])
+    assert forget_hints(roles.worker) == 0
+
+    assert rows.of_job(job)["hinted_at"] is not None
+
+
+def test_hints_of_jobs_that_somebody_holds_are_left(roles: Connections, rows: Rows) -> None:
+    held, free = (rows.job(rows.tenant()) for _ in range(2))
+    roles.worker.execute("SET lock_timeout = '2s'")
+    with roles.owner.transaction():
+        roles.owner.execute("SELECT FROM jobs WHERE id = %s FOR UPDATE", (held,))
+        assert forget_hints(roles.worker) == 1
+
+    assert rows.of_job(held)["hinted_at"] is not None
+    assert rows.of_job(free)["hinted_at"] is None

@@ -1,0 +1,197 @@
+"""Which lines a step writes, into which file, and what it leaves when it can't."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+from psycopg import OperationalError
+from structlog.testing import capture_logs
+
+from store import batch_driving
+from tests.integration.batches.conftest import URL, Batches
+from tests.integration.batches.test_long_lines import _files, _num_submitted
+from workers.batches.driver import Driver
+from workers.batches.endpoints import ENDPOINTS
+from workers.batches.writing import LineWriter, LineWriterFenced
+
+
+def _over(batches: Batches, num_lines: int) -> UUID:
+    """A batch whose lines' jobs are over, and stand in no file yet."""
+    batch = batches.add(batches.tenant(), [{}] * num_lines)
+    batches.drive(lambda: _num_submitted(batches, batch) == num_lines)
+    batches.end_jobs()
+    return batch
+
+
+def _steps(batches: Batches, batch: UUID, row: dict[str, Any], **limits: int) -> list[int]:
+    """How many lines each step writes, until one writes none."""
+    nums: list[int] = []
+
+    async def act(driver: Driver) -> None:
+        registry = driver._submitter._admission.registry
+        writer = LineWriter(batches.pool, batches.contents, registry, **limits)
+        while num := writer.write(row | _files(batches, batch)):
+            nums.append(num)
+
+    batches.run(act)
+    return nums
+
+
+def _stored(tmp_path: Path) -> set[Path]:
+    return {path for path in (tmp_path / "files").rglob("*") if path.is_file()}
+
+
+def test_a_part_ends_with_the_line_that_fills_it(batches: Batches) -> None:
+    first = _over(batches, 3)
+    assert _steps(batches, first, batches.lease(first)) == [3]
+    data = batches.rows.one(
+        "SELECT num_bytes FROM files WHERE id = %s", batches.row(first)["output_file_id"]
+    )
+    second = _over(batches, 3)
+    two_lines = data["num_bytes"] // 3 * 2  # they are of one length
+
+    assert _steps(batches, second, batches.lease(second), part_bytes=two_lines) == [2, 1]
+
+    shown = [line["custom_id"] for line in batches.lines(second)]
+    assert shown == ["line-1", "line-2", "line-3"]
+    assert batches.row(second)["error_file_id"] is None  # it has no line
+
+
+def test_a_long_line_has_a_step_of_its_own_behind_short_ones(batches: Batches) -> None:
+    batch = _over(batches, 2)
+    batches.rows.connection.execute(
+        "UPDATE job_results SET output = (SELECT jsonb_agg(jsonb_build_object('index', 0, 'text',"
+        " md5(n::text), 'finish_reason', 'stop')) FROM generate_series(1, 400) n) WHERE job_id ="
+        " (SELECT job_id FROM batch_lines WHERE number = 2)"
+    )
+
+    assert _steps(batches, batch, batches.lease(batch), long_bytes=1_000) == [1, 1]
+
+    assert [line["custom_id"] for line in batches.lines(batch)] == ["line-1", "line-2"]
+
+
+def test_a_driver_that_was_overtaken_leaves_no_contents(
+    batches: Batches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = _over(batches, 1)
+    stale = batches.lease(batch)
+    batches.rows.connection.execute("UPDATE batches SET leased_until = now() - interval '1 s'")
+    batches.lease(batch)
+    stored = _stored(tmp_path)
+
+    with pytest.raises(LineWriterFenced):
+        _steps(batches, batch, stale)
+    assert _stored(tmp_path) == stored
+    monkeypatch.setattr(batch_driving, "is_owned", lambda *_: True)  # it was, a moment ago
+    with pytest.raises(LineWriterFenced):
+        _steps(batches, batch, stale)
+
+    assert batches.row(batch)["output_file_id"] is None
+    assert batches.rows.one("SELECT state FROM batch_lines")["state"] == "submitted"
+
+
+def test_without_anything_to_write_nobody_asks_whose_the_batch_is(batches: Batches) -> None:
+    batch = batches.add(batches.tenant(), [{}])
+    stale = batches.lease(batch)
+    batches.rows.connection.execute("UPDATE batches SET owner = NULL")
+
+    assert _steps(batches, batch, stale) == []
+
+
+def test_lines_of_a_file_that_its_owner_deleted_are_counted_and_not_kept(
+    batches: Batches, tmp_path: Path
+) -> None:
+    batch = _over(batches, 2)
+    row = batches.lease(batch)
+    hold = "UPDATE jobs SET finished_at = NULL, status = 'queued' WHERE id = "
+    batches.rows.connection.execute(
+        f"{hold} (SELECT job_id FROM batch_lines WHERE number = 2)".encode()
+    )
+    assert _steps(batches, batch, row) == [1]
+    batches.rows.connection.execute(
+        "UPDATE files SET deleted_at = now() WHERE filename = 'output.jsonl'"
+    )
+    batches.rows.connection.execute(
+        "UPDATE jobs SET finished_at = now(), status = 'completed' WHERE finished_at IS NULL"
+    )
+    stored = _stored(tmp_path)
+
+    assert _steps(batches, batch, row) == [1]
+
+    assert _stored(tmp_path) == stored
+    assert batches.row(batch)["num_completed"] == 2
+
+
+def test_a_line_is_shown_though_its_model_and_its_request_are_gone(batches: Batches) -> None:
+    batch = _over(batches, 1)
+    batches.rows.connection.execute("UPDATE jobs SET model = 'gone'")
+    batches.rows.connection.execute("DELETE FROM job_payloads")
+
+    assert _steps(batches, batch, batches.lease(batch)) == [1]
+
+    [line] = batches.lines(batch)
+    assert (line["custom_id"], line["response"]["body"]["model"]) == ("line-1", "gone")
+
+
+def _writer(model: Any = None) -> LineWriter:
+    registry = cast(Any, SimpleNamespace(find=lambda _name: model))
+    return LineWriter(cast(Any, None), cast(Any, None), registry)
+
+
+BATCH = {"id": UUID(int=1), "endpoint": URL, "is_late": False, "status": "in_progress"}
+ROW = {
+    "id": UUID(int=2),
+    "number": 1,
+    "custom_id": "a",
+    "error": None,
+    "status": "completed",
+    "error_code": None,
+    "error_message": None,
+    "error_retryable": None,
+    "output": [],
+    "model": "m",
+}
+
+
+@pytest.mark.parametrize("request_", [None, {"model": "m", "seed": 3}])
+@pytest.mark.parametrize("vocabulary", [None, "its words"])
+def test_a_line_is_shown_by_its_endpoint_with_what_was_asked(
+    monkeypatch: pytest.MonkeyPatch, request_: dict[str, Any] | None, vocabulary: str | None
+) -> None:
+    shown: list[Any] = []
+
+    def show(job: Any) -> dict[str, int]:
+        shown.append(job)
+        return {"a": 1}
+
+    monkeypatch.setitem(cast(Any, ENDPOINTS), URL, SimpleNamespace(show=show))
+    codec = SimpleNamespace(vocabulary=vocabulary)
+    model = SimpleNamespace(codec=codec) if vocabulary else None
+
+    is_good, content = _writer(model)._content(BATCH, ROW | {"request": request_})
+
+    response = {"status_code": 200, "request_id": "job_" + UUID(int=2).hex, "body": {"a": 1}}
+    assert (is_good, content) == (True, {"response": response, "error": None})
+    assert [(job.request, job.vocabulary) for job in shown] == [(request_ or {}, vocabulary)]
+
+
+def test_an_outage_is_no_fault_of_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(job: Any) -> Any:
+        raise job.request["error"]
+
+    monkeypatch.setitem(cast(Any, ENDPOINTS), URL, SimpleNamespace(show=fail))
+    rows = [ROW | {"request": {"error": error}} for error in (OperationalError(), ValueError())]
+
+    with pytest.raises(OperationalError):
+        _writer()._line(BATCH, rows[0], cast(Any, None))
+    with capture_logs() as logs:
+        is_good, line = _writer()._line(BATCH, rows[1], cast(Any, None))
+
+    assert not is_good
+    assert isinstance(line, bytes)
+    assert b'"status_code":500' in line
+    assert [each["event"] for each in logs] == ["batch_line_not_shown"]
