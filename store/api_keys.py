@@ -62,8 +62,8 @@ def parse_key_id(text: str) -> str | None:
     """The key id of a well-formed key with a right checksum, otherwise None."""
     if len(text) != KEY_LENGTH or not text.startswith(PREFIX):
         return None
-    key_id, separator, rest = text[len(PREFIX) :].partition("_")
-    if not separator or len(key_id) != KEY_ID_LENGTH or not _DIGIT_SET.issuperset(key_id + rest):
+    key_id, _, rest = text[len(PREFIX) :].partition("_")
+    if len(key_id) != KEY_ID_LENGTH or not _DIGIT_SET.issuperset(key_id + rest):
         return None
     body, checksum = text[:-CRC_LENGTH], text[-CRC_LENGTH:]
     return key_id if checksum == _checksum(body) else None

@@ -218,3 +218,82 @@ def test_what_cost_nothing_is_no_line_item(roles: Connections, rows: Rows, as_ap
 
     quantities = {row["line_item"]: row["quantity"] for row in items}
     assert quantities == {"demo, input": 7, "demo, cached input": 3, "demo, output": 5}
+
+
+START = datetime(2026, 3, 1, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+_ADD = """
+INSERT INTO usage (job_id, tenant_id, api_key_id, model, service_tier, status, payer, input_tokens,
+    cached_tokens, output_tokens, price_version, amount_micros, currency, created_at)
+VALUES (gen_random_uuid(), %s, 'key', %s, %s, 'completed', 'tenant', 10, 3, 5, 1, %s, 'USD', %s)
+"""
+
+
+def _add(rows: Rows, tenant: UUID, *, tier: str, amount: int, at: datetime) -> None:
+    rows.connection.execute(_ADD, (tenant, f"{tier}-model", tier, amount, at))
+
+
+def _of_two_hours(rows: Rows) -> tuple[UUID, BucketQuery]:
+    """A tenant's jobs in two hours, and around them."""
+    tenant = rows.tenant()
+    moment = timedelta(microseconds=1)
+    for at in (START - moment, START + 2 * HOUR):  # of other hours
+        _add(rows, tenant, tier="flex", amount=1_000, at=at)
+    _add(rows, tenant, tier="batch", amount=4, at=START)
+    _add(rows, tenant, tier="default", amount=8, at=START + HOUR - moment)
+    _add(rows, tenant, tier="default", amount=16, at=START + HOUR)
+    _add(rows, tenant, tier="flex", amount=0, at=START + 2 * HOUR - moment)
+    return tenant, BucketQuery(start=START, end=START + 2 * HOUR, width=HOUR)
+
+
+def test_a_bucket_has_what_ended_from_its_first_moment_to_before_the_next(
+    rows: Rows, as_api: AsApi
+) -> None:
+    tenant, query = _of_two_hours(rows)
+
+    usage = as_api(lambda pool: usage_buckets(pool, tenant, query))
+    costs = as_api(lambda pool: cost_buckets(pool, tenant, query))
+
+    sums = {
+        "num_model_requests": 2,
+        "input_tokens": 20,
+        "input_cached_tokens": 6,
+        "output_tokens": 10,
+    }
+    assert usage == [{"bucket": START + number * HOUR, **sums} for number in range(2)]
+    assert costs == [
+        {"bucket": START, "currency": "USD", "amount_micros": 12},
+        {"bucket": START + HOUR, "currency": "USD", "amount_micros": 16},
+    ]
+
+
+def test_buckets_are_split_and_narrowed_by_what_is_asked_for(rows: Rows, as_api: AsApi) -> None:
+    tenant, query = _of_two_hours(rows)
+
+    def found(**fields: Any) -> list[tuple[int, str]]:
+        asked = replace(query, group_by=["service_tier"], **fields)
+        used = as_api(lambda pool: usage_buckets(pool, tenant, asked))
+        return [((row["bucket"] - START) // HOUR, row["service_tier"]) for row in used]
+
+    batch, others = [(0, "batch")], [(0, "default"), (1, "default"), (1, "flex")]
+    assert found() == [*batch, *others]
+    assert found(is_batch=True) == batch
+    assert found(is_batch=False) == others
+    assert found(filters={"service_tier": ["batch", "flex"]}) == [*batch, (1, "flex")]
+    only = {"service_tier": ["batch", "flex"], "model": ["flex-model"]}
+    assert found(filters=only) == [(1, "flex")]
+    assert found(filters={"user_id": ["ann"]}) == []
+
+
+def test_costs_by_tier_leave_out_what_was_free(rows: Rows, as_api: AsApi) -> None:
+    tenant, query = _of_two_hours(rows)
+    asked = replace(query, group_by=["service_tier"])
+
+    costs = as_api(lambda pool: cost_buckets(pool, tenant, asked))
+
+    found = [(row["bucket"], row["service_tier"], row["amount_micros"]) for row in costs]
+    assert found == [
+        (START, "batch", 4),
+        (START, "default", 8),
+        (START + HOUR, "default", 16),
+    ]

@@ -9,6 +9,7 @@ from store.api_keys import (
     KEY_ID_LENGTH,
     KEY_LENGTH,
     PREFIX,
+    SECRET_LENGTH,
     _checksum,
     generate,
     hash_key,
@@ -22,7 +23,7 @@ def test_key_has_the_documented_form_and_names_its_id() -> None:
     assert re.fullmatch(r"mlr_live_[0-9A-Za-z]{12}_[0-9A-Za-z]{49}", key.text)
     assert len(key.text) == KEY_LENGTH
     assert parse_key_id(key.text) == key.key_id
-    assert key.text.endswith(key.last4)
+    assert key.last4 == key.text[-4:]
 
 
 def test_any_changed_character_breaks_the_checksum() -> None:
@@ -51,3 +52,21 @@ def test_a_key_with_a_character_that_is_none_of_ours_is_none(where: int) -> None
     body = f"{body[:where]}-{body[where + 1 :]}"
 
     assert parse_key_id(body + _checksum(body)) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"mlr_test_{'a' * KEY_ID_LENGTH}_{'b' * SECRET_LENGTH}",
+        f"{PREFIX}{'a' * KEY_ID_LENGTH}_{'b' * (SECRET_LENGTH + 1)}",
+        f"{PREFIX}{'a' * (KEY_ID_LENGTH + 1)}_{'b' * (SECRET_LENGTH - 1)}",
+        f"{PREFIX}{'a' * (KEY_ID_LENGTH + 1 + SECRET_LENGTH)}",
+    ],
+)
+def test_a_text_of_another_form_is_no_key_though_its_checksum_is_right(body: str) -> None:
+    assert parse_key_id(body + _checksum(body)) is None
+
+
+def test_keys_that_were_given_out_stay_good() -> None:
+    """Their checksums are CRC-32 in six digits of base 62."""
+    assert (_checksum("mlr_live_x"), _checksum("")) == ("3mWG3S", "000000")

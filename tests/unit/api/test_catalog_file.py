@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from store.catalog_file import (
+    MAX_TOKENS,
     CatalogError,
     load_catalog,
     merge_catalogs,
@@ -115,3 +116,108 @@ def test_limits_come_from_the_catalog_else_from_the_model(tmp_path: Path) -> Non
     assert model_limits(entry, {"max_position_embeddings": 400}) == (400, 50)
     with pytest.raises(CatalogError):
         model_limits(entry, None)
+    for positions in (0, MAX_TOKENS + 1, True, "40", None):
+        with pytest.raises(CatalogError, match="context length"):
+            model_limits(entry, {"max_position_embeddings": positions})
+    unbounded = entry.model_copy(update={"max_output_tokens": None})
+    for positions in (1, MAX_TOKENS):
+        limits = model_limits(unbounded, {"max_position_embeddings": positions})
+        assert limits == (positions, positions)
+    longer = entry.model_copy(update={"context_length": 60})
+    assert model_limits(longer, {"max_position_embeddings": 40}) == (60, 50)
+
+
+@pytest.mark.parametrize(
+    ("field", "least", "most"),
+    [
+        ("context_length = {}", 1, 2**31 - 1),
+        ("max_output_tokens = {}", 1, 2**31 - 1),
+        ("prices.x = {{ input_micros = {}, cached_micros = 1, output_micros = 1 }}", 0, 10**15),
+    ],
+)
+def test_numbers_are_taken_up_to_their_bounds(
+    tmp_path: Path, field: str, least: int, most: int
+) -> None:
+    def load(number: int) -> None:
+        line = field.format(number)
+        prices = PRICES if "prices" not in line else _with_price(line)
+        more = "" if "prices" in line else f"{line}\n"
+        load_catalog(_write(tmp_path / "c.toml", f"[models.a]\nsource = 'x'\n{more}{prices}"))
+
+    for number in (least, most):
+        load(number)
+    for number in (least - 1, most + 1):
+        with pytest.raises(CatalogError):
+            load(number)
+
+
+def _with_price(line: str) -> str:
+    """All prices, with this one in the place of the default tier's."""
+    others = [each for each in PRICES.splitlines() if "default" not in each]
+    return "\n".join([*others, line.replace("prices.x", "prices.default")])
+
+
+def test_the_first_mistake_is_told_and_how_many_more_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    one = f"[models.a]\nsource = 'x'\nsecret = 1\n{PRICES}"
+
+    for text, end in ((one, "not permitted"), (f"other = 1\n{one}", "(and 1 more)")):
+        with pytest.raises(CatalogError) as raised:
+            load_catalog(_write(path, text))
+        assert str(raised.value).startswith(f"{path}: models.a.secret: ")
+        assert str(raised.value).endswith(end)
+
+
+def test_a_model_has_the_defaults_the_documents_name(tmp_path: Path) -> None:
+    text = f"[models.a]\nsource = 'x'\n{PRICES}"
+
+    catalog = load_catalog(_write(tmp_path / "c.toml", text))
+
+    entry = catalog.models["a"]
+    assert catalog.currency == "USD"
+    assert catalog.folders == {"a": tmp_path}
+    assert (entry.pool, entry.dtype, entry.revision) == ("default", "auto", None)
+    assert (entry.context_length, entry.max_output_tokens) == (None, None)
+    assert entry.capabilities == ["chat"]
+    assert catalog.price_rows() == [
+        ("a", "batch", 1, 1, 2),
+        ("a", "default", 3, 1, 6),
+        ("a", "flex", 2, 1, 4),
+        ("a", "priority", 4, 1, 8),
+    ]
+
+
+def test_a_tier_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    more = "prices.slow = { input_micros = 1, cached_micros = 1, output_micros = 1 }"
+    text = f"[models.a]\nsource = 'x'\n{PRICES}{more}\n"
+
+    with pytest.raises(CatalogError, match="unknown tier: slow"):
+        load_catalog(_write(tmp_path / "c.toml", text))
+
+
+def test_models_of_earlier_files_stay_beside_later_ones(tmp_path: Path) -> None:
+    one, two = (
+        load_catalog(_write(tmp_path / f"{name}.toml", f"[models.{name}]\nsource = 'x'\n{PRICES}"))
+        for name in "ab"
+    )
+
+    merged = merge_catalogs([one, two])
+
+    assert set(merged.models) == set(merged.folders) == {"a", "b"}
+    assert merged.currency == "USD"
+
+
+def test_a_price_book_is_told_apart_by_version_currency_and_prices(tmp_path: Path) -> None:
+    text = f"[models.a]\nsource = 'x'\n{PRICES}"
+    one, euro, dearer, same = (
+        load_catalog(_write(tmp_path / "c.toml", each))
+        for each in (
+            text,
+            f"currency = 'EUR'\n{text}",
+            text.replace("= 8 ", "= 9 "),
+            text.replace("'x'", "'y'"),
+        )
+    )
+
+    assert len({price_book_hash(1, one), price_book_hash(1, euro), price_book_hash(1, dearer)}) == 3
+    assert price_book_hash(1, one) == price_book_hash(1, same)
