@@ -171,7 +171,7 @@ class BigTables:
         """The queued job of a tenant that is claimed last."""
         row = connection.execute(
             "SELECT id FROM jobs WHERE tenant_id = %s AND status = 'queued'"
-            " ORDER BY deadline_at DESC, id DESC LIMIT 1",
+            " AND deleted_at IS NULL AND finished_at IS NULL ORDER BY id DESC LIMIT 1",
             (tenant_id,),
         ).fetchone()
         assert row is not None

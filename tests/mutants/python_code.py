@@ -34,8 +34,8 @@ _ARITHMETIC: dict[type[ast.operator], tuple[str, str]] = {
 }
 _OBSERVING = ("log.", "metrics.", "structlog.", "configure_logs(", "warnings.")
 _NOTHING = ("None", "False")
-# How long a thread is waited for and how it ends with its process; of zip, an assertion.
-_SETTINGS = ("daemon", "strict", "timeout")
+# How a thread ends with its process; of zip, an assertion.
+_SETTINGS = ("daemon", "strict")
 _MAX_NUMBER = 2  # an offset or a bound; larger numbers are settings
 
 

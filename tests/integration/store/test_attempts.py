@@ -74,6 +74,25 @@ def test_a_failed_finish_says_what_went_wrong(
     assert jobs.query("SELECT payer FROM job_outcomes") == [{"payer": "platform"}]
 
 
+def test_a_finer_code_than_the_reason_is_kept(
+    jobs: Jobs, connection: DictConnection, worker_id: UUID
+) -> None:
+    claimed = claim(connection, worker_id, jobs.add())
+    end = finish_of(
+        claimed,
+        worker_id,
+        ending=ENGINE_ERROR,
+        attempt_outcome="error",
+        output=[],
+        error_code="invalid_prompt",
+    )
+
+    finish(connection, end)
+
+    row = jobs.row(claimed.job_id)
+    assert (row["reason"], row["error_code"]) == ("engine_error", "invalid_prompt")
+
+
 def test_a_finish_of_an_old_attempt_is_refused(
     jobs: Jobs, connection: DictConnection, worker_id: UUID
 ) -> None:
@@ -203,7 +222,8 @@ def test_checkpoints_with_and_without_several_choices_are_saved_together(
         [running_checkpoint(one, "four"), running_checkpoint(two, "", checkpoint=SPLIT)],
     )
 
-    assert _attempt(jobs, one.job_id)["checkpoint_splits"] is None
+    nulls = "SELECT job_id FROM job_attempts WHERE checkpoint_splits IS NULL"
+    assert jobs.query(nulls) == [{"job_id": one.job_id}], "no JSON null, which SQL doesn't skip"
     saved = _attempt(jobs, two.job_id)
     assert saved["checkpoint_splits"] == [[1, 1, None], [2, 3, "stop"]]
     assert saved["checkpoint_text"] == "abcd"

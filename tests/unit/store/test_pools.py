@@ -11,3 +11,11 @@ def test_a_connection_plans_once_if_it_is_asked_to(plans_once: bool) -> None:
 
     assert ("plan_cache_mode=force_generic_plan" in options["options"]) is plans_once
     assert (options.get("prepare_threshold") == 0) is plans_once
+
+
+def test_a_peer_that_vanished_is_noticed_within_fifteen_seconds() -> None:
+    options = connection_options("test")
+
+    quiet_s = options["keepalives_interval"] * options["keepalives_count"]
+    assert options["keepalives_idle"] + quiet_s == 15
+    assert options["tcp_user_timeout"] == 15_000
