@@ -52,8 +52,13 @@ def test_finish_writes_state_result_and_outcome(
     assert _attempt(jobs, claimed.job_id)["outcome"] == "ok"
 
 
+@pytest.mark.parametrize(
+    ("error_code", "shown"),
+    [(None, "engine_error"), ("invalid_prompt", "invalid_prompt")],
+    ids=["the reason", "a finer one"],
+)
 def test_a_failed_finish_says_what_went_wrong(
-    jobs: Jobs, connection: DictConnection, worker_id: UUID
+    jobs: Jobs, connection: DictConnection, worker_id: UUID, error_code: str | None, shown: str
 ) -> None:
     claimed = claim(connection, worker_id, jobs.add())
     end = finish_of(
@@ -62,6 +67,7 @@ def test_a_failed_finish_says_what_went_wrong(
         ending=ENGINE_ERROR,
         attempt_outcome="error",
         output=[],
+        error_code=error_code,
         error_message="The engine failed.",
     )
 
@@ -69,28 +75,10 @@ def test_a_failed_finish_says_what_went_wrong(
 
     assert is_done
     row = jobs.row(claimed.job_id)
-    assert (row["status"], row["error_code"]) == ("failed", "engine_error")
+    assert (row["status"], row["reason"]) == ("failed", "engine_error")
+    assert row["error_code"] == shown
     assert (row["error_message"], row["error_retryable"]) == ("The engine failed.", True)
     assert jobs.query("SELECT payer FROM job_outcomes") == [{"payer": "platform"}]
-
-
-def test_a_finer_code_than_the_reason_is_kept(
-    jobs: Jobs, connection: DictConnection, worker_id: UUID
-) -> None:
-    claimed = claim(connection, worker_id, jobs.add())
-    end = finish_of(
-        claimed,
-        worker_id,
-        ending=ENGINE_ERROR,
-        attempt_outcome="error",
-        output=[],
-        error_code="invalid_prompt",
-    )
-
-    finish(connection, end)
-
-    row = jobs.row(claimed.job_id)
-    assert (row["reason"], row["error_code"]) == ("engine_error", "invalid_prompt")
 
 
 def test_a_finish_of_an_old_attempt_is_refused(
