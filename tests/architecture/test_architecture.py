@@ -7,16 +7,12 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
-from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("api", "billing", "cli", "millrace", "models", "store", "tasks", "workers")
@@ -279,58 +275,3 @@ def test_no_file_of_the_product_is_too_long() -> None:
     }
 
     assert long == {}
-
-
-# Dependencies --------------------------------------------------------------------------------
-
-
-def _direct_dependencies() -> list[Requirement]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    locked = project["optional-dependencies"].items()
-    not_locked = ("s3", "kernels", "compat")
-    extras = [lines for name, lines in locked if name not in not_locked]
-    return [Requirement(line) for lines in (project["dependencies"], *extras) for line in lines]
-
-
-_LOCKS = ("requirements.lock", "deploy/compat.lock", "deploy/cuda.lock", "deploy/kernels.lock")
-
-
-def _pinned(lock: str) -> dict[str, str]:
-    """Each requirement of a lock with all that is said of it."""
-    text = (ROOT / lock).read_text().replace("\\\n", " ")
-    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    return {line.partition(" --hash")[0]: line for line in lines}
-
-
-def _pins() -> dict[str, Version]:
-    found = [Requirement(text) for text in _pinned("requirements.lock")]
-    return {
-        canonicalize_name(pin.name): Version(specifier.version)
-        for pin in found
-        for specifier in pin.specifier
-        if specifier.operator == "=="
-    }
-
-
-@pytest.mark.parametrize("lock", _LOCKS)
-def test_every_locked_package_has_a_version_and_hashes(lock: str) -> None:
-    loose = [
-        requirement
-        for requirement, line in _pinned(lock).items()
-        if "==" not in requirement or not re.search(r"--hash=sha256:[0-9a-f]{64}( |$)", line)
-    ]
-
-    assert loose == []
-
-
-def test_every_direct_dependency_is_pinned_within_its_bounds() -> None:
-    pins = _pins()
-
-    unmet = [
-        str(requirement)
-        for requirement in _direct_dependencies()
-        if (pin := pins.get(canonicalize_name(requirement.name))) is None
-        or not requirement.specifier.contains(pin, prereleases=True)
-    ]
-
-    assert unmet == []
