@@ -28,7 +28,8 @@ from workers.inference.runtime import RunningJob, Runtime
 log = structlog.get_logger(__name__)
 
 TICK_S = 1.0
-# Without Postgres for this long the worker gives its jobs up: somebody else has them by now.
+# Without Postgres for this long the worker gives its jobs up: somebody else has them by now. For
+# as long one that has just loaded its models waits to begin.
 ABANDON_S = 60.0
 # A job that is held here by Postgres's word, and that no thread has had for this long, goes to the
 # reaper: its claim's answer was lost, or its handler failed. Longer than opening a stream takes.
@@ -58,9 +59,12 @@ class Heartbeat:
         self._orphans: dict[HeldJob, float] = {}  # held by nobody here -> first seen
 
     def start(self) -> None:
-        """Register the lease, then beat. Raises psycopg.Error if Postgres is away."""
-        with self._runtime.pool.connection() as connection:
-            self._register(connection, time.monotonic())
+        """Register the lease, then beat. Waits for Postgres: to start anew would load the models
+        anew. Raises psycopg.Error if it stays away.
+        """
+        give_up_at = time.monotonic() + self._abandon_s
+        while not self._is_registered(is_last_try=time.monotonic() >= give_up_at):
+            self._stop.wait(self._tick_s)
         self._thread.start()
 
     def stop(self) -> None:
@@ -75,6 +79,18 @@ class Heartbeat:
             return
         for job_id in held:
             log.warning("job_given_back_unfinished", job_id=job_id.hex)
+
+    def _is_registered(self, *, is_last_try: bool) -> bool:
+        try:
+            with self._runtime.pool.connection() as connection:
+                self._register(connection, time.monotonic())
+        except psycopg.OperationalError as error:
+            if is_last_try:
+                raise
+            log.warning("lease_not_registered", error=type(error).__name__)
+            self._runtime.worker_id = uuid7()  # the row may be there: its commit got no answer
+            return False
+        return True
 
     def _run(self) -> None:
         while not self._stop.wait(self._tick_s):

@@ -392,8 +392,27 @@ def test_a_stop_without_postgres_is_one(runtime: Runtime, table: _Table) -> None
     assert began + LEASE_S <= _trusted_until(runtime) <= time.monotonic() + LEASE_S
 
 
+def test_a_worker_that_has_loaded_its_models_waits_for_postgres(
+    runtime: Runtime, table: _Table
+) -> None:
+    heartbeat, first = Heartbeat(runtime, tick_s=0.001), runtime.worker_id
+    table.error = OperationalError()
+    starting = threading.Thread(target=heartbeat.start)
+
+    with capture_logs() as logs:
+        starting.start()
+        wait_until(lambda: len(logs) >= 3)
+        table.error = None
+        starting.join(timeout=10)
+
+    assert [lease.worker_id for lease in table.registered] == [runtime.worker_id]
+    assert runtime.worker_id != first, "the row of an earlier try may be there"
+    assert heartbeat._thread.is_alive()
+    heartbeat.stop()
+
+
 def test_a_worker_does_not_start_without_postgres(runtime: Runtime, table: _Table) -> None:
-    heartbeat = Heartbeat(runtime)
+    heartbeat = Heartbeat(runtime, abandon_s=0)
     table.error = OperationalError()
 
     with pytest.raises(OperationalError):
