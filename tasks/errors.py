@@ -49,7 +49,7 @@ class ServiceError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(self, message: str | None = None, *, param: str | None = None) -> None:
-        self.message = message or (type(self).__doc__ or "").strip().splitlines()[0]
+        self.message = message or str(type(self).__doc__)
         self.param = param
         self.headers: dict[str, str] = {}  # of the answer, beside those its class brings
         super().__init__(self.message)

@@ -113,7 +113,7 @@ class EventLogReader:
 class TextsSoFar:
     """The text that events add up to, for each choice. A gap restates all text before it."""
 
-    def __init__(self, num_choices: int = 1) -> None:
+    def __init__(self, num_choices: int) -> None:
         self._parts: list[list[str]] = [[] for _ in range(num_choices)]
 
     def add(self, events: Iterable[Event]) -> None:

@@ -24,8 +24,8 @@ TIER_WEIGHTS = {
 class VirtualTokenCycle:
     """Orders queues by their tier's virtual time, then by how long ago the lane delivered."""
 
-    def __init__(self, it: Iterable[str] | None = None) -> None:
-        self.items: list[str] = list(it or [])
+    def __init__(self) -> None:
+        self.items: list[str] = []
         self._now = 0.0  # virtual time: that of the tier served last
         self._tier_time: dict[ServiceTier, float] = {}
         self._served: dict[str, int] = {}  # lane -> serial number of its last delivery

@@ -58,7 +58,6 @@ def _sent_by_celery(task: str) -> dict[str, Any]:
             queue=queue,
             producer=Producer(channel),
             ignore_result=True,
-            retry=False,
         )
         message: dict[str, Any] = channel._get(_QUEUE)  # as the transport holds it
         return message

@@ -25,6 +25,7 @@ LEAST_ID = UUID(int=0)
 GREATEST_ID = UUID(int=2**128 - 1)
 
 _DIGITS = re.compile("[0-9a-f]{32}")
+_MS_BITS = 0xFFFF_FFFF_FFFF  # the 48 a UUIDv7 has for its milliseconds
 
 # Two clocks that are kept right differ by less, and one's own is read at once.
 _TOLERATED_MS = 1_000
@@ -64,7 +65,7 @@ def _machine_ms() -> int:
 
 def uuid7_floor(unix_ms: int) -> UUID:
     """The smallest UUIDv7 of a millisecond: a partition bound."""
-    return UUID(int=(unix_ms & (1 << 48) - 1) << 80)
+    return UUID(int=(unix_ms & _MS_BITS) << 80)
 
 
 def uuid7_unix_ms(id_: UUID) -> int:

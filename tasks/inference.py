@@ -8,8 +8,10 @@ Tickets may be lost, doubled or late; the re-hinter replaces lost ones.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from kombu import Queue
@@ -57,13 +59,7 @@ def send_hints(hints: Iterable[Hint]) -> None:
         lists[queue].append(
             messages.message(job=hint.job_id.hex, task_id=hint.task_id, queue=queue)
         )
-    with (
-        producers[app.connection_for_write()].acquire(
-            block=True, timeout=PUBLISH_TIMEOUT_S
-        ) as producer,
-        producer.channel.conn_or_acquire() as client,
-        client.pipeline(transaction=False) as pipeline,
-    ):
+    with _pipeline() as pipeline:
         for queue, of_queue in lists.items():
             pipeline.lpush(queue, *of_queue)
         pipeline.execute()
@@ -71,6 +67,15 @@ def send_hints(hints: Iterable[Hint]) -> None:
 
 def num_tickets(queues: Sequence[Queue]) -> list[int]:
     """How many wait in each queue, in one round trip. Blocks; raises kombu or redis errors."""
+    with _pipeline() as pipeline:
+        for queue in queues:
+            pipeline.llen(queue.name)
+        return [int(num) for num in pipeline.execute()]
+
+
+@contextmanager
+def _pipeline() -> Iterator[Any]:
+    """To the broker, over one of this process's connections: waits for one that is free."""
     with (
         producers[app.connection_for_write()].acquire(
             block=True, timeout=PUBLISH_TIMEOUT_S
@@ -78,6 +83,4 @@ def num_tickets(queues: Sequence[Queue]) -> list[int]:
         producer.channel.conn_or_acquire() as client,
         client.pipeline(transaction=False) as pipeline,
     ):
-        for queue in queues:
-            pipeline.llen(queue.name)
-        return [int(num) for num in pipeline.execute()]
+        yield pipeline

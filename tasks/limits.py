@@ -79,7 +79,7 @@ class Meter:
 
     def refuses(self, amount: float) -> bool:
         """Whether so much is too much now."""
-        return amount > 0 and self.used + amount > self.limit + _SLACK
+        return self.used + amount > self.limit + _SLACK
 
 
 @dataclass(frozen=True, slots=True)

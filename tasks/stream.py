@@ -134,7 +134,7 @@ async def drop_log(client: redis.asyncio.Redis, job_id: UUID) -> None:
 
     Raises redis errors.
     """
-    async with client.pipeline(transaction=True) as pipeline:
+    async with client.pipeline() as pipeline:
         _drop(pipeline, job_id)
         await pipeline.execute()
 
@@ -158,11 +158,7 @@ async def read_log(
     client: redis.asyncio.Redis, job_id: UUID, after: int, count: int | None = None
 ) -> list[Event]:
     """Events after a sequence number, at most `count`. Raises redis.RedisError."""
-    return _entries(
-        await client.xrange(
-            keys.stream_log(job_id), min=f"({after}-0" if after else "-", count=count
-        )
-    )
+    return _entries(await client.xrange(keys.stream_log(job_id), min=f"({after}-0", count=count))
 
 
 def _entries(entries: Any) -> list[Event]:

@@ -12,16 +12,18 @@ assert array(_UINT32).itemsize == 4
 
 def pack_token_ids(ids: Iterable[int]) -> bytes:
     """Four bytes a token. Raises OverflowError for an id outside uint32."""
-    packed = array(_UINT32, ids)
-    if sys.byteorder == "big":
-        packed.byteswap()
-    return packed.tobytes()
+    return _little_endian(array(_UINT32, ids)).tobytes()
 
 
 def unpack_token_ids(data: bytes) -> list[int]:
     """The ids of pack_token_ids."""
     packed = array(_UINT32)
     packed.frombytes(data)
+    return _little_endian(packed).tolist()
+
+
+def _little_endian(numbers: array[int]) -> array[int]:
+    """From this machine's order of bytes to ours, or back."""
     if sys.byteorder == "big":
-        packed.byteswap()
-    return packed.tolist()
+        numbers.byteswap()
+    return numbers

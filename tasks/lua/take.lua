@@ -24,19 +24,17 @@ if kept then
   used = {tonumber(requests), tonumber(tokens)}
 end
 
-local refused, longest_wait, after, ttl = 0, 0, {0, 0}, 0
+local refused, most, after, ttl = 0, 0, {0, 0}, 0
 for i = 1, 2 do
   local limit, amount = tonumber(ARGV[1 + i]), tonumber(ARGV[3 + i])
-  if limit == 0 then
-    used[i] = 0
-  else
+  if limit > 0 then
     -- No more than the limit, which may have been lowered: nobody waits longer than a period.
     used[i] = math.min(limit, math.max(0, used[i] - elapsed * limit / period))
     after[i] = math.max(0, used[i] + amount)
     ttl = math.max(ttl, after[i] * period / limit)
-    local wait = (after[i] - limit) / limit
-    if amount > 0 and after[i] > limit + SLACK and wait > longest_wait then
-      refused, longest_wait = i, wait
+    local share = after[i] / limit -- the wait is this, less one, in periods
+    if after[i] > limit + SLACK and share > most then
+      refused, most = i, share
     end
   end
 end

@@ -29,7 +29,6 @@ def _send_by_celery(url: str, hint: Hint) -> None:
             queue=QUEUE,
             producer=Producer(channel),
             ignore_result=True,
-            retry=False,
         )
 
 

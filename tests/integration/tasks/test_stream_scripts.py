@@ -8,7 +8,7 @@ import redis.asyncio
 from tasks import keys
 from tasks.events import EventType, make_event
 from tasks.ids import uuid7
-from tasks.stream import Append, Code, Reply, read_log
+from tasks.stream import Append, Code, Reply, drop_log, drop_logs, read_log
 from tests.integration.tasks.conftest import (
     RedisServer,
     StreamEnd,
@@ -265,22 +265,30 @@ def test_log_that_is_gone_is_lost_for_a_later_attempt(stream: StreamEnd) -> None
     assert stream.open(3) == Reply(Code.LOG_LOST, 0)
 
 
-def test_log_gone_beside_its_owner_is_lost(stream: StreamEnd) -> None:
+def test_a_stream_in_which_nothing_was_said_is_whole(stream: StreamEnd) -> None:
+    replies = [stream.open(attempt) for attempt in (1, 2, 3)]
+
+    assert replies == [Reply(Code.OK, 0)] * 3
+
+
+@pytest.mark.parametrize("last", [1, 3])
+def test_log_gone_beside_its_owner_is_lost(stream: StreamEnd, last: int) -> None:
     stream.open(1)
-    stream.append(tokens(1, 3))
+    stream.append(tokens(1, last))
     stream.client.delete(keys.stream_log(stream.job_id))
 
-    assert stream.open(2, 3) == Reply(Code.LOG_LOST, 3)
+    assert stream.open(2, last) == Reply(Code.LOG_LOST, last)
 
 
-def test_log_gone_under_a_running_attempt_is_a_hole(stream: StreamEnd) -> None:
+@pytest.mark.parametrize("last", [1, 3])
+def test_log_gone_under_a_running_attempt_is_a_hole(stream: StreamEnd, last: int) -> None:
     stream.open(1)
-    stream.append(tokens(1, 3))
+    stream.append(tokens(1, last))
     stream.client.delete(keys.stream_log(stream.job_id))
 
-    refused = stream.append(tokens(4, 4))
+    refused = [stream.append(tokens(first, last + 1)) for first in (1, last + 1)]
 
-    assert refused == Reply(Code.HOLE, 3)
+    assert refused == [Reply(Code.HOLE, last)] * 2
     assert stream.log() == []
 
 
@@ -398,3 +406,22 @@ async def test_reader_gets_what_follows_its_last_event(
     assert rest == tokens(7, 9)
     assert page == tokens(3, 5)
     assert nothing == []
+
+
+async def test_a_dropped_log_is_empty_and_stays_so(
+    redis_server: RedisServer, stream: StreamEnd
+) -> None:
+    gone, kept = StreamEnd(stream.client, stream.writer, uuid7()), uuid7()
+    for job_id in (stream.job_id, gone.job_id, kept):
+        stream.writer.append([Append(job_id, 1, tokens(1, 3))])
+
+    async with redis.asyncio.Redis.from_url(redis_server.server.url) as client:
+        await drop_log(client, stream.job_id)
+    drop_logs(stream.client, [gone.job_id])
+
+    for dropped in (stream, gone):
+        assert dropped.append(tokens(4, 4)) == Reply(Code.FINAL, 3)
+        assert dropped.log() == []
+        meta_ttl_ms, _ = dropped.ttls_ms()
+        assert 0 < meta_ttl_ms <= keys.STREAM_FINAL_TTL_MS
+    assert stream.writer.read_log(kept) == tokens(1, 3)

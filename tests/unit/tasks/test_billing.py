@@ -38,6 +38,41 @@ def test_a_hint_that_the_broker_does_not_take_is_counted_and_those_behind_it_are
     assert sent == [(job_id,) for job_id in jobs]
 
 
+def test_all_hints_go_over_one_thread_and_another_if_that_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a child that was forked: threads are not inherited."""
+    senders: list[threading.Thread] = []
+    monkeypatch.setattr(
+        app, "send_task", lambda *_, **__: senders.append(threading.current_thread())
+    )
+    sender = billing._Sender()
+    ended = threading.Thread(target=int)
+    ended.start()
+    ended.join()
+    sender._thread = ended
+
+    for num in (1, 2):
+        sender.put(billing.SettleArgs(uuid4().hex))
+        wait_until(lambda num=num: len(senders) == num)  # type: ignore[misc]
+
+    assert senders == [sender._thread] * 2
+    assert senders[0].daemon
+
+
+def test_a_settled_jobs_hint_is_its_id_in_billings_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(
+        app, "send_task", lambda name, *, args, queue: sent.append((name, args, queue.name))
+    )
+    job_id = uuid4()
+
+    billing.enqueue_settle(job_id)
+
+    wait_until(lambda: sent)
+    assert sent == [("billing.settle", (job_id.hex,), "billing")]
+
+
 def test_hints_beyond_the_bound_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     is_stuck, may_go_on = threading.Event(), threading.Event()
 

@@ -86,7 +86,10 @@ def test_gap_restates_all_text_before_it() -> None:
 def test_token_ids_before_a_gap_are_not_counted() -> None:
     gap = make_gap(9, ["xyz"])
 
+    started = make_event(3, EventType.STARTED, attempt=2, model="m")
+
     assert token_ids_of([token(1, "a", 1, 2), token(2, "b", 3)]) == [[1, 2, 3]]
+    assert token_ids_of([token(1, "a", 1, 2), started, token(4, "b", 3)]) == [[1, 2, 3]]
     assert token_ids_of([token(1, "a", 1, 2), gap, token(10, "!", 4)]) == [[4]]
 
 

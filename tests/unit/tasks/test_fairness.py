@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
@@ -18,6 +18,12 @@ ALL = [queue.name for queue in queues_of_pool("default")]
 
 def lane(tier: ServiceTier, number: int = 0) -> str:
     return str(queue_for("default", tier, number).name)
+
+
+def cycle_of(queues: Sequence[str]) -> VirtualTokenCycle:
+    cycle = VirtualTokenCycle()
+    cycle.update(queues)
+    return cycle
 
 
 def serve(
@@ -36,7 +42,7 @@ def tiers(served: list[str]) -> Counter[ServiceTier | None]:
 
 
 def test_backlogged_tiers_are_served_by_weight() -> None:
-    cycle = VirtualTokenCycle(ALL)
+    cycle = cycle_of(ALL)
 
     counts = tiers(serve(cycle, 270))
 
@@ -45,7 +51,7 @@ def test_backlogged_tiers_are_served_by_weight() -> None:
 
 
 def test_backlogged_tier_waits_at_most_its_weights_share_of_a_round() -> None:
-    cycle = VirtualTokenCycle(ALL)
+    cycle = cycle_of(ALL)
 
     served = [tier_of_queue(name) for name in serve(cycle, 540)]
 
@@ -54,7 +60,7 @@ def test_backlogged_tier_waits_at_most_its_weights_share_of_a_round() -> None:
 
 
 def test_idle_tier_banks_no_credit() -> None:
-    cycle = VirtualTokenCycle(ALL)
+    cycle = cycle_of(ALL)
     serve(cycle, 1_000, lambda name: tier_of_queue(name) is not ServiceTier.PRIORITY)
 
     counts = tiers(serve(cycle, 54))
@@ -64,7 +70,7 @@ def test_idle_tier_banks_no_credit() -> None:
 
 def test_idle_tiers_bank_no_order() -> None:
     """Of those that return together the heaviest is first, though another was idle for longer."""
-    cycle = VirtualTokenCycle(ALL)
+    cycle = cycle_of(ALL)
     for busy in (ServiceTier.PRIORITY, ServiceTier.DEFAULT):
         serve(cycle, 100, lambda name, busy=busy: tier_of_queue(name) is busy)  # type: ignore[misc]
 
@@ -74,7 +80,7 @@ def test_idle_tiers_bank_no_order() -> None:
 
 
 def test_tier_served_alone_is_not_punished_when_others_return() -> None:
-    cycle = VirtualTokenCycle(ALL)
+    cycle = cycle_of(ALL)
     serve(cycle, 1_000, lambda name: tier_of_queue(name) is ServiceTier.BATCH)
 
     counts = tiers(serve(cycle, 54))
@@ -84,7 +90,7 @@ def test_tier_served_alone_is_not_punished_when_others_return() -> None:
 
 def test_lanes_of_a_tier_take_turns() -> None:
     lanes = [lane(ServiceTier.DEFAULT, number) for number in range(5)]
-    cycle = VirtualTokenCycle(lanes)
+    cycle = cycle_of(lanes)
 
     served = serve(cycle, 15)
 
@@ -93,7 +99,7 @@ def test_lanes_of_a_tier_take_turns() -> None:
 
 def test_lane_that_was_idle_gets_one_turn_not_its_missed_ones() -> None:
     busy, returning = lane(ServiceTier.DEFAULT, 0), lane(ServiceTier.DEFAULT, 1)
-    cycle = VirtualTokenCycle([busy, returning])
+    cycle = cycle_of([busy, returning])
     serve(cycle, 20, lambda name: name == busy)
 
     served = serve(cycle, 6)
@@ -102,7 +108,7 @@ def test_lane_that_was_idle_gets_one_turn_not_its_missed_ones() -> None:
 
 
 def test_free_worker_takes_what_there_is() -> None:
-    cycle = VirtualTokenCycle(ALL)
+    cycle = cycle_of(ALL)
     only = lane(ServiceTier.BATCH, 7)
 
     served = serve(cycle, 50, lambda name: name == only)
@@ -130,7 +136,7 @@ def test_update_replaces_the_queues_in_place() -> None:
 
 def test_update_keeps_what_was_served() -> None:
     first, second = lane(ServiceTier.DEFAULT, 0), lane(ServiceTier.DEFAULT, 1)
-    cycle = VirtualTokenCycle([first, second])
+    cycle = cycle_of([first, second])
     cycle.rotate(first)
 
     cycle.update([first, second])
@@ -139,7 +145,7 @@ def test_update_keeps_what_was_served() -> None:
 
 
 def test_consume_changes_nothing() -> None:
-    cycle = VirtualTokenCycle(ALL)
+    cycle = cycle_of(ALL)
 
     orders = [cycle.consume(len(ALL)) for _ in range(3)]
 
@@ -148,12 +154,26 @@ def test_consume_changes_nothing() -> None:
 
 
 def test_queues_without_a_tier_take_turns() -> None:
-    cycle = VirtualTokenCycle([BILLING, "webhooks"])
+    cycle = cycle_of([BILLING, "webhooks"])
 
     assert serve(cycle, 4) == [BILLING, "webhooks"] * 2
 
 
+@pytest.mark.parametrize(
+    ("served", "never_served"), [(BILLING, "webhooks"), (ALL[0], ALL[1]), (ALL[1], ALL[0])]
+)
+def test_a_queue_that_never_delivered_is_first(served: str, never_served: str) -> None:
+    cycle = cycle_of([served, never_served])
+    cycle.rotate(served)
+
+    assert cycle.consume(2) == [never_served, served]
+
+
+def test_as_many_queues_are_given_as_are_asked_for() -> None:
+    assert cycle_of(ALL).consume(1) == ALL[:1]
+
+
 def test_rotate_of_a_queue_that_is_gone_is_harmless() -> None:
-    cycle = VirtualTokenCycle(ALL[:2])
+    cycle = cycle_of(ALL[:2])
 
     assert cycle.rotate("inference.default.default.99") == "inference.default.default.99"

@@ -9,6 +9,7 @@ from uuid import RFC_4122, UUID
 
 import pytest
 
+from tasks import ids
 from tasks.ids import follow_clock, format_job_id, parse_job_id, uuid7, uuid7_floor, uuid7_unix_ms
 
 DIGITS = "01a207bebe81700098eea49960888d98"
@@ -84,6 +85,50 @@ def test_a_clock_that_is_nearly_right_is_not_corrected(right_ms: int) -> None:
 
     assert uuid7() > first
     assert uuid7_unix_ms(uuid7()) >= right_ms
+
+
+@pytest.fixture
+def stopped_ms(monkeypatch: pytest.MonkeyPatch) -> int:
+    """What this machine's clock shows all the time; no id was made before."""
+    monkeypatch.setattr(time, "time_ns", lambda: 2_000_000_000_000 * 1_000_000)
+    monkeypatch.setattr(ids, "_offset_ms", 0)
+    monkeypatch.setattr(ids, "_last_ms_and_seq", 0)
+    return 2_000_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("offset_ms", "followed_ms"), [(1_000, 0), (-1_000, 0), (1_001, 1_001), (-1_001, -1_001)]
+)
+def test_a_clock_is_followed_that_is_wrong_by_more_than_a_second(
+    stopped_ms: int, offset_ms: int, followed_ms: int
+) -> None:
+    follow_clock(stopped_ms + offset_ms)
+
+    assert uuid7_unix_ms(uuid7()) == stopped_ms + followed_ms
+
+
+@pytest.mark.parametrize(
+    ("offset_ms", "shown_ms"), [(4_000, 4_000), (3_001, 4_000), (3_000, 4_000), (2_999, 2_999)]
+)
+def test_ids_go_back_with_a_clock_that_turns_out_to_be_behind(
+    stopped_ms: int, offset_ms: int, shown_ms: int
+) -> None:
+    """By no more than a second they wait for it: they grow on."""
+    follow_clock(stopped_ms + 4_000)
+    before = uuid7()
+
+    follow_clock(stopped_ms + offset_ms)
+
+    after = uuid7()
+    assert uuid7_unix_ms(after) == stopped_ms + shown_ms
+    assert (after > before) is (shown_ms == 4_000)
+
+
+def test_a_millisecond_has_4096_ids(stopped_ms: int) -> None:
+    made = [uuid7() for _ in range(4_097)]
+
+    assert {uuid7_unix_ms(id_) for id_ in made[:-1]} == {stopped_ms}
+    assert uuid7_unix_ms(made[-1]) == stopped_ms + 1
 
 
 def test_floor_of_a_millisecond_is_below_its_ids_and_above_earlier_ones() -> None:

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.limits import PERIOD_S, Amounts, Dimension, Limits, Meter, take
+from tasks.limits import (
+    MAX_LIMIT,
+    NO_LIMITS,
+    PERIOD_S,
+    Amounts,
+    Dimension,
+    Limits,
+    Meter,
+    take,
+)
 
 NOTHING = Amounts(0, 0)
 
@@ -66,7 +75,18 @@ def test_a_lowered_limit_makes_nobody_wait_longer_than_a_minute() -> None:
     assert answer.standing.requests.wait_s(10) == PERIOD_S
 
 
-@pytest.mark.parametrize("limit", [1, 3, 7, 60, 999_983, 2**31 - 1])
+def test_one_limit_is_enough_to_be_limited() -> None:
+    assert NO_LIMITS.is_none is True
+    assert Limits(requests=1).is_none is False
+    assert Limits(tokens=1).is_none is False
+    assert Limits(requests=1, tokens=1).is_none is False
+
+
+def test_the_highest_limit_is_postgres_highest_integer() -> None:
+    assert MAX_LIMIT == 2_147_483_647
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7, 60, 999_983, MAX_LIMIT])
 def test_the_whole_limit_can_be_asked_for_at_once(limit: int) -> None:
     assert take(Limits(tokens=limit), NOTHING, 0.0, Amounts(1, limit)).refused_by is None
     assert take(Limits(tokens=limit), NOTHING, 0.0, Amounts(1, limit + 1)).refused_by
