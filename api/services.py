@@ -194,7 +194,7 @@ def _places(settings: ApiSettings, max_connections: int | None, *, spare: int = 
     most = max_connections * 3 // 4 if max_connections else sys.maxsize
     return Places(
         max_tenant=min(settings.max_tenant_waiting + spare, most),
-        max_key=min(settings.max_key_waiting + spare, most),
+        max_key=settings.max_key_waiting + spare,
     )
 
 
