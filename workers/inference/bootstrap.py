@@ -120,9 +120,9 @@ def connect_signals(idle_look: type[Any]) -> None:
             log.exception("worker_not_started")
             raise SystemExit(f"inference worker not started: {error}") from error
 
-    worker_init.connect(init, weak=False)
-    worker_shutdown.connect(_stop, weak=False)
-    task_revoked.connect(_on_revoked, weak=False)
+    worker_init.connect(init, weak=False)  # nobody else holds it
+    worker_shutdown.connect(_stop)
+    task_revoked.connect(_on_revoked)
 
 
 def _start(worker: Any, idle_look: type[Any]) -> None:

@@ -10,7 +10,7 @@ from tasks.token_ids import pack_token_ids, unpack_token_ids
 from workers.inference.engine.protocol import FinishReason, TokenLogprobs, TokenOutput
 
 # OpenAI's closed list of finish reasons; a choice cancelled or failed has none.
-_WIRE_REASONS = {
+_WIRE_REASONS: dict[FinishReason | None, str] = {
     FinishReason.STOP: "stop",
     FinishReason.LENGTH: "length",
     FinishReason.DEADLINE: "length",
@@ -37,8 +37,7 @@ class Choice:
     @property
     def finish_reason(self) -> str | None:
         """As the wire has it; None while it goes on, and where it was cut off."""
-        reason = self.terminal.finish_reason if self.terminal else None
-        return _WIRE_REASONS.get(reason) if reason else None
+        return _WIRE_REASONS.get(self.terminal.finish_reason) if self.terminal else None
 
     def add(self, token_ids: Sequence[int], text: str, logprobs: Sequence[Any] = ()) -> None:
         """Go on by these."""

@@ -61,6 +61,4 @@ def _run(
     callback: Callable[..., Any] | None,
     accept_callback: Callable[..., Any] | None,
 ) -> None:
-    apply_target(
-        target, args or (), kwargs or {}, callback, accept_callback, None, threading.get_ident
-    )
+    apply_target(target, args or (), kwargs, callback, accept_callback, None, threading.get_ident)

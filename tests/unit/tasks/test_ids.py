@@ -10,7 +10,17 @@ from uuid import RFC_4122, UUID
 import pytest
 
 from tasks import ids
-from tasks.ids import follow_clock, format_job_id, parse_job_id, uuid7, uuid7_floor, uuid7_unix_ms
+from tasks.ids import (
+    follow_clock,
+    format_file_id,
+    format_job_id,
+    format_project_id,
+    parse_file_id,
+    parse_job_id,
+    uuid7,
+    uuid7_floor,
+    uuid7_unix_ms,
+)
 
 DIGITS = "01a207bebe81700098eea49960888d98"
 
@@ -143,6 +153,14 @@ def test_formatted_id_is_parsed_back() -> None:
 
     assert parse_job_id(format_job_id(job_id)) == job_id
     assert parse_job_id(format_job_id(job_id, "chatcmpl-"), "chatcmpl-") == job_id
+
+
+def test_files_and_projects_have_prefixes_of_their_own() -> None:
+    id_ = UUID(hex=DIGITS)
+
+    assert (format_file_id(id_), format_project_id(id_)) == (f"file-{DIGITS}", f"proj_{DIGITS}")
+    assert parse_file_id(f"file-{DIGITS}") == id_
+    assert parse_file_id(f"job_{DIGITS}") is None
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_a_script_that_redis_lost_is_loaded_again_and_all_is_repeated(lost: list
 
 
 def test_when_all_is_refused_nothing_can_be_appended() -> None:
-    client = _Redis([WRONG_KEY, WRONG_KEY])
+    client = _Redis([WRONG_KEY, redis.ResponseError("OOM")])
 
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         _writer(client).append([Append(JOB, 1, _events(1)), Append(uuid7(), 1, _events(1))])

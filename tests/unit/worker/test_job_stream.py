@@ -342,6 +342,16 @@ def test_checkpoint_of_several_choices_is_read_back() -> None:
     assert [choice.token_ids for choice in restored] == [[10], [], [12, 12, 0]]
 
 
+def test_checkpoint_of_two_choices_keeps_them_apart() -> None:
+    stream = new_stream(num_choices=2)
+    stream.add_output(output("a", 1, index=0))
+    stream.add_output(output("b", 2, index=1))
+
+    restored = from_checkpoint(stream.checkpoint(), 2)
+
+    assert [(choice.text, choice.token_ids) for choice in restored] == [("a", [1]), ("b", [2])]
+
+
 def test_checkpoint_of_one_choice_needs_no_splits() -> None:
     stream = new_stream()
     stream.add_output(output("ab", 1, 2))

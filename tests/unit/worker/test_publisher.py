@@ -157,7 +157,8 @@ def test_events_wait_while_redis_is_away_and_no_handler_waits_for_them(
     stream = _started(publisher)
     publisher.writer.is_away = True
 
-    publisher.turn(_of("r", "a", 1), stop(0))
+    with capture_logs() as logs:
+        publisher.turn(_of("r", "a", 1), stop(0))
     is_over = stream.finished.is_set()
     publisher.writer.is_away = False
     clock.now += RETRY_INTERVAL_S - 0.01
@@ -167,6 +168,7 @@ def test_events_wait_while_redis_is_away_and_no_handler_waits_for_them(
     publisher.turn()
 
     assert is_over
+    assert [entry["event"] for entry in logs] == ["publish_unavailable"]
     assert early == 1
     assert publisher.writer.numbers == [[1, 2, 3]] * 2
 
@@ -189,6 +191,23 @@ def test_a_stream_that_redis_refuses_holds_up_no_other_and_is_tried_again(
     assert publisher.writer.numbers[3:] == [[1, 2]]
     assert refused.pending() is None
     assert not publisher._refused
+
+
+def test_a_log_with_a_hole_is_begun_anew_at_the_next_turn(
+    publisher: _Publisher, clock: _Clock
+) -> None:
+    stream = _started(publisher)
+    publisher.trusted_until = clock.now + 60
+    publisher.turn(_of("r", "a", 1))
+    publisher.writer.codes = [Code.HOLE]
+
+    publisher.turn(_of("r", "b", 2))
+    publisher.writer.codes = []
+    publisher.turn()
+
+    assert publisher.writer.numbers == [[1, 2], [3], [1, 2, 3]]
+    assert publisher.writer.sent[-1][0].resets_log
+    assert stream.pending() is None
 
 
 def test_the_last_turn_sends_what_is_left_though_redis_was_away(publisher: _Publisher) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from store.attempts import Finish
+from tasks.errors import EngineFailed
 from tasks.events import make_gap
 from tasks.ids import uuid7
 from tasks.jobs import COMPLETED, ENGINE_ERROR, Ending, Payer, cancelled_by
@@ -67,6 +68,21 @@ def test_job_of_which_no_choice_has_a_token_costs_nothing() -> None:
     finish = record(stream, cancelled_by("user"), FinishReason.ABORT)
 
     assert (finish.ending.payer, finish.cost_micros) == (Payer.NOBODY, 0)
+
+
+def test_what_is_our_fault_stays_so_without_a_token() -> None:
+    finish = record(new_stream(), ENGINE_ERROR, FinishReason.ERROR)
+
+    assert (finish.ending, finish.cost_micros) == (ENGINE_ERROR, 0)
+    assert (finish.error_code, finish.error_message) == (None, None)
+
+
+def test_an_error_is_named_in_the_platforms_words() -> None:
+    end = End(ENGINE_ERROR, FinishReason.ERROR, 0, EngineFailed("It broke."))
+
+    finish = finish_record(new_stream(), uuid7(), end)
+
+    assert (finish.error_code, finish.error_message) == ("engine_error", "It broke.")
 
 
 def test_failed_job_has_no_output() -> None:

@@ -140,6 +140,8 @@ BEYOND = 2 * SEQUENCE_JUMP
         (Reply(Code.OK, 4), [STARTED, _token(2, "a"), _token(4, "c")], "a"),
         (Reply(Code.OK, 4), [_token(4, "c")], "a"),
         (Reply(Code.OK, 5), [STARTED, _token(2, "a"), make_gap(3, ["ax"]), _token(4, "c")], "a"),
+        # Whole for readers, but the tokens of what the gap restates are not to be had.
+        (Reply(Code.OK, 6), [make_gap(5, ["ax"]), _token(6, "c")], "a"),
     ],
 )
 def test_a_log_that_is_not_whole_is_begun_anew_behind_a_gap(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import redis
 
@@ -51,11 +53,12 @@ def test_job_is_found_by_its_id_and_by_its_thread_until_it_is_removed(runtime: R
     job = RunningJob(new_stream(), runtime.worker_id)
 
     runtime.add(job)
-    found = runtime.find(job.stream.job_id)
+    found = (runtime.find(job.stream.job_id), runtime.of_thread(threading.get_ident()))
     runtime.remove(job)
 
-    assert found is job
+    assert found == (job, job)
     assert runtime.find(job.stream.job_id) is None
+    assert runtime.of_thread(threading.get_ident()) is None
     assert runtime.running() == []
 
 
