@@ -9,7 +9,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 from uuid import UUID
 
 import redis
@@ -22,6 +23,7 @@ from store.rate_limits import UnusedTokens, unused_tokens
 from tasks.keys import rate_limits
 from tasks.limits import PERIOD_S, TAKE_SCRIPT, Amounts, take_arguments
 from tasks.settings import RedisSettings
+from tasks.vital import vital
 
 log = structlog.get_logger(__name__)
 
@@ -50,27 +52,31 @@ class TokenReturns:
                 self._thread.start()
 
     def _run(self) -> None:
-        client = redis.Redis.from_url(
-            RedisSettings().limits,
-            socket_timeout=REDIS_TIMEOUT_S,
-            socket_connect_timeout=REDIS_TIMEOUT_S,
+        with vital("token-returns"):
+            client = redis.Redis.from_url(
+                RedisSettings().limits,
+                socket_timeout=REDIS_TIMEOUT_S,
+                socket_connect_timeout=REDIS_TIMEOUT_S,
+            )
+            script = client.register_script(TAKE_SCRIPT)
+            while True:
+                _tell(script, *self._waiting.get())
+
+
+def _tell(script: Callable[..., Any], queued_at: float, unused: UnusedTokens) -> None:
+    if time.monotonic() - queued_at > PERIOD_S:  # it has come back by itself
+        metrics.TOKENS_NOT_GIVEN_BACK.inc(unused.num_tokens)
+        return
+    try:
+        script(
+            keys=[rate_limits(unused.tenant_id)],
+            args=take_arguments(unused.limits, Amounts(0, -unused.num_tokens)),
         )
-        script = client.register_script(TAKE_SCRIPT)
-        while True:
-            queued_at, unused = self._waiting.get()
-            if time.monotonic() - queued_at > PERIOD_S:  # it has come back by itself
-                metrics.TOKENS_NOT_GIVEN_BACK.inc(unused.num_tokens)
-                continue
-            try:
-                script(
-                    keys=[rate_limits(unused.tenant_id)],
-                    args=take_arguments(unused.limits, Amounts(0, -unused.num_tokens)),
-                )
-            except Exception as error:  # one tenant's boundary: others wait behind it
-                metrics.TOKENS_NOT_GIVEN_BACK.inc(unused.num_tokens)
-                log.warning("tokens_not_given_back", error=type(error).__name__)
-            else:
-                metrics.TOKENS_GIVEN_BACK.inc(unused.num_tokens)
+    except Exception as error:  # one tenant's boundary: others wait behind it
+        metrics.TOKENS_NOT_GIVEN_BACK.inc(unused.num_tokens)
+        log.warning("tokens_not_given_back", error=type(error).__name__)
+    else:
+        metrics.TOKENS_GIVEN_BACK.inc(unused.num_tokens)
 
 
 _returns = TokenReturns()

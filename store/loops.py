@@ -11,16 +11,19 @@ import time
 from collections.abc import Callable
 
 import structlog
-from psycopg import InterfaceError, OperationalError
 
+from store.faults import is_outage
 from store.pools import DictConnection, connect
+from tasks.vital import vital
 
 FIRST_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 5.0
 
 # A step that takes long is followed by a pause of twice as long, so that a loop over a large
-# backlog never keeps Postgres busy all the time.
+# backlog never keeps Postgres busy all the time. But no longer than this: one that took a time-out
+# must not keep what it waits for waiting.
 PAUSE_PER_STEP_TIME = 2.0
+MAX_PAUSE_S = 3.0
 
 # Returns True if there is more to do at once.
 Step = Callable[[DictConnection], bool]
@@ -53,17 +56,21 @@ class PostgresLoop(threading.Thread):
 
     def run(self) -> None:
         """The thread's body: steps over one connection, a new one after each failure."""
-        while not self._stopped.is_set():
-            try:
-                name = f"millrace-{self.name}"
-                with connect(self._url, application_name=name, plans_once=True) as connection:
-                    self._serve(connection)
-            except (OperationalError, InterfaceError) as error:
+        with vital(self.name):
+            while not self._stopped.is_set():
+                self._connect_and_serve()
+
+    def _connect_and_serve(self) -> None:
+        try:
+            name = f"millrace-{self.name}"
+            with connect(self._url, application_name=name, plans_once=True) as connection:
+                self._serve(connection)
+        except Exception as error:  # the thread's boundary: a fault in a step must not end the loop
+            if is_outage(error):
                 log.warning("loop_lost_postgres", loop=self.name, error=str(error).strip())
-                self._back_off()
-            except Exception:  # the thread's boundary: a fault in a step must not end the loop
+            else:
                 log.exception("loop_step_failed", loop=self.name)
-                self._back_off()
+            self._back_off()
 
     def _serve(self, connection: DictConnection) -> None:
         while not self._stopped.is_set():
@@ -73,7 +80,7 @@ class PostgresLoop(threading.Thread):
             self.num_failures = 0
             if not has_more:
                 pause_s = (time.monotonic() - began) * PAUSE_PER_STEP_TIME
-                self._wake.wait(max(self._interval_s, pause_s))
+                self._wake.wait(max(self._interval_s, min(pause_s, MAX_PAUSE_S)))
 
     def _back_off(self) -> None:
         limit_s = min(FIRST_BACKOFF_S * 2**self.num_failures, MAX_BACKOFF_S)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @contextmanager
 def celery_worker(
-    *args: str, urls: DatabaseUrls, role: str, redis_url: str, folder: Path
+    *args: str,
+    urls: DatabaseUrls,
+    role: str,
+    redis_url: str,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Child]:
     """Runs until the block ends; must then end by itself on SIGTERM."""
     command = [sys.executable, "-m", "celery", "-A", "tasks.app", "worker", *args]
@@ -25,7 +30,12 @@ def celery_worker(
     inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     child = spawn(
         command,
-        env=inherited | {"MILLRACE_REDIS_URL": redis_url} | role_environment(urls, role),
+        env={
+            **inherited,
+            "MILLRACE_REDIS_URL": redis_url,
+            **role_environment(urls, role),
+            **(environment or {}),
+        },
         log_path=folder / f"{role}.log",
         cwd=ROOT,
         death_signal=signal.SIGKILL,

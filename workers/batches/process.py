@@ -19,6 +19,7 @@ from store.pools import async_pool, sync_pool
 from store.settings import DatabaseSettings, FileSettings
 from tasks.logs import configure_logs
 from tasks.metrics import serve_metrics
+from tasks.vital import vital
 from workers.batches.driver import Driver
 
 log = structlog.get_logger(__name__)
@@ -34,6 +35,7 @@ class DriverThread(bootsteps.StartStopStep):
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
         self._task: asyncio.Task[None] | None = None
+        self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="batch-driver", daemon=True)
 
     def start(self, _worker: Any) -> None:
@@ -43,13 +45,19 @@ class DriverThread(bootsteps.StartStopStep):
 
     def stop(self, _worker: Any) -> None:
         """Ends between two statements; another driver goes on when the lease is over."""
+        self._is_stopping = True
         if self._task is not None:
-            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+            with suppress(RuntimeError):  # its loop is closed: it has ended
+                self._task.get_loop().call_soon_threadsafe(self._task.cancel)
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        with suppress(asyncio.CancelledError):
-            asyncio.run(self._main())
+        with vital("batch-driver"):
+            try:
+                asyncio.run(self._main())
+            except asyncio.CancelledError:
+                if not self._is_stopping:
+                    raise
 
     async def _main(self) -> None:
         self._task = asyncio.current_task()

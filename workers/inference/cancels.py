@@ -12,6 +12,7 @@ import redis
 import structlog
 
 from tasks.keys import cancel_channel
+from tasks.vital import vital
 from workers.inference.runtime import Runtime
 
 log = structlog.get_logger(__name__)
@@ -38,14 +39,18 @@ class CancelListener:
         self._thread.join(timeout=2 * self._poll_s)
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self._listen(self._runtime.worker_id)
-            except redis.RedisError:
-                self._stop.wait(self._poll_s)
-            except Exception:  # the thread's boundary: the next cancellation is heard all the same
-                log.exception("cancels_failed")
-                self._stop.wait(self._poll_s)
+        with vital("cancels"):
+            while not self._stop.is_set():
+                self._try_to_listen()
+
+    def _try_to_listen(self) -> None:
+        try:
+            self._listen(self._runtime.worker_id)
+        except redis.RedisError:
+            self._stop.wait(self._poll_s)
+        except Exception:  # the thread's boundary: the next cancellation is heard all the same
+            log.exception("cancels_failed")
+            self._stop.wait(self._poll_s)
 
     def _listen(self, worker_id: UUID) -> None:
         """Until the worker gets a new id."""

@@ -18,6 +18,7 @@ from store.claiming import claim_any, claim_ticket
 from tasks.app import app
 from tasks.inference import GENERATE
 from tasks.stream import StreamWriter
+from tasks.vital import vital
 from workers.inference import bootstrap, metrics
 from workers.inference.run_job import run_job
 from workers.inference.runtime import Runtime
@@ -78,14 +79,18 @@ class IdleLook:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        while not self._stop.wait(self._interval_s):
-            try:
-                while self._may_look() and self._look():
-                    pass
-            except psycopg.Error as error:
-                log.warning("idle_look_failed", error=type(error).__name__)
-            except Exception:  # the thread's boundary: one job's fault must not end all looks
-                log.exception("idle_look_failed")
+        with vital("idle-look"):
+            while not self._stop.wait(self._interval_s):
+                self._look_while_there_are_jobs()
+
+    def _look_while_there_are_jobs(self) -> None:
+        try:
+            while self._may_look() and self._look():
+                pass
+        except psycopg.Error as error:
+            log.warning("idle_look_failed", error=type(error).__name__)
+        except Exception:  # the thread's boundary: one job's fault must not end all looks
+            log.exception("idle_look_failed")
 
     def _may_look(self) -> bool:
         runtime = self._runtime

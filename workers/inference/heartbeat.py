@@ -21,7 +21,9 @@ from store.attempts import save_checkpoints
 from store.leases import HeldJob
 from store.pools import DictConnection
 from tasks.ids import uuid7
+from tasks.vital import end_worker, vital
 from workers.inference import metrics
+from workers.inference.engine.protocol import Phase
 from workers.inference.liveness import Liveness
 from workers.inference.runtime import RunningJob, Runtime
 
@@ -93,15 +95,27 @@ class Heartbeat:
         return True
 
     def _run(self) -> None:
-        while not self._stop.wait(self._tick_s):
-            try:
-                self._tick(time.monotonic())
-            except psycopg.Error as error:
-                metrics.BEATS.labels("unreachable").inc()
-                log.warning("heartbeat_failed", error=type(error).__name__)
-            except Exception:
-                log.exception("heartbeat_failed")
-            self._abandon_if_late(time.monotonic())
+        with vital("heartbeat"):
+            while not self._stop.wait(self._tick_s):
+                self._end_without_engine()
+                self._try_tick()
+                self._abandon_if_late(time.monotonic())
+
+    def _end_without_engine(self) -> None:
+        """An engine that gave up is not started again: only a new process has one."""
+        is_stopped = self._runtime.engine.progress().phase is Phase.STOPPED
+        if is_stopped and not self._runtime.draining.is_set():
+            self._runtime.has_lost_engine = True
+            end_worker("engine", "It failed too often, and has stopped.")
+
+    def _try_tick(self) -> None:
+        try:
+            self._tick(time.monotonic())
+        except psycopg.Error as error:
+            metrics.BEATS.labels("unreachable").inc()
+            log.warning("heartbeat_failed", error=type(error).__name__)
+        except Exception:
+            log.exception("heartbeat_failed")
 
     def _tick(self, now: float) -> None:
         running = self._runtime.running()

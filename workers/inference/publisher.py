@@ -15,6 +15,7 @@ import redis
 import structlog
 
 from tasks.stream import Append, Code, StreamWriter
+from tasks.vital import vital
 from workers.inference import metrics
 from workers.inference.engine.errors import EngineError
 from workers.inference.engine.protocol import FinishReason, TokenOutput
@@ -74,11 +75,12 @@ class Publisher:
 
     def _run(self) -> None:
         goes_on = True
-        while goes_on:
-            try:
-                goes_on = self._turn()
-            except Exception:  # the thread's boundary; the handlers' own deadline ends the jobs
-                log.exception("outputs_lost")
+        with vital("publisher"):
+            while goes_on:
+                try:
+                    goes_on = self._turn()
+                except Exception:  # the thread's boundary; the handlers' own deadline ends the jobs
+                    log.exception("outputs_lost")
 
     def _turn(self) -> bool:
         """Send what there is. Whether another turn follows."""

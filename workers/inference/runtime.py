@@ -26,6 +26,7 @@ class Runtime:
     publisher: Publisher
     worker_id: UUID  # replaced when a lease is lost
     draining: threading.Event = field(default_factory=threading.Event)
+    has_lost_engine: bool = False  # it failed too often, and serves no more
     last_ticket_at: float = 0.0  # monotonic; the idle look keeps away while tickets come
     _running: dict[UUID, RunningJob] = field(default_factory=dict)
     _by_thread: dict[int, RunningJob] = field(default_factory=dict)
@@ -44,12 +45,13 @@ class Runtime:
             return self._num_attempts
 
     def begin_attempt(self) -> bool:
-        """Before every claim. False: the worker is stopping and claims nothing more.
+        """Before every claim. False: the worker is stopping, or has no engine any more, and claims
+        nothing more.
 
         A drain that begins now either sees the attempt or keeps it from claiming.
         """
         with self._lock:
-            if self.draining.is_set():
+            if self.draining.is_set() or self.has_lost_engine:
                 return False
             self._num_attempts += 1
             return True

@@ -12,6 +12,7 @@ import redis
 import structlog
 
 from tasks.keys import HINT_EPOCH
+from tasks.vital import vital
 from workers.maintenance import metrics
 
 INTERVAL_S = 1.0
@@ -41,11 +42,12 @@ class RedisWatch(threading.Thread):
 
     def run(self) -> None:
         """Look once a second."""
-        while not self._stopped.wait(INTERVAL_S):
-            try:
-                self.look()
-            except Exception:  # the thread's boundary: the next look may be better
-                log.exception("hint_redis_not_understood")
+        with vital(self.name):
+            while not self._stopped.wait(INTERVAL_S):
+                try:
+                    self.look()
+                except Exception:  # the thread's boundary: the next look may be better
+                    log.exception("hint_redis_not_understood")
 
     def stop(self) -> None:
         """End after the look at hand."""

@@ -22,6 +22,7 @@ from store.hints import Lane
 from store.pools import DictConnection
 from tasks.inference import Hint, num_tickets, send_hints
 from tasks.queues import ServiceTier, queue_for
+from tasks.vital import vital
 from workers.maintenance import metrics
 from workers.maintenance.redis_watch import RedisWatch
 
@@ -114,19 +115,21 @@ class HintSender(threading.Thread):
 
     def run(self) -> None:
         """Send batch after batch."""
-        while (batch := self._batches.get()) is not None:
-            try:
-                sent = self._send(batch)
-            except Exception as error:  # a thread's boundary: the hints count as lost later
-                self._note(batch, Sent())
-                metrics.HINTS.labels("failed").inc(_num_hints(batch))
-                log.warning(
-                    "hints_not_sent", num_hints=_num_hints(batch), error=type(error).__name__
-                )
-            else:
-                self._note(batch, sent)
-                metrics.HINTS.labels("held_back").inc(len(sent.held_back))
-                metrics.HINTS.labels("sent").inc(_num_hints(batch) - len(sent.held_back))
+        with vital(self.name):
+            while (batch := self._batches.get()) is not None:
+                self._send_batch(batch)
+
+    def _send_batch(self, batch: Sequence[LaneHints]) -> None:
+        try:
+            sent = self._send(batch)
+        except Exception as error:  # a thread's boundary: the hints count as lost later
+            self._note(batch, Sent())
+            metrics.HINTS.labels("failed").inc(_num_hints(batch))
+            log.warning("hints_not_sent", num_hints=_num_hints(batch), error=type(error).__name__)
+        else:
+            self._note(batch, sent)
+            metrics.HINTS.labels("held_back").inc(len(sent.held_back))
+            metrics.HINTS.labels("sent").inc(_num_hints(batch) - len(sent.held_back))
 
     def _note(self, batch: Sequence[LaneHints], sent: Sent) -> None:
         looked_at = _lanes_of(batch)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import redis
+from celery.worker import state as celery_state
 
 from store.attempts import Claimed, ask_cancel
 from store.reaping import reap_lost
@@ -20,6 +21,7 @@ from tests.support.waiting import wait_until
 from workers.inference import handler, publisher, run_job
 from workers.inference.engine import stub
 from workers.inference.engine.errors import EngineError
+from workers.inference.engine.scheduler import Scheduler
 from workers.inference.engine.stub import expected_text
 from workers.inference.handler import IdleLook
 
@@ -120,6 +122,37 @@ def test_engine_that_does_not_answer_costs_the_attempt(
 
     row = jobs.row(job_id)
     assert (row["status"], row["fail_count"], row["reason"]) == ("queued", 1, "engine_error")
+
+
+def test_an_engine_that_gave_up_ends_its_worker_which_claims_nothing_more(
+    make_worker: MakeWorker, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would take one job after the other, and fail each."""
+    monkeypatch.setattr(celery_state, "should_stop", None)
+    worker = make_worker()
+
+    def fail(_self: Scheduler) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Scheduler, "schedule", fail)
+    worker.run(jobs.add())
+
+    wait_until(lambda: celery_state.should_stop == 1, what="the end of the worker")
+    assert not worker.runtime.begin_attempt()
+    assert not worker.runtime.draining.is_set()
+
+
+def test_a_stop_that_ends_the_engine_is_no_fault_of_it(
+    make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(celery_state, "should_stop", None)
+    worker = make_worker()
+    worker.drain()
+    worker.engine.shutdown()
+
+    worker.heartbeat._end_without_engine()
+
+    assert celery_state.should_stop is None
 
 
 def test_nul_in_the_output_is_stored_as_a_replacement(

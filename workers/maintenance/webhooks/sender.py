@@ -19,6 +19,7 @@ from store import webhook_sending
 from store.apart import reason
 from store.aside import Aside
 from store.pools import SyncPool, sync_pool
+from tasks.vital import vital
 from tasks.webhook_urls import UrlPolicy
 from workers.maintenance import metrics
 from workers.maintenance.webhooks.backoff import delay_s
@@ -58,7 +59,7 @@ class WebhookSender(threading.Thread):
 
     def run(self) -> None:
         """The thread's body."""
-        with self._pool:
+        with vital(self.name), self._pool:
             while not self._stopped.is_set():
                 try:
                     asyncio.run(self._send_all())
