@@ -218,7 +218,7 @@ def test_latest_request_is_preempted_and_comes_back_first() -> None:
     assert bench.counters.num_preemptions == 1
 
 
-def test_nobody_is_admitted_in_the_step_that_preempts() -> None:
+def test_a_preempted_request_is_not_passed_by_smaller_ones() -> None:
     bench = Bench(num_pages=4, budget=20)
     first = bench.add(4, max_tokens=9)
     second = bench.add(4, max_tokens=9)
@@ -232,6 +232,19 @@ def test_nobody_is_admitted_in_the_step_that_preempts() -> None:
     assert (second.num_generated, second.num_computed) == (num_before, 0)
     assert (bench.scheduler.waiting[0], bench.scheduler.waiting[-1]) == (second, new)
     assert bench.scheduler.running == [first]
+
+
+def test_nobody_is_admitted_in_the_step_that_preempts() -> None:
+    bench = Bench(num_pages=5, budget=20)
+    # Both say the same, so that what is preempted finds most of its pages with the other at once.
+    first, second = (bench.add(prompt_token_ids=[1, 2, 3], max_tokens=9) for _ in range(2))
+
+    while not bench.counters.num_preemptions:
+        batch = bench.step()
+
+    assert batch.requests == bench.scheduler.running == [first]
+    assert list(bench.scheduler.waiting) == [second]
+    assert bench.step().requests == [first, second]
 
 
 def test_common_beginning_of_an_earlier_request_is_not_computed_again() -> None:
