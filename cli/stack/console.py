@@ -6,6 +6,7 @@ import sys
 import time
 
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 
 from cli.stack.options import Step
@@ -20,6 +21,7 @@ class Progress:
         self._started = time.monotonic()
 
     def __call__(self, step: Step, text: str) -> None:
+        text = escape(text)  # what a library says of a model may look like markup
         if step is Step.BEGIN:
             self._begin(text)
         elif step is Step.DONE:
