@@ -50,6 +50,15 @@ def test_what_passes_is_equal_beyond_its_windows(kind: str, tmp_path: Path) -> N
     assert try_folder(tmp_path)["result"] == "equal"
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_rounding_excuses_no_wrong_formula(dtype: Dtype, tmp_path: Path) -> None:
+    for kind in ("bloom", "phi"):
+        save(kind, tmp_path / kind)
+
+    assert "its logits differ from the model's own" in (refusal(tmp_path / "bloom", dtype) or "")
+    assert refusal(tmp_path / "phi", dtype) is None
+
+
 def edit_config(folder: Path, **values: object) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.architectures import save
 from tests.integration.engine import test_engine_protocol as protocol
 from tests.integration.engine.collector import Collector
 from tests.support.tiny_models import CONTEXT_LENGTH, save_tiny_llama
@@ -37,8 +39,12 @@ class SkippingEngine(TransformersEngine):
 
 def engine_config(model_path: Path, **fields: Any) -> EngineConfig:
     spec = ModelSpec(name="m", path=str(model_path), dtype="fp32")
-    settings: dict[str, Any] = {"max_num_seqs": protocol.SLOTS, "num_threads": 1} | fields
-    return EngineConfig(kind="transformers-cb", models=(spec,), **settings)
+    settings: dict[str, Any] = {
+        "models": (spec,),
+        "max_num_seqs": protocol.SLOTS,
+        "num_threads": 1,
+    } | fields
+    return EngineConfig(kind="transformers-cb", **settings)
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +91,21 @@ def start(model_path: Path) -> Iterator[Start]:
         built.shutdown()
 
 
+def own_tokens(model_path: Path, prompt: list[int]) -> list[int]:
+    """24 greedy ones, by transformers without the engine."""
+    generated = AutoModelForCausalLM.from_pretrained(model_path).generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=24,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    tokens: list[int] = generated[0, len(prompt) :].tolist()
+    return tokens
+
+
 def test_greedy_batch_equals_transformers_generate(start: Start, model_path: Path) -> None:
-    reference = AutoModelForCausalLM.from_pretrained(model_path)
     prompts = {f"r{length}": [5 + i for i in range(length)] for length in (1, 2, 9, 40, 70)}
     engine, sink = start(max_num_batched_tokens=32)
 
@@ -95,15 +114,7 @@ def test_greedy_batch_equals_transformers_generate(start: Start, model_path: Pat
     sink.wait_finished(*prompts)
 
     for request_id, prompt in prompts.items():
-        expected = reference.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            max_new_tokens=24,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        assert sink.tokens(request_id) == expected[0, len(prompt) :].tolist()
+        assert sink.tokens(request_id) == own_tokens(model_path, prompt)
 
 
 def test_sampled_requests_share_a_batch_with_greedy_ones(start: Start) -> None:
@@ -233,3 +244,47 @@ def test_engine_whose_model_does_not_load_is_idle_and_says_why(tmp_path: Path) -
     assert engine.progress().is_idle
     engine.shutdown()
     assert engine.progress().phase is Phase.STOPPED
+
+
+def refusals(model_path: Path) -> dict[str, str]:
+    engine = build_engine(engine_config(model_path))
+    engine.start(Collector())
+    engine.shutdown()
+    return dict(engine.refused)
+
+
+NOT_ITS_OWN = {"m": "what it says after a probe is not the model's own"}
+
+
+# The library gives the first no positions.
+@pytest.mark.parametrize(("kind", "refused"), [("bloom", NOT_ITS_OWN), ("phi", {})])
+def test_model_that_the_library_computes_otherwise_is_refused(
+    kind: str, refused: dict[str, str], tmp_path: Path
+) -> None:
+    save(kind, tmp_path)
+
+    assert refusals(tmp_path) == refused
+
+
+def test_window_longer_than_the_probe_is_proven_too(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.generation.continuous_batching import input_outputs  # noqa: PLC0415
+
+    save("mistral", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"sliding_window": 100}))
+    prompt = list(range(20, 150))
+    engine, sink = start(models=engine_config(tmp_path).models)
+    engine.submit(replace(protocol.generate("a"), prompt_token_ids=prompt))
+    sink.wait_finished("a")
+
+    build_mask = input_outputs.build_attention_mask
+    monkeypatch.setattr(
+        input_outputs,
+        "build_attention_mask",
+        lambda **arguments: build_mask(**(arguments | {"sliding_window": 1})),  # none
+    )
+
+    assert sink.tokens("a") == own_tokens(tmp_path, prompt)
+    assert refusals(tmp_path) == NOT_ITS_OWN

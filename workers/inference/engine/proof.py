@@ -81,7 +81,7 @@ class Proof:
         self._is_exact = not is_quantised and loaded.model.dtype == torch.float32
         self._tolerance = _QUANTISED_TOLERANCE if is_quantised else _TOLERANCE[loaded.model.dtype]
         self._tokens = _probes(loaded.model, self._context_length)
-        with self._cut_windows():
+        with cut_windows(self._model, self._context_length):
             self._logits = [self._own_logits(tokens) for tokens in self._tokens]
 
     @property
@@ -94,15 +94,15 @@ class Proof:
         self._model = loaded.model
 
     def is_cut(self, window: int) -> bool:
-        """A window that no context reaches stays as it is: nothing depends on it."""
-        return CUT < window < self._context_length
+        """Is this window short while the proof is made?"""
+        return _is_cut(window, self._context_length)
 
     def check(self, forward: Forward) -> None:
         """Raises ProofError, or EngineError for what attention itself refuses.
 
         What a device that is done for raises goes through.
         """
-        with self._cut_windows():
+        with cut_windows(self._model, self._context_length):
             errors = [error for step in self._steps(forward) for error in self._run(forward, step)]
         # Rounding may send a token to another expert: where it is coarse, one row in three may be.
         judged = sorted(errors)[-1 if self._is_exact else len(errors) * 2 // 3]
@@ -129,54 +129,55 @@ class Proof:
         num = 2 if forward.num_pages >= self.num_pages else 1
         return list(_steps(self._tokens[:num], self._logits[:num]))
 
-    @contextmanager
-    def _cut_windows(self) -> Iterator[None]:
-        """The model with short windows; some of its modules read the config when they compute."""
-        before = []
-        for owner in (*_configs(self._model), *self._model.modules()):
-            values = vars(owner)
-            for name in _CUT_NAMES & values.keys():
-                if type(values[name]) is int and self.is_cut(values[name]):
-                    before.append((owner, name, values[name]))
-                    setattr(owner, name, CUT)
-        try:
-            yield
-        finally:
-            for owner, name, value in before:
-                setattr(owner, name, value)
+
+@contextmanager
+def cut_windows(model: PreTrainedModel, context_length: int) -> Iterator[bool]:
+    """The model with short windows; some of its modules read the config when they compute.
+
+    Yields whether there are any.
+    """
+    before = []
+    for owner in (*_configs(model), *model.modules()):
+        values = vars(owner)
+        for name in _CUT_NAMES & values.keys():
+            if type(values[name]) is int and _is_cut(values[name], context_length):
+                before.append((owner, name, values[name]))
+                setattr(owner, name, CUT)
+    try:
+        yield bool(before)
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
-@dataclass(frozen=True, slots=True)
-class Continuation:
-    """What the model itself says after a prompt, greedily: the proof of an engine that samples."""
-
-    prompt: list[int]
-    token_ids: list[int]
-    margins: list[float]  # how far each is ahead of the next best, in deviations of the logits
-    least_margin: float
-
-    def check(self, found: Sequence[int]) -> None:
-        """Raises ProofError, unless they differ first where rounding may decide."""
-        pairs = zip(found, self.token_ids, self.margins, strict=True)
-        for i, (token_id, right, margin) in enumerate(pairs):
-            if token_id != right:
-                if margin <= self.least_margin:
-                    return
-                raise ProofError(f"token {i + 1} after a probe is not the model's own")
+def _is_cut(window: int, context_length: int) -> bool:
+    """A window that no context reaches stays as it is: nothing depends on it."""
+    return CUT < window < context_length
 
 
-def own_continuation(loaded: LoadedModel) -> Continuation:
-    """A few tokens after a probe, each by a forward pass of its own. Windows stay as they are."""
-    length = min(sum(_CHUNKS[0]), loaded.info.context_length - 1)
-    prompt = probe_tokens(loaded.model, length)
-    tokens, margins = list(prompt), []
-    for _ in range(min(_NUM_DECODES, loaded.info.context_length - length)):
-        last = own_logits(loaded.model, tokens)[-1]
-        best, second = last.topk(2)[0].tolist()
-        margins.append((best - second) / (float(last.std()) + 1e-9))
-        tokens.append(int(last.argmax()))
+def continuation_probe(loaded: LoadedModel) -> tuple[list[int], int]:
+    """A prompt, and how many greedy tokens behind it prove an engine that samples."""
+    context_length = loaded.info.context_length
+    length = min(sum(_CHUNKS[0]), context_length - 1)
+    return probe_tokens(loaded.model, length), min(_NUM_DECODES, context_length - length)
+
+
+def check_continuation(loaded: LoadedModel, prompt: list[int], found: list[int]) -> None:
+    """Raises ProofError unless the model itself says these tokens, each behind those before it.
+
+    One that is as good as its best is rounding; where that is coarse, one in three may be worse.
+    """
+    logits = own_logits(loaded.model, [*prompt, *found[:-1]])[len(prompt) - 1 :]
+    gaps = [_behind_best(row, token_id) for row, token_id in zip(logits, found, strict=True)]
     is_exact = loaded.info.dtype == "fp32"
-    return Continuation(prompt, tokens[length:], margins, 0.01 if is_exact else 0.5)
+    judged = sorted(gaps)[-1 if is_exact else len(gaps) * 2 // 3]
+    if not judged <= (0.01 if is_exact else 0.5):
+        raise ProofError("what it says after a probe is not the model's own")
+
+
+def _behind_best(row: torch.Tensor, token_id: int) -> float:
+    """How far a token's logit is below the best one, in deviations of those that count."""
+    return float((row.max() - row[token_id]) / (row[row > _PADDED].std() + 1e-9))
 
 
 @torch.inference_mode()

@@ -26,7 +26,12 @@ from workers.inference.engine.engine import OnProgress
 from workers.inference.engine.errors import EngineError, is_device_lost, reason_of
 from workers.inference.engine.executor import SampledToken
 from workers.inference.engine.model import LoadedModel, choose_device, load_model
-from workers.inference.engine.proof import Continuation, ProofError, own_continuation
+from workers.inference.engine.proof import (
+    ProofError,
+    check_continuation,
+    continuation_probe,
+    cut_windows,
+)
 from workers.inference.engine.protocol import (
     EngineRequest,
     EngineStats,
@@ -192,36 +197,46 @@ class TransformersEngine:
         self._phase = Phase.SERVING
 
     def _load_manager(self, config: EngineConfig, spec: ModelSpec) -> Manager:
-        """The library's manager over a model whose logits it has shown to keep."""
+        """The library's manager over a model that it has shown to compute as the model itself."""
         loaded = load_model(
             spec,
             choose_device(config.device),
             is_hub_allowed=config.is_hub_allowed,
             on_share=self._note_share,
         )
-        expected = own_continuation(loaded)
-        manager = Manager(  # its thread is a daemon because this one is
+        with cut_windows(loaded.model, loaded.info.context_length) as has_windows:
+            manager = self._proven_manager(loaded)
+        if not has_windows:
+            return manager
+        manager.stop()  # it has built its cache for short windows
+        return self._new_manager(loaded)
+
+    def _new_manager(self, loaded: LoadedModel) -> Manager:
+        return Manager(  # its thread is a daemon because this one is
             loaded,
-            config,
+            self._config,
             attention=self._attention,
             is_greedy_only=self._is_greedy_only,
             deliver=self._arrived.put,
         )
+
+    def _proven_manager(self, loaded: LoadedModel) -> Manager:
+        """Raises ProofError."""
+        manager = self._new_manager(loaded)
         try:
-            self._prove(manager, expected)
-        except EngineError:
+            self._prove(manager)
+        except BaseException:
             manager.stop()
             raise
         return manager
 
-    def _prove(self, manager: Manager, expected: Continuation) -> None:
+    def _prove(self, manager: Manager) -> None:
         """One greedy request before any other. Raises ProofError."""
-        greedy = SamplingParams(max_tokens=len(expected.token_ids), temperature=0.0)
-        manager.add(
-            next(self._library_ids), expected.prompt, max_tokens=greedy.max_tokens, sampling=greedy
-        )
+        prompt, num_tokens = continuation_probe(manager.loaded)
+        greedy = SamplingParams(max_tokens=num_tokens, temperature=0.0)
+        manager.add(next(self._library_ids), prompt, max_tokens=num_tokens, sampling=greedy)
         output, deadline = None, time.monotonic() + _PROOF_TIMEOUT_S
-        while output is None or len(output.generated_tokens) < greedy.max_tokens:
+        while output is None or len(output.generated_tokens) < num_tokens:
             try:
                 *_, output = self._arrived.get(timeout=deadline - time.monotonic())
             except (queue.Empty, ValueError):  # a ValueError: the time is over already
@@ -229,7 +244,7 @@ class TransformersEngine:
             if output.error is not None:
                 raise ProofError(f"it failed when it was tried: {output.error}")
             self._num_reports += 1
-        expected.check(output.generated_tokens)
+        check_continuation(manager.loaded, prompt, output.generated_tokens)
 
     def _note_share(self, share: float) -> None:
         """A weight was read: proof of life, nothing to tell."""
