@@ -47,8 +47,8 @@ class _Sender:
             self._waiting.put_nowait(args)
         except queue.Full:
             LOST.labels("full").inc()
-            return
-        self._ensure_thread()
+        else:
+            self._ensure_thread()
 
     def _ensure_thread(self) -> None:
         """The thread starts with the first hint, not at import; a forked child starts its own."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tasks.events import (
     Event,
+    EventLogReader,
     EventType,
     compress_event_log,
     decompress_event_log,
@@ -49,6 +50,23 @@ def test_stored_log_is_read_back_whatever_the_text(texts: list[str]) -> None:
     events = [token(seq, text, seq) for seq, text in enumerate(texts, start=1)]
 
     assert decompress_event_log(compress_event_log(events)) == events
+
+
+@pytest.mark.parametrize("num_events", [0, 1, 5])
+@pytest.mark.parametrize(("num_fed", "num_taken"), [(1, 1), (3, 8), (10_000, 100), (7, 10_000)])
+def test_stored_log_is_read_bit_by_bit_however_it_is_cut(
+    num_events: int, num_fed: int, num_taken: int
+) -> None:
+    events = [token(seq, "the same words " * 20 * seq, seq) for seq in range(1, num_events + 1)]
+    blob, log, found = compress_event_log(events), EventLogReader(), list[Event]()
+
+    for at in range(0, len(blob), num_fed):
+        log.feed(blob[at : at + num_fed])
+        while (taken := log.take(num_taken)) is not None:
+            found += taken
+
+    assert found + log.end() == events
+    assert log.end() == events[-1:]
 
 
 def test_empty_log_is_read_back() -> None:

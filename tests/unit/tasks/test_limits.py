@@ -11,10 +11,14 @@ from tasks.limits import (
     NO_LIMITS,
     PERIOD_S,
     Amounts,
+    Answer,
     Dimension,
     Limits,
     Meter,
+    Standing,
+    parse_answer,
     take,
+    take_arguments,
 )
 
 NOTHING = Amounts(0, 0)
@@ -73,6 +77,29 @@ def test_a_lowered_limit_makes_nobody_wait_longer_than_a_minute() -> None:
 
     assert answer.standing.requests is not None
     assert answer.standing.requests.wait_s(10) == PERIOD_S
+
+
+@pytest.mark.parametrize(
+    ("limits", "sent"),
+    [
+        (Limits(requests=3, tokens=40), (60_000_000, 3, 40, 1, 20)),
+        (Limits(tokens=40), (60_000_000, 0, 40, 1, 20)),
+        (Limits(requests=3), (60_000_000, 3, 0, 1, 20)),
+    ],
+)
+def test_redis_is_told_limits_by_their_number_or_as_none(
+    limits: Limits, sent: tuple[int, ...]
+) -> None:
+    assert take_arguments(limits, Amounts(1, 20)) == sent
+
+
+@pytest.mark.parametrize(
+    ("refused", "refused_by"), [(0, None), (1, Dimension.REQUESTS), (2, Dimension.TOKENS)]
+)
+def test_what_redis_says_is_understood(refused: int, refused_by: Dimension | None) -> None:
+    answer = parse_answer(Limits(requests=3, tokens=40), [refused, b"1.5", b"20"])
+
+    assert answer == Answer(Standing(Meter(3, 1.5), Meter(40, 20.0)), refused_by)
 
 
 def test_one_limit_is_enough_to_be_limited() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from celery.signals import worker_init
 from psycopg import OperationalError
 from structlog.testing import capture_logs
 
@@ -225,3 +226,5 @@ def test_a_look_that_was_told_to_stop_is_waited_for(
 def test_the_task_of_a_ticket_is_celerys() -> None:
     assert app.tasks["inference.generate"].name == generate.name
     assert bootstrap.LifeCycle in app.steps["worker"]
+    heard_by = [receiver.__module__ for _, receiver in worker_init.receivers]
+    assert bootstrap.__name__ in heard_by
