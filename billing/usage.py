@@ -20,8 +20,9 @@ from psycopg import Error as DatabaseError
 from billing import metrics
 from billing.giving_back import give_back
 from store import outcomes
-from store.apart import UNITS_FAULT, at_once_or_apart, reason
+from store.apart import at_once_or_apart
 from store.aside import Aside
+from store.faults import is_passing, is_units, reason
 from store.loops import PostgresLoop
 from store.pools import DictConnection, connect
 from store.reservations import release_orphans
@@ -79,11 +80,21 @@ class Settling:
     def _set_aside(self, connection: DictConnection, job_id: UUID, error: DatabaseError) -> None:
         why, is_set_aside = reason(error), False
         metrics.NOT_SETTLED.inc()
-        try:
-            is_set_aside = outcomes.note_not_settled(connection, job_id, why)
-        except UNITS_FAULT:  # its row takes nothing: left alone for ever longer
+        if is_passing(error):  # it is settled in the end: nothing is wrong with what is owed
             self._aside.add(job_id)
+        else:
+            is_set_aside = self._note(connection, job_id, why)
         log.error("outcome_not_settled", job_id=str(job_id), error=why, is_set_aside=is_set_aside)
+
+    def _note(self, connection: DictConnection, job_id: UUID, why: str) -> bool:
+        """Whether it is set aside for good."""
+        try:
+            return outcomes.note_not_settled(connection, job_id, why)
+        except DatabaseError as error:  # its row takes nothing: left alone for ever longer
+            if not is_units(error):
+                raise
+            self._aside.add(job_id)
+            return False
 
 
 def settle_jobs(

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
+from psycopg import Error
 from psycopg.types.json import Jsonb
 
 from store.apart import apart
+from store.faults import is_units
 from store.pools import DictConnection
 
 LEASE_S = 15.0
@@ -109,8 +111,16 @@ def release(connection: DictConnection, batch: BatchRow, rest: Rest) -> None:
 
 def wake_for_credit(connection: DictConnection, tenant_id: UUID) -> None:
     """A tenant has paid: its batches that wait for credit are due. One that can't be woken has its
-    turn when its pause is over.
+    turn when its pause is over. Raises in an outage alone: what was paid is booked already.
     """
+    try:
+        _wake(connection, tenant_id)
+    except Error as error:
+        if not is_units(error):
+            raise
+
+
+def _wake(connection: DictConnection, tenant_id: UUID) -> None:
     rows = connection.execute(_WAITS_FOR_CREDIT, (tenant_id,)).fetchall()
     apart(
         [row["id"] for row in rows],

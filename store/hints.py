@@ -109,8 +109,6 @@ WITH hinted AS (
 )"""
 _FORGET = " UPDATE jobs SET hinted_at = NULL FROM hinted WHERE jobs.id = hinted.id"
 
-_ALL_HINTED = " SELECT id FROM hinted"
-
 SetAside = Callable[[UUID, Error], None]
 
 
@@ -139,6 +137,7 @@ def rehint(
     Looked at are the first jobs of each lane and the first ones from the tenant `start` on.
     `num_tickets` says how many wait in the queues of lanes, as far as that is known. Empty if
     another copy is at it. Jobs that can't be marked hold up no others: `set_aside` is told of them.
+    Each part commits by itself: jobs that are marked must not stay locked while others time out.
     """
     parameters = {
         "start": start,
@@ -146,19 +145,12 @@ def rehint(
         "min_window": MIN_WINDOW,
         **_columns(num_tickets or {}),
     }
-    with connection.transaction():
-        row = connection.execute(
-            "SELECT pg_try_advisory_xact_lock(%s) AS is_ours", (_LOCK,)
-        ).fetchone()
-        assert row is not None
-        if not row["is_ours"]:
-            return []
-        parts = at_once_or_apart(
-            lambda: _rows(connection, _CHOOSE + _MARK, parameters),
-            lambda: _rows(connection, _CHOOSE + " SELECT id, num_ready FROM chosen", parameters),
-            lambda chosen: _rows(connection, _CHOSEN + _MARK, _chosen(chosen)),
-            lambda chosen, error: set_aside(chosen["id"], error),
-        )
+    parts = at_once_or_apart(
+        lambda: _alone(connection, _CHOOSE + _MARK, parameters),
+        lambda: _alone(connection, _CHOOSE + " SELECT id, num_ready FROM chosen", parameters),
+        lambda chosen: _alone(connection, _CHOSEN + _MARK, _chosen(chosen)),
+        lambda chosen, error: set_aside(chosen["id"], error),
+    )
     return [row for part in parts for row in part]
 
 
@@ -185,7 +177,7 @@ def _forget_batch(connection: DictConnection, parameters: dict[str, Any]) -> int
     return sum(
         at_once_or_apart(
             lambda: connection.execute(_HINTED + _FORGET, parameters).rowcount,
-            lambda: [row["id"] for row in _rows(connection, _HINTED + _ALL_HINTED, parameters)],
+            lambda: _hinted(connection, parameters),
             lambda some: _forget_these(connection, some),
             _leave,
         )
@@ -196,11 +188,22 @@ def _forget_these(connection: DictConnection, job_ids: Sequence[UUID]) -> int:
     return connection.execute(_GIVE_BACK, (list(job_ids),)).rowcount
 
 
-def _rows(
+def _hinted(connection: DictConnection, parameters: dict[str, Any]) -> list[UUID]:
+    rows = connection.execute(_HINTED + " SELECT id FROM hinted", parameters).fetchall()
+    return [row["id"] for row in rows]
+
+
+def _alone(
     connection: DictConnection, statement: str, parameters: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Of a part of the transaction that may fail alone."""
+    """Nothing while another copy is at it."""
     with connection.transaction():
+        row = connection.execute(
+            "SELECT pg_try_advisory_xact_lock(%s) AS is_ours", (_LOCK,)
+        ).fetchone()
+        assert row is not None
+        if not row["is_ours"]:
+            return []
         return connection.execute(statement.encode(), parameters).fetchall()
 
 

@@ -18,6 +18,7 @@ from store.pools import AsyncPool, DictConnection
 
 LEASE_S = 8.0  # a dead worker's jobs are requeued this long after its last beat, plus a sweep
 BEAT_INTERVAL_S = 2.0
+GIVE_BACK_S = 2.0  # a worker that stops is killed soon: statements that time out aren't repeated
 
 _REGISTER = """
 INSERT INTO worker_leases (worker_id, hostname, pid, pool, device, models, refused, slots,
@@ -149,6 +150,7 @@ def give_up(connection: DictConnection, worker_id: UUID) -> list[UUID]:
         lambda: [held.job_id for held in held_jobs(connection, worker_id)],
         give_back,
         lambda _job_id, _error: None,
+        turn_s=GIVE_BACK_S,
     )
     connection.execute(_END_LEASE, {"worker_id": worker_id})
     return [job_id for part in parts for job_id in part]

@@ -17,9 +17,9 @@ from uuid import UUID
 from psycopg import Error
 from psycopg.errors import LockNotAvailable
 
-from store.apart import apart, reason
+from store.apart import apart
 from store.deletion import LIVE_BATCH
-from store.faults import is_outage
+from store.faults import is_outage, is_units, reason
 from store.pools import DictConnection
 from store.settings import RetentionSettings
 from store.webhook_sending import LATE_S
@@ -169,12 +169,20 @@ class _Rows:
         marks = [{column: row[column] for column in self.first} for row in rows]
         over = [mark for mark, row in zip(marks, rows, strict=True) if row["is_over"]]
         failures: list[str] = []
-        removed = apart(
-            over,
-            lambda some: self._remove(connection, some),
-            lambda _, error: failures.append(reason(error)),
-        )
-        return Expired(sum(removed), failures, marks[-1] if len(rows) == batch else None)
+        try:
+            num = sum(
+                apart(
+                    over,
+                    lambda some: self._remove(connection, some),
+                    lambda _, error: failures.append(reason(error)),
+                )
+            )
+        except Error as error:
+            if not is_units(error):
+                raise
+            num = 0  # they come again once a round, like all that can't go
+            failures.append(reason(error))
+        return Expired(num, failures, marks[-1] if len(rows) == batch else None)
 
     def _remove(self, connection: DictConnection, marks: Sequence[Mark]) -> int:
         parameters: dict[str, Any] = {

@@ -32,6 +32,7 @@ MAX_PAUSE_S = 2.0  # of a batch whose jobs run
 FIRST_WAIT_S, MAX_WAIT_S = 1.0, 60.0  # of one that waits for credit or the like
 MAX_TRIES = 10  # failed steps in a row: then the batch is given up, after a quarter of an hour
 MAX_TRY_PAUSE_S = 300.0
+CLEARING_TRIES = 3  # failed ones to cancel and to forget what is left of one that is given up
 CANCELS_A_STEP = 100
 
 
@@ -167,10 +168,20 @@ class Driver:
         return num_refused + await self._cancel_jobs(batch)
 
     async def _cancel_jobs(self, batch: BatchRow) -> int:
+        """How many. One that can't be cancelled keeps no other from it; raises if none can."""
         running = await self._call(batch_driving.running_jobs, batch["id"], limit=CANCELS_A_STEP)
+        failures: list[Exception] = []
         for job_id in running:
-            await request_cancel(self._api_pool, batch["tenant_id"], job_id, by="user")
-        return len(running)
+            try:
+                await request_cancel(self._api_pool, batch["tenant_id"], job_id, by="user")
+            except Exception as error:
+                if is_outage(error):
+                    raise
+                log.exception("batch_job_not_cancelled", job_id=job_id.hex)
+                failures.append(error)
+        if failures and len(failures) == len(running):
+            raise failures[-1]
+        return len(running) - len(failures)
 
     async def _end(self, batch: BatchRow) -> None:
         """Its lines are forgotten first, some a step: a batch that is over has no more steps."""
@@ -181,15 +192,28 @@ class Driver:
 
     async def _give_up(self, batch: BatchRow) -> Rest:
         """It failed too often. What stands in its files stays; what runs is cancelled."""
-        if await self._cancel_jobs(batch):
-            return _same_again(batch)
-        if await self._call(batch_driving.forget_lines, batch["id"]):
+        if await self._clear(batch):
             return _same_again(batch)
         error = InternalError("The batch failed again and again by no fault that has a name.")
         mistake = {"code": error.code, "message": error.message, "line": None, "param": None}
         await self._call(batch_driving.fail, batch, [mistake])
         log.error("batch_given_up", batch_id=batch["id"].hex)
         return Rest(pause_s=0)
+
+    async def _clear(self, batch: BatchRow) -> bool:
+        """Cancel jobs and forget lines; whether there are more. If that keeps failing too, the
+        batch ends all the same: jobs that couldn't be cancelled end by themselves, at its window's
+        end at the latest, and lines go with its row.
+        """
+        try:
+            if await self._cancel_jobs(batch):
+                return True
+            return bool(await self._call(batch_driving.forget_lines, batch["id"]))
+        except Exception as error:
+            if is_outage(error) or batch["num_tries"] < MAX_TRIES + CLEARING_TRIES:
+                raise
+            log.exception("batch_not_cleared", batch_id=batch["id"].hex)
+            return False
 
     async def _call(self, function: Any, *arguments: Any, **named: Any) -> Any:
         """A function of the store, on a thread and a connection of its own."""

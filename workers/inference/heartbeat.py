@@ -17,7 +17,9 @@ import psycopg
 import structlog
 
 from store import leases
-from store.attempts import save_checkpoints
+from store.apart import apart
+from store.attempts import RunningCheckpoint, save_checkpoints
+from store.faults import reason
 from store.leases import HeldJob
 from store.pools import DictConnection
 from tasks.ids import uuid7
@@ -28,6 +30,8 @@ from workers.inference.liveness import Liveness
 from workers.inference.runtime import RunningJob, Runtime
 
 log = structlog.get_logger(__name__)
+
+_Due = tuple[RunningJob, RunningCheckpoint]
 
 TICK_S = 1.0
 # Without Postgres for this long the worker gives its jobs up: somebody else has them by now. For
@@ -208,7 +212,16 @@ class Heartbeat:
 
 
 def _checkpoint(connection: DictConnection, running: Sequence[RunningJob]) -> None:
+    """One that can't be stored keeps no other from it. It is tried again with more output."""
     due = [(job, item) for job in running if (item := job.stream.due_checkpoint())]
-    save_checkpoints(connection, [item for _, item in due])
-    for job, item in due:
-        job.stream.note_checkpoint(item.checkpoint.seq)
+
+    def save(some: Sequence[_Due]) -> None:
+        save_checkpoints(connection, [item for _, item in some])
+        for job, item in some:
+            job.stream.note_checkpoint(item.checkpoint.seq)
+
+    apart(due, save, _report_not_stored, turn_s=TICK_S)
+
+
+def _report_not_stored(due: _Due, error: psycopg.Error) -> None:
+    log.error("checkpoint_not_stored", job_id=due[1].job_id.hex, error=reason(error))

@@ -12,9 +12,11 @@ from uuid import UUID
 
 import redis
 import structlog
+from psycopg import Error as DatabaseError
 
-from store.apart import UNITS_FAULT
+from store.apart import TURN_S
 from store.attempts import ask_cancel
+from store.faults import is_units
 from store.pools import DictConnection
 from store.reaping import jobs_that_need_clients
 from tasks.keys import stream_channel
@@ -50,14 +52,19 @@ class Deserter:
             log.warning("listeners_unknown", error=type(error).__name__)
             self._silent_since.clear()
             return False
+        give_up_at = self._clock() + TURN_S
         for job_id in self._deserted(jobs, waiting):
-            self._cancel(connection, job_id)
+            if self._clock() < give_up_at:  # else in the next step
+                self._cancel(connection, job_id)
         return False
 
     def _cancel(self, connection: DictConnection, job_id: UUID) -> None:
         try:
             ask_cancel(connection, job_id, by="user")
-        except UNITS_FAULT:  # one job's boundary: it runs to its end
+        except DatabaseError as error:  # one job's boundary
+            if not is_units(error):
+                raise
+            self._silent_since[job_id] = self._clock()  # behind the others, after another grace
             metrics.UNITS_FAILED.labels("deserted").inc()
             log.exception("deserted_job_not_cancelled", job_id=job_id.hex)
             return

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from uuid import UUID
 
 import redis
@@ -13,12 +14,14 @@ import structlog
 from psycopg import Error as DatabaseError
 
 from store import deletion
-from store.apart import UNITS_FAULT, apart, reason
+from store.apart import TURN_S, apart
 from store.aside import Aside
+from store.faults import is_units, reason
 from store.pools import DictConnection
 from tasks.keys import STREAM_FINAL_TTL_MS
 from tasks.stream import drop_logs
 from workers.maintenance import metrics
+from workers.maintenance.kinds import look_after
 
 INTERVAL_S = 10.0
 BATCH = 500
@@ -55,19 +58,20 @@ class Purger:
         )
         self._keep_s = keep_s
         self._batch = batch
+        self._clock = clock
         self._aside = Aside(clock)
         self._unstored_after = _FIRST
         self._deleted_after = _FIRST
 
     def step(self, connection: DictConnection) -> bool:
-        """True if there may be more. A kind that can't even be looked for stops no other."""
-        kinds = (
-            self._delete_unstored,
-            self._delete_unstored_of_batches,
-            self._delete_batches,
-            self._remove_deleted,
-        )
-        has_more = [_has_more(kind, connection) for kind in kinds]
+        """True if there may be more."""
+        kinds = {
+            "unstored_jobs": self._delete_unstored,
+            "unstored_jobs_of_batches": self._delete_unstored_of_batches,
+            "deleted_batches": self._delete_batches,
+            "deleted_jobs": self._remove_deleted,
+        }
+        has_more = [look_after(kind, partial(work, connection)) for kind, work in kinds.items()]
         return any(has_more)
 
     def _delete_unstored(self, connection: DictConnection) -> bool:
@@ -83,8 +87,11 @@ class Purger:
             connection, after=self._unstored_after, batch=LOOKED_AT_A_STEP
         )
         self._unstored_after = found[-1][0] if len(found) == LOOKED_AT_A_STEP else _FIRST
-        most = 0
+        most, give_up_at = 0, self._clock() + TURN_S
         for batch_id in [id_ for id_, is_over in found if is_over]:
+            if self._clock() >= give_up_at:
+                self._unstored_after = batch_id  # the next round begins behind it
+                return True
             ids = deletion.unstored_jobs(
                 connection,
                 keep_s=self._keep_s,
@@ -102,8 +109,11 @@ class Purger:
             connection, after=self._deleted_after, batch=BATCHES_A_STEP
         )
         self._deleted_after = found[-1] if len(found) == BATCHES_A_STEP else _FIRST
-        most = 0
+        most, give_up_at = 0, self._clock() + TURN_S
         for batch_id in found:
+            if self._clock() >= give_up_at:
+                self._deleted_after = batch_id
+                return True
             ids = deletion.jobs_of_batch(
                 connection, batch_id, batch=self._batch, aside=self._aside.ids()
             )
@@ -116,8 +126,11 @@ class Purger:
     def _remove_batch(self, connection: DictConnection, batch_id: UUID) -> None:
         try:
             deletion.remove_batch(connection, batch_id)
-        except UNITS_FAULT as error:  # it comes again with the next round
+        except DatabaseError as error:
+            if not is_units(error):
+                raise
             metrics.UNITS_FAILED.labels("deleted_batches").inc()
+            # It comes again with the next round.
             log.error("batch_not_removed", batch_id=batch_id.hex, error=reason(error))
 
     def _remove_deleted(self, connection: DictConnection) -> bool:
@@ -146,12 +159,3 @@ class Purger:
             log.error("job_not_deleted", job_id=job_id.hex, tries=num_tries, error=reason(error))
 
         metrics.EXPIRED.labels(what).inc(sum(apart(ids, work, set_aside)))
-
-
-def _has_more(kind: Callable[[DictConnection], bool], connection: DictConnection) -> bool:
-    try:
-        return kind(connection)
-    except UNITS_FAULT:  # one kind's boundary: what it found can't even be read
-        metrics.UNITS_FAILED.labels("purge").inc()
-        log.exception("not_purged", what=kind.__name__)
-        return False

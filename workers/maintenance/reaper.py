@@ -10,11 +10,13 @@ import structlog
 from psycopg import Error as DatabaseError
 
 from store import reaping
-from store.apart import UNITS_FAULT, apart, at_once_or_apart, reason
+from store.apart import apart, at_once_or_apart
 from store.aside import Aside
+from store.faults import is_units, reason
 from store.leases import LEASE_S
 from store.pools import DictConnection
 from workers.maintenance import metrics
+from workers.maintenance.kinds import look_after
 
 INTERVAL_S = 1.0
 
@@ -39,21 +41,38 @@ class Reaper:
         self._aside = Aside(clock)
 
     def step(self, connection: DictConnection) -> bool:
-        """Reap once. True if there may be more."""
-        found = [self._reap(connection, reaping.WAITING)]
-        if not self._is_in_grace():
-            found.append(self._reap(connection, reaping.LOST))
-            self._forget_leases(connection)
+        """Reap once. True if there may be more.
+
+        Those whose workers died come first: whoever waits in the queue waits a while longer.
+        """
+        is_in_grace = self._is_in_grace()
+        lost, waiting = reaping.LOST, reaping.WAITING
+        found = [
+            None if is_in_grace else self._reap_sort(connection, lost),
+            self._reap_sort(connection, waiting),
+        ]
+        if not is_in_grace:
+            look_after("dead_leases", lambda: self._forget_leases(connection))
         self._last_step = self._clock()
-        return reaping.MAX_JOBS in map(len, found)
+        if found == [None, None] and not is_in_grace:
+            self._begin_grace()  # a Postgres that is too slow for all of it may have been for beats
+        return any(jobs is not None and len(jobs) == reaping.MAX_JOBS for jobs in found)
+
+    def _reap_sort(
+        self, connection: DictConnection, sort: reaping.Sort
+    ) -> list[reaping.Reaped] | None:
+        return look_after(f"reap_{sort.name}", lambda: self._reap(connection, sort))
 
     def _is_in_grace(self) -> bool:
+        if self._clock() - self._last_step > OUTAGE_S:
+            self._begin_grace()
+        return self._clock() < self._grace_until
+
+    def _begin_grace(self) -> None:
         now = self._clock()
-        if now - self._last_step > OUTAGE_S:
-            self._grace_until = now + GRACE_S
-            metrics.GRACES.inc()
-            log.warning("reaper_grace", outage_s=round(now - self._last_step, 1), grace_s=GRACE_S)
-        return now < self._grace_until
+        self._grace_until = now + GRACE_S
+        metrics.GRACES.inc()
+        log.warning("reaper_grace", outage_s=round(now - self._last_step, 1), grace_s=GRACE_S)
 
     def _reap(self, connection: DictConnection, sort: reaping.Sort) -> list[reaping.Reaped]:
         """One that can't be reaped keeps no other from it."""
@@ -89,7 +108,9 @@ class Reaper:
     def _end_bare(self, connection: DictConnection, sort: reaping.Sort, job_id: UUID) -> None:
         try:
             _report(sort.name, sort.reap_these(connection, [job_id], is_bare=True))
-        except UNITS_FAULT as error:  # it stays aside, and is tried again ever later
+        except DatabaseError as error:  # it stays aside, and is tried again ever later
+            if not is_units(error):
+                raise
             log.error("job_not_ended", job_id=str(job_id), error=reason(error))
 
 

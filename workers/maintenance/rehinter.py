@@ -16,14 +16,15 @@ from kombu import Queue
 from psycopg import Error as DatabaseError
 
 from store import hints
-from store.apart import reason
 from store.aside import Aside
+from store.faults import reason
 from store.hints import Lane
 from store.pools import DictConnection
 from tasks.inference import Hint, num_tickets, send_hints
 from tasks.queues import ServiceTier, queue_for
 from tasks.vital import vital
 from workers.maintenance import metrics
+from workers.maintenance.kinds import look_after
 from workers.maintenance.redis_watch import RedisWatch
 
 INTERVAL_S = 0.5
@@ -151,8 +152,13 @@ class Rehinter:
 
     def step(self, connection: DictConnection) -> bool:
         """One window of hints."""
-        self._forget_lost(connection)
-        hints.give_back(connection, self._sender.take_held_back())
+        look_after("lost_hints", lambda: self._forget_lost(connection))
+        held_back = self._sender.take_held_back()
+        look_after("held_back_hints", lambda: hints.give_back(connection, held_back))
+        look_after("rehint", lambda: self._hint(connection))
+        return False
+
+    def _hint(self, connection: DictConnection) -> None:
         self._start = hints.next_tenant(connection, self._start)
         rows = hints.rehint(
             connection,
@@ -162,7 +168,6 @@ class Rehinter:
             set_aside=self._set_aside,
         )
         self._sender.put(_by_lane(rows))
-        return False
 
     def _set_aside(self, job_id: UUID, error: DatabaseError) -> None:
         metrics.UNITS_FAILED.labels("rehint").inc()

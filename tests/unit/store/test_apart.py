@@ -7,14 +7,27 @@ from collections.abc import Sequence
 import pytest
 from psycopg import DataError, Error, IntegrityError, OperationalError
 from psycopg.errors import (
+    AdminShutdown,
+    CardinalityViolation,
+    ConnectionFailure,
     DataCorrupted,
+    DeadlockDetected,
+    DiskFull,
+    InsufficientPrivilege,
+    InternalError_,
     LockNotAvailable,
     NotNullViolation,
+    OutOfMemory,
+    ProgramLimitExceeded,
+    QueryCanceled,
     RaiseException,
+    SerializationFailure,
+    TooManyConnections,
     UndefinedColumn,
 )
 
-from store.apart import apart, at_once_or_apart, reason
+from store.apart import apart, at_once_or_apart
+from store.faults import reason
 
 
 class _Work:
@@ -52,7 +65,18 @@ def test_all_is_done_at_once_if_nothing_fails() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [DataError, IntegrityError, NotNullViolation, RaiseException, DataCorrupted]
+    "error",
+    [
+        DataError,
+        IntegrityError,
+        NotNullViolation,
+        CardinalityViolation,
+        RaiseException,
+        DataCorrupted,
+        InternalError_,
+        ProgramLimitExceeded,
+        OutOfMemory,
+    ],
 )
 def test_halves_are_done_down_to_what_fails_alone(error: type[Error]) -> None:
     work = _Work(2, error=error)
@@ -70,7 +94,96 @@ def test_each_that_fails_alone_is_set_aside() -> None:
     assert [unit for unit, _ in work.aside] == [1, 2]
 
 
-@pytest.mark.parametrize("error", [OperationalError, LockNotAvailable, UndefinedColumn])
+@pytest.mark.parametrize(
+    "error", [QueryCanceled, LockNotAvailable, DeadlockDetected, SerializationFailure]
+)
+def test_what_took_too_long_or_met_another_is_found_by_few_statements(error: type[Error]) -> None:
+    """Each of them takes seconds to fail. One of 500 is found by four."""
+    work = _Work(300, error=error)
+
+    done = apart(range(500), work, work.set_aside)
+
+    assert sorted(unit for part in done for unit in part) == [*range(300), *range(301, 500)]
+    assert work.aside == [(300, work.errors[-1])]
+    assert len(work.errors) == 4
+
+
+class _SlowWork(_Work):
+    """Each statement that fails takes five seconds, each that doesn't one."""
+
+    def __init__(self, *bad: int) -> None:
+        super().__init__(*bad, error=QueryCanceled)
+        self.now = 0.0
+
+    def __call__(self, units: Sequence[int]) -> list[int]:
+        self.now += 5.0
+        done = super().__call__(units)
+        self.now -= 4.0
+        return done
+
+
+def test_a_postgres_that_is_slow_as_a_whole_is_not_asked_for_each_unit() -> None:
+    work = _SlowWork(*range(500))
+
+    with pytest.raises(QueryCanceled):
+        apart(range(500), work, work.set_aside, turn_s=30.0, clock=lambda: work.now)
+
+    assert work.now == 30.0
+    assert [unit for unit, _ in work.aside] == [0, 1, 2]  # others come first the next time
+
+
+def test_what_is_done_when_the_turn_is_over_stays_done_and_the_rest_is_left() -> None:
+    work = _SlowWork(*range(2, 500))
+
+    done = apart(range(500), work, work.set_aside, turn_s=30.0, clock=lambda: work.now)
+
+    assert done == [[0], [1]]
+    assert [unit for unit, _ in work.aside] == [2, 3, 4]
+    assert work.now == 32.0
+
+
+def test_what_is_slow_as_all_of_it_together_is_done_in_parts() -> None:
+    class TooMuch(_SlowWork):
+        def __call__(self, units: Sequence[int]) -> list[int]:
+            self._bad = tuple(units) if len(units) > 100 else ()
+            return super().__call__(units)
+
+    work = TooMuch()
+
+    done = apart(range(500), work, work.set_aside, turn_s=30.0, clock=lambda: work.now)
+
+    assert [unit for part in done for unit in part] == list(range(500))
+    assert (len(work.errors), work.aside) == (1, [])
+
+
+def test_a_statement_for_all_that_takes_the_whole_turn_is_the_only_one() -> None:
+    work = _SlowWork(7)
+
+    with pytest.raises(QueryCanceled):
+        at_once_or_apart(
+            lambda: work([7]),
+            lambda: [7, 8],
+            work,
+            work.set_aside,
+            turn_s=5.0,
+            clock=lambda: work.now,
+        )
+
+    assert work.calls == [[7]]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OperationalError,
+        ConnectionFailure,
+        AdminShutdown,
+        DiskFull,
+        TooManyConnections,
+        UndefinedColumn,
+        InsufficientPrivilege,
+    ],
+)
 def test_what_is_no_units_fault_is_raised(error: type[Error]) -> None:
     work = _Work(2, error=error)
 

@@ -13,7 +13,13 @@ from psycopg import OperationalError
 from structlog.testing import capture_logs
 
 from store import loops
-from store.loops import FIRST_BACKOFF_S, MAX_BACKOFF_S, PAUSE_PER_STEP_TIME, PostgresLoop
+from store.loops import (
+    FIRST_BACKOFF_S,
+    MAX_BACKOFF_S,
+    MAX_PAUSE_S,
+    PAUSE_PER_STEP_TIME,
+    PostgresLoop,
+)
 
 
 class _Pauses:
@@ -72,10 +78,12 @@ def connected(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return made
 
 
-def _loop(step: Any, *, num_pauses: int = 1) -> tuple[PostgresLoop, list[float]]:
+def _loop(
+    step: Any, *, num_pauses: int = 1, interval_s: float = 7
+) -> tuple[PostgresLoop, list[float]]:
     """It ends after so many pauses, whichever they are."""
     loop, pauses = (
-        PostgresLoop("test", "postgresql://here", step, interval_s=7),
+        PostgresLoop("test", "postgresql://here", step, interval_s=interval_s),
         _Pauses(num_pauses),
     )
     loop._wake = loop._stopped = pauses  # type: ignore[assignment]
@@ -89,16 +97,26 @@ def test_a_loop_is_a_thread_that_holds_up_no_end_of_its_process() -> None:
 
 
 @pytest.mark.parametrize(
-    ("took_s", "pause_s"), [(0.1, 7), (3.5, 7), (5.0, 5 * PAUSE_PER_STEP_TIME)]
+    ("took_s", "interval_s", "pause_s"),
+    [
+        (0.1, 7, 7),
+        (3.5, 7, 7),
+        (0.4, 1, 1),
+        (1.25, 1, 1.25 * PAUSE_PER_STEP_TIME),
+        (1.5, 1, MAX_PAUSE_S),
+        (5.0, 1, MAX_PAUSE_S),
+        (5.0, 7, 7),
+    ],
 )
-def test_a_step_is_rested_after_for_the_interval_or_for_twice_its_time(
+def test_a_step_is_rested_after_for_the_interval_or_for_twice_its_time_up_to_a_limit(
     monkeypatch: pytest.MonkeyPatch,
     connected: list[dict[str, Any]],
     took_s: float,
+    interval_s: float,
     pause_s: float,
 ) -> None:
     monkeypatch.setattr(loops, "time", _Clock(100.0, 100.0 + took_s))
-    loop, pauses = _loop(_Steps(False))
+    loop, pauses = _loop(_Steps(False), interval_s=interval_s)
 
     loop.run()
 

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 from psycopg import DataError, OperationalError
+from psycopg.errors import QueryCanceled
 from structlog.testing import capture_logs
 
 from store.batch_driving import Left
@@ -17,6 +18,7 @@ from tasks.errors import InternalError
 from workers.batches import driver as driving
 from workers.batches.driver import (
     CANCELS_A_STEP,
+    CLEARING_TRIES,
     FIRST_WAIT_S,
     MAX_TRIES,
     NUM_STEPPERS,
@@ -378,3 +380,65 @@ async def test_a_batch_that_failed_too_often_is_given_up_once_nothing_of_it_runs
     assert cancelled == [(TENANT, JOB, "user")]
     assert was_read == []
     assert [line["event"] for line in logs] == ["batch_given_up"]
+
+
+@pytest.mark.parametrize("failing", ["running_jobs", "forget_lines"])
+async def test_a_batch_ends_with_a_reason_though_what_is_left_of_it_can_not_be_cleared(
+    failing: str,
+) -> None:
+    """First it is tried a few times more: what runs is to be cancelled."""
+    driver = _Driver(**{"forget_lines": 0, failing: QueryCanceled()})
+
+    for num_tries in (MAX_TRIES, MAX_TRIES + CLEARING_TRIES - 1):
+        with pytest.raises(QueryCanceled):
+            await driver._advance(_batch(num_tries=num_tries))
+    assert "fail" not in driver.names
+    rest = await driver._advance(_batch(num_tries=MAX_TRIES + CLEARING_TRIES))
+
+    assert rest == Rest(pause_s=0)
+    assert driver.names[-1] == "fail"
+
+
+async def test_an_outage_is_no_reason_to_give_up_without_clearing() -> None:
+    driver = _Driver(running_jobs=OUTAGE)
+
+    with pytest.raises(OperationalError):
+        await driver._advance(_batch(num_tries=MAX_TRIES + 9))
+
+    assert driver.names == ["running_jobs"]
+
+
+@pytest.mark.parametrize("stuck", [[JOB], [OTHER], [JOB, OTHER]])
+async def test_a_job_that_can_not_be_cancelled_keeps_no_other_from_it(
+    monkeypatch: pytest.MonkeyPatch, stuck: list[UUID]
+) -> None:
+    async def cancel(_pool: Any, _tenant_id: UUID, job_id: UUID, *, by: str) -> None:
+        asked.append(job_id)
+        if job_id in stuck:
+            raise QueryCanceled
+
+    asked: list[UUID] = []
+    monkeypatch.setattr(driving, "request_cancel", cancel)
+    driver = _Driver(running_jobs=[JOB, OTHER])
+
+    if len(stuck) == 2:
+        with pytest.raises(QueryCanceled):
+            await driver._cancel_jobs(_batch())
+    else:
+        assert await driver._cancel_jobs(_batch()) == 1
+
+    assert asked == [JOB, OTHER]
+
+
+async def test_no_more_is_cancelled_in_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def cancel(_pool: Any, _tenant_id: UUID, job_id: UUID, *, by: str) -> None:
+        asked.append(job_id)
+        raise OUTAGE
+
+    asked: list[UUID] = []
+    monkeypatch.setattr(driving, "request_cancel", cancel)
+
+    with pytest.raises(OperationalError):
+        await _Driver(running_jobs=[JOB, OTHER])._cancel_jobs(_batch())
+
+    assert asked == [JOB]

@@ -11,7 +11,7 @@ from typing import Any, cast
 from uuid import UUID
 
 import pytest
-from psycopg import OperationalError
+from psycopg import DataError, OperationalError
 from structlog.testing import capture_logs
 
 from store import leases
@@ -185,7 +185,7 @@ def test_an_engine_that_stands_still_is_not_spoken_for_though_its_output_is_stor
 
     assert table.num_beats == 1
     assert _trusted_until(runtime) == NOW + 1 + LEASE_S
-    assert [len(saved) for saved in table.saved] == [0, 1]
+    assert [len(saved) for saved in table.saved] == [1]
 
 
 def test_output_is_stored_once(runtime: Runtime, table: _Table) -> None:
@@ -200,7 +200,32 @@ def test_output_is_stored_once(runtime: Runtime, table: _Table) -> None:
     heartbeat._tick(NOW + 2)
 
     texts = [[item.checkpoint.text for item in saved] for saved in table.saved]
-    assert texts == [["a"], [], ["ac", "b"]]
+    assert texts == [["a"], ["ac", "b"]]
+
+
+def test_output_that_can_not_be_stored_keeps_no_other_from_it(
+    runtime: Runtime, table: _Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heartbeat = _heartbeat(runtime)
+    jobs = [_run(runtime, table) for _ in range(3)]
+    for job in jobs:
+        job.stream.add_output(output("a", 1))
+    stuck = jobs[1].stream.job_id
+
+    def save(_connection: object, some: Sequence[RunningCheckpoint]) -> None:
+        if stuck in [item.job_id for item in some]:
+            raise DataError
+        table.saved.append(list(some))
+
+    monkeypatch.setattr(beating, "save_checkpoints", save)
+    with capture_logs() as logs:
+        heartbeat._tick(NOW)
+
+    saved = [item.job_id for some in table.saved for item in some]
+    assert saved == [jobs[0].stream.job_id, jobs[2].stream.job_id]
+    assert [job.stream.due_checkpoint() is None for job in jobs] == [True, False, True]
+    told = [line for line in logs if line["event"] == "checkpoint_not_stored"]
+    assert [line["job_id"] for line in told] == [stuck.hex]
 
 
 def test_output_that_could_not_be_stored_is_due_again(
@@ -302,7 +327,7 @@ def test_a_lost_lease_costs_all_that_ran_under_it_and_is_followed_by_another(
     assert _aborted(runtime) == [job.request_id]
     assert runtime.worker_id != old
     assert table.leases == {runtime.worker_id}
-    assert table.saved == [[]]  # nothing of it counts any more
+    assert table.saved == []  # nothing of it counts any more
     assert ("draining" in table.said) is is_draining
     assert _trusted_until(runtime) == NOW + 5 + LEASE_S
 

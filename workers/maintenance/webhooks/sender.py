@@ -16,8 +16,8 @@ from psycopg import Error as DatabaseError
 from psycopg_pool import PoolTimeout
 
 from store import webhook_sending
-from store.apart import reason
 from store.aside import Aside
+from store.faults import reason
 from store.pools import SyncPool, sync_pool
 from tasks.vital import vital
 from tasks.webhook_urls import UrlPolicy
