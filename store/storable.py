@@ -23,8 +23,7 @@ from tasks.errors import InvalidRequest
 REPLACEMENT = "\ufffd"
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-# An even number of backslashes before it are escaped ones.
-_NUL_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+_ESCAPED_BACKSLASH, _NUL_ESCAPE = b"\\\\", b"\\u0000"
 
 
 def refuse_unstorable(connection: BaseConnection[Any]) -> None:
@@ -88,7 +87,8 @@ def _plain_json(document: Any) -> bytes | None:
         dumped = orjson.dumps(document)
     except orjson.JSONEncodeError:
         return None
-    return None if _NUL_ESCAPE.search(dumped) else dumped
+    # Quicker than a pattern, which takes 60 ms for a MiB and stops all other threads meanwhile.
+    return None if _NUL_ESCAPE in dumped.replace(_ESCAPED_BACKSLASH, b"") else dumped
 
 
 def _refusal() -> InvalidRequest:

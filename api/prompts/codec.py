@@ -12,12 +12,13 @@ Control tokens are those a tokenizer marks as special; other added tokens (`<thi
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
+from api.prompts.control_tokens import ControlTokens
 from api.prompts.prompt import ChatPrompt, texts_of
 from api.prompts.template import ChatTemplate
 from api.prompts.vocabulary import Vocabulary
@@ -41,7 +42,7 @@ class PromptCodec:
         self._plain = _tokenizer(document | {"added_tokens": [], "post_processor": None})
         special = [token for token in document.get("added_tokens", []) if token["special"]]
         self._control_ids = {token["id"] for token in special}
-        self._control = _any_of(token["content"] for token in special)
+        self._control = ControlTokens(token["content"] for token in special)
         template = assets.get(CHAT_TEMPLATE)
         self._template = ChatTemplate(template.decode(), config) if template else None
         self.tool_format = find_format(template.decode()) if template else None
@@ -65,7 +66,8 @@ class PromptCodec:
         mark = self._mark_for(texts_of([messages, tools]))
         if mark is None:
             return self._encode(self._template.render(messages, tools), has_frame=True)
-        messages, tools = _map_texts([messages, tools], lambda text: self._break(text, mark))
+        broken = partial(self._control.break_up, mark=mark)
+        messages, tools = _map_texts([messages, tools], broken)
         return self._encode_marked(self._template.render(messages, tools), mark, has_frame=True)
 
     def encode_prompt(self, prompt: str) -> list[int]:
@@ -73,44 +75,47 @@ class PromptCodec:
         mark = self._mark_for([prompt])
         if mark is None:
             return self._encode(prompt, has_frame=False)
-        return self._encode_marked(self._break(prompt, mark), mark, has_frame=False)
+        return self._encode_marked(self._control.break_up(prompt, mark), mark, has_frame=False)
 
     def _encode(self, text: str, *, has_frame: bool) -> list[int]:
-        return self._encode_framed(text, has_frame=has_frame).ids
+        return self._encode_framed(text, has_frame=has_frame)[1]
 
-    def _encode_framed(self, text: str, *, has_frame: bool) -> Encoding:
-        """Refuses control tokens that nobody wrote: a normalizer may make one of look-alikes."""
+    def _encode_framed(self, text: str, *, has_frame: bool) -> tuple[Encoding, list[int]]:
+        """With its ids, which an encoding makes anew whenever it is asked for them.
+
+        Refuses control tokens that nobody wrote: a normalizer may make one of look-alikes.
+        """
         encoding = _run(self._tokenizer, text, has_frame=has_frame)
+        ids: list[int] = encoding.ids
         num_framing = 0 if has_frame else self._tokenizer.num_special_tokens_to_add(is_pair=False)
-        num_written = len(self._control.findall(text)) if self._control else 0
-        num_found = sum(map(self._control_ids.__contains__, encoding.ids))
-        if num_found > num_written + num_framing:
+        num_found = sum(1 for token_id in ids if token_id in self._control_ids)
+        if num_found > self._control.count(text) + num_framing:
             raise InvalidPrompt(_CONTROL_IN_TEXT)
-        return encoding
+        return encoding, ids
 
     def _encode_marked(self, text: str, mark: str, *, has_frame: bool) -> list[int]:
-        encoding = self._encode_framed(text, has_frame=has_frame)
+        encoding, framed = self._encode_framed(text, has_frame=has_frame)
         ids: list[int] = []
-        for stretch in self._stretches(encoding):
-            begin, end = encoding.offsets[stretch.start][0], encoding.offsets[stretch.stop - 1][1]
-            is_control = encoding.ids[stretch.start] in self._control_ids
-            if is_control or mark not in text[begin:end]:
-                ids += encoding.ids[stretch.start : stretch.stop]
+        for stretch in self._stretches(framed):
+            is_control = framed[stretch.start] in self._control_ids
+            written = "" if is_control else _written(text, encoding, stretch)
+            if mark in written:
+                ids += self._encode_plain(written.replace(mark, ""))
             else:
-                ids += self._encode_plain(text[begin:end].replace(mark, ""))
+                ids += framed[stretch.start : stretch.stop]
         return ids
 
-    def _stretches(self, encoding: Encoding) -> Iterator[range]:
+    def _stretches(self, ids: Sequence[int]) -> Iterator[range]:
         """Runs of tokens: each control token by itself, and what stands between two of them."""
         begin = 0
-        for index, token_id in enumerate(encoding.ids):
+        for index, token_id in enumerate(ids):
             if token_id in self._control_ids:
                 if begin < index:
                     yield range(begin, index)
                 yield range(index, index + 1)
                 begin = index + 1
-        if begin < len(encoding.ids):
-            yield range(begin, len(encoding.ids))
+        if begin < len(ids):
+            yield range(begin, len(ids))
 
     def _encode_plain(self, text: str) -> list[int]:
         ids = _run(self._plain, text, has_frame=True).ids
@@ -122,18 +127,12 @@ class PromptCodec:
     def _mark_for(self, texts: Iterable[str]) -> str | None:
         """A character that occurs nowhere in these texts; None if nothing needs a mark."""
         texts = list(texts)
-        if self._control is None or not any(map(self._control.search, texts)):
+        if not any(map(self._control.are_in, texts)):
             return None
-        used = set().union(*texts)
-        mark = next((mark for mark in _MARKS if mark not in used), None)
+        mark = next((mark for mark in _MARKS if not any(mark in text for text in texts)), None)
         if mark is None:
             raise InvalidPrompt(_CONTROL_IN_TEXT)
         return mark
-
-    def _break(self, text: str, mark: str) -> str:
-        """Before the last character, so that a template which replaces `<|` itself still does."""
-        assert self._control is not None
-        return self._control.sub(lambda found: f"{found[0][:-1]}{mark}{found[0][-1]}", text)
 
 
 def _tokenizer(document: Mapping[str, Any]) -> Tokenizer:
@@ -149,10 +148,13 @@ def _run(tokenizer: Tokenizer, text: str, *, has_frame: bool) -> Encoding:
     return tokenizer.encode_batch([text], add_special_tokens=not has_frame)[0]
 
 
-def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
-    """Longest first, so that a token whose beginning is another one is found whole."""
-    escaped = [re.escape(text) for text in sorted(texts, key=len, reverse=True) if text]
-    return re.compile("|".join(escaped)) if escaped else None
+def _written(text: str, encoding: Encoding, stretch: range) -> str:
+    """What some tokens stand for. Asked for token by token: the offsets of all are made in one go,
+    which takes as long as all else if it is done for each stretch.
+    """
+    begin, _ = encoding.token_to_chars(stretch.start) or (0, 0)
+    _, end = encoding.token_to_chars(stretch.stop - 1) or (0, 0)
+    return text[begin:end]
 
 
 def _map_texts(value: Any, change: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable
 
 from api.prompts.prompt import ChatPrompt, Messages
@@ -34,20 +35,19 @@ async def shorten(chat: ChatPrompt, fits: Callable[[ChatPrompt], Awaitable[bool]
 
 def _turns(messages: Messages) -> list[int | None]:
     """The turn that each message belongs to; None for instructions, which stay where they are."""
-    turns: list[int | None] = []
-    turn = -1
-    turn_of_call: dict[str, int] = {}
-    for message in messages:
+    starts: list[int] = []  # where each turn begins
+    place_of_call: dict[str, int] = {}
+    for place, message in enumerate(messages):
         if message["role"] in _FIXED_ROLES:
-            turns.append(None)
             continue
-        if message["role"] == "user" or turn < 0:
-            turn += 1
+        if message["role"] == "user" or not starts:
+            starts.append(place)
         # What came out of a call of an earlier turn keeps that turn, and all between.
-        called_in = turn_of_call.get(message.get("tool_call_id", ""), turn)
-        if called_in < turn:
-            turns = [None if known is None else min(known, called_in) for known in turns]
-            turn = called_in
-        turns.append(turn)
-        turn_of_call |= {call["id"]: turn for call in message.get("tool_calls") or ()}
-    return turns
+        called_at = place_of_call.get(message.get("tool_call_id", ""), place)
+        while starts[-1] > called_at:
+            starts.pop()
+        place_of_call |= {call["id"]: place for call in message.get("tool_calls") or ()}
+    return [
+        None if message["role"] in _FIXED_ROLES else bisect_right(starts, place) - 1
+        for place, message in enumerate(messages)
+    ]

@@ -109,6 +109,17 @@ def test_no_mixture_makes_a_control_token(codec: PromptCodec, pieces: list[str])
     assert codec._tokenizer.decode(ids) == text
 
 
+def test_a_chat_of_many_messages_costs_no_more_for_a_control_token(codec: PromptCodec) -> None:
+    """What stands between control tokens, those of the template, is looked at once."""
+    chat = [{"role": "user", "content": "many words " * 30} for _ in range(256)]
+    began = time.process_time()
+
+    ids = codec.encode_chat(ChatPrompt([{"role": "user", "content": "<|end|>"}, *chat]))
+
+    assert time.process_time() - began < 5  # it was 40 s
+    assert ids[-len(chat) :] == codec.encode_chat(ChatPrompt(chat))[-len(chat) :]
+
+
 def test_template_that_refuses_is_an_invalid_prompt(codec: PromptCodec) -> None:
     with pytest.raises(InvalidPrompt, match="no developers here"):
         codec.encode_chat(ChatPrompt([{"role": "developer", "content": "x"}]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -75,3 +76,36 @@ async def test_a_late_result_keeps_the_turn_of_its_call() -> None:
 
     assert await _shortened(messages, 5) == ["u2", "calls", "u3", "result", "u4"]
     assert await _shortened(messages, 4) == ["u4"]
+
+
+async def test_a_call_is_found_though_turns_before_it_became_one() -> None:
+    calls = [
+        {"id": f"c{n}", "type": "function", "function": {"name": "f", "arguments": {}}}
+        for n in range(2)
+    ]
+    messages = [
+        _message("user", "u1"),
+        _message("assistant", "call 0") | {"tool_calls": calls[:1]},
+        _message("user", "u2"),
+        _message("user", "u3"),
+        _message("assistant", "call 1") | {"tool_calls": calls[1:]},
+        _message("tool", "result 0") | {"tool_call_id": "c0"},
+        _message("user", "u4"),
+        _message("tool", "result 1") | {"tool_call_id": "c1"},
+        _message("user", "u5"),
+    ]
+
+    assert await _shortened(messages, 8) == ["u5"]
+
+
+async def test_turns_of_very_many_messages_take_little() -> None:
+    """Whose results all belong to a call of the first turn."""
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": {}}}
+    first = [_message("user", "u"), _message("assistant", "calls") | {"tool_calls": [call]}]
+    more = [_message("user", "u"), _message("tool", "result") | {"tool_call_id": "c"}] * 20_000
+    began = time.thread_time()
+
+    kept = await _shortened([*first, *more, _message("user", "last")], 1)
+
+    assert kept == ["last"]
+    assert time.thread_time() - began < 2

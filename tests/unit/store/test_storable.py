@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -105,3 +106,20 @@ def test_a_connection_mends_texts_and_documents() -> None:
         text.encode() for text in ("é", "\ufffd", "\ufffd")
     ]
     assert json.loads(connection.dumped(Jsonb("\0"))) == "\ufffd"
+
+
+@pytest.mark.parametrize("num_before", range(5))
+def test_a_nul_is_told_from_an_escaped_backslash(num_before: int) -> None:
+    text = "n\n" + "\\" * num_before
+    with pytest.raises(InvalidRequest):
+        _refusing_json([text + "\0"])
+
+    assert json.loads(_refusing_json([text + "u0000"])) == [text + "u0000"]
+
+
+def test_a_long_document_is_looked_through_at_once() -> None:
+    began = time.thread_time()
+
+    _refusing_json(["word \\n" * 150_000])
+
+    assert time.thread_time() - began < 0.05
