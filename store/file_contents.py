@@ -13,7 +13,7 @@ import os
 import secrets
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +55,7 @@ class FileContents:
 
         skip: so many bytes of the first object are left out. limit: of bytes that are read in all.
         """
-        paths = [self._path(key) for key in object_keys]
+        paths = map(self._path, object_keys)
         return PartsReader(self._fs, paths, skip=skip, limit=limit)
 
     def remove(self, tenant_id: UUID, file_id: UUID) -> None:
@@ -126,7 +126,7 @@ class PartsReader:
     """Reads objects one after the other. May be closed while a read runs in another thread."""
 
     def __init__(
-        self, fs: Any, paths: Sequence[str], *, skip: int = 0, limit: int | None = None
+        self, fs: Any, paths: Iterable[str], *, skip: int = 0, limit: int | None = None
     ) -> None:
         self._fs = fs
         self._paths = iter(paths)

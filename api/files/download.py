@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
 from uuid import UUID
 
@@ -16,7 +16,7 @@ from api.files.slots import TransferSlots
 from api.files.store import FileStore
 from api.settings import SEND_TIMEOUT_S
 from store.file_contents import PartsReader
-from store.files import ReadPart
+from store.files import Parts
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +31,7 @@ class Downloads:
     async def response(
         self,
         tenant_id: UUID,
-        parts: Sequence[ReadPart],
+        parts: Parts,
         wanted: ByteRange,
         headers: Mapping[str, str],
     ) -> Download:

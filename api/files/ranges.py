@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
-from store.files import ReadPart
+from store.files import Parts
 from tasks.errors import RangeNotSatisfiable
 
 _ONE_RANGE = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})", re.IGNORECASE)
@@ -33,14 +35,11 @@ class ByteRange:
             headers["content-range"] = f"bytes {self.start}-{self.end - 1}/{self.total}"
         return headers
 
-    def parts(self, parts: Sequence[ReadPart]) -> tuple[list[str], int]:
+    def parts(self, parts: Parts) -> tuple[Sequence[str], int]:
         """(Keys of the objects from the one where it begins, bytes of that one before it)."""
-        offset = self.start
-        for index, part in enumerate(parts):
-            if offset < part.num_bytes:
-                return [each.object_key for each in parts[index:]], offset
-            offset -= part.num_bytes
-        return [], 0
+        ends = list(accumulate(parts.sizes))
+        first = bisect_right(ends, self.start)
+        return parts.object_keys[first:], self.start - (ends[first - 1] if first else 0)
 
 
 def wanted(headers: Mapping[str, str], total: int) -> ByteRange:

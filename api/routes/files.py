@@ -86,7 +86,7 @@ async def content(
     if row is None:
         raise FileMissing
     parts = await list_parts(services.pool, caller.tenant_id, file_id)
-    range_ = wanted_range(request.headers, sum(part.num_bytes for part in parts))
+    range_ = wanted_range(request.headers, parts.num_bytes)
     headers = content_headers(row)
     return await services.downloads.response(caller.tenant_id, parts, range_, headers)
 

@@ -1,5 +1,6 @@
-"""The largest things a tenant can own, written straight into Postgres: what the largest legal
-answers are made of. No pytest in here: benchmarks use it too.
+"""The largest jobs a tenant can own, written straight into Postgres: what the largest legal answers
+are made of. What else there is of it writes `largest_others.py`. No pytest in here: benchmarks use
+it too.
 """
 
 from __future__ import annotations
@@ -36,28 +37,8 @@ _RESULT = """
 INSERT INTO job_results (job_id, tenant_id, output, last_seq, event_log)
 VALUES (%(id)s, %(tenant_id)s, %(output)s::jsonb, %(last_seq)s, %(event_log)s)
 """
-_FILES = """
-INSERT INTO files (id, tenant_id, purpose, filename, num_bytes, num_parts, status)
-SELECT gen_random_uuid(), %(tenant_id)s, 'user_data', repeat('f', 255), 1, 0, 'processed'
-FROM generate_series(1, %(num)s)
-"""
-_USAGE = """
-INSERT INTO usage (job_id, tenant_id, api_key_id, model, service_tier, status, payer, input_tokens,
-    cached_tokens, output_tokens, price_version, amount_micros, currency, created_at, end_user)
-SELECT gen_random_uuid(), %(tenant_id)s, 'key-' || n, %(model)s, 'default', 'completed', 'tenant',
-    100, 30, 50, 1, 7, 'USD', to_timestamp(%(at)s + n), 'user-' || repeat('u', 100) || n
-FROM generate_series(1, %(num)s) AS n
-"""
-_BATCHES = """
-INSERT INTO batches (id, tenant_id, api_key_id, endpoint, completion_window, service_tier,
-    input_file_id, metadata, expires_at)
-SELECT gen_random_uuid(), %(tenant_id)s, 'key', '/v1/chat/completions', '24h', 'batch',
-    gen_random_uuid(), %(metadata)s, now() + interval '1 day'
-FROM generate_series(1, %(num)s)
-"""
 
 WORD = "word"  # of each token
-METADATA = {f"{'k' * 60}{n:04}": "v" * 512 for n in range(16)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,17 +161,3 @@ class Owner:
                     self.connection.execute(statement, row)
                 previous = f"resp_{job_id.hex}"
         return job_id
-
-    def files(self, num: int) -> None:
-        """Files without contents, to be listed."""
-        self.connection.execute(_FILES, {"tenant_id": self.tenant_id, "num": num})
-
-    def usage(self, num: int, *, at: int) -> None:
-        """Settled jobs that ended a second apart, each of another key and user."""
-        row = {"tenant_id": self.tenant_id, "model": self.model, "num": num, "at": at}
-        self.connection.execute(_USAGE, row)
-
-    def batches(self, num: int) -> None:
-        """Batches that nothing drives, with all the metadata that there may be."""
-        row = {"tenant_id": self.tenant_id, "num": num, "metadata": Jsonb(METADATA)}
-        self.connection.execute(_BATCHES, row)

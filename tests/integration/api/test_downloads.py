@@ -16,7 +16,7 @@ from api.files.ranges import wanted
 from api.files.slots import TransferSlots
 from api.files.store import FileStore
 from store.file_contents import FileContents
-from store.files import ReadPart
+from store.files import Parts
 from tasks.errors import RateLimitExceeded
 from tests.support.waiting import until
 
@@ -41,7 +41,7 @@ async def _download(downloads: Downloads) -> Download:
     writer = downloads.store.contents.new_part(TENANT, UUID(int=1))
     writer.write(b"x" * (1 << 20))
     part = writer.finish()
-    parts = [ReadPart(part.object_key, part.num_bytes)]
+    parts = Parts([part.object_key], [part.num_bytes])
     return await downloads.response(TENANT, parts, wanted({}, part.num_bytes), {})
 
 

@@ -13,7 +13,7 @@ from cli.stack.database import DatabaseUrls
 from store import files
 from store.file_contents import StoredPart
 from store.file_output import append_part, open_output, parts_of
-from store.files import FileRow, NewFile, Purpose, ReadPart
+from store.files import FileRow, NewFile, Parts, Purpose
 from store.pools import SET_TENANT, AsyncPool, DictConnection, connect
 from tasks.ids import uuid7
 from tests.integration.store.conftest import AsApi
@@ -150,11 +150,11 @@ def test_a_new_file_is_what_the_upload_said(
     file_id = uuid7()
     new = replace(_new(tenants[0], file_id, num_bytes=7), ttl_s=ttl_s)
 
-    async def ask(pool: AsyncPool) -> tuple[FileRow | None, FileRow | None, list[ReadPart]]:
+    async def ask(pool: AsyncPool) -> tuple[FileRow | None, FileRow | None, Parts]:
         await files.begin_upload(pool, tenants[0], file_id, least=7, most=7, quota_bytes=7)
         made = await files.commit_upload(pool, new)
         found = await files.get_file(pool, tenants[0], file_id)
-        return made, found, list(await files.list_parts(pool, tenants[0], file_id))
+        return made, found, await files.list_parts(pool, tenants[0], file_id)
 
     made, found, parts = as_api(ask)
 
@@ -171,7 +171,7 @@ def test_a_new_file_is_what_the_upload_said(
         "created_at": made["created_at"],
         "expires_at": expires_at,
     }
-    assert parts == [ReadPart(new.part.object_key, 7)]
+    assert parts == Parts([new.part.object_key], [7])
     assert connection.execute("SELECT * FROM file_uploads").fetchall() == []
     row = connection.execute("SELECT num_parts, sha256 FROM files").fetchone()
     assert row == {"num_parts": 1, "sha256": new.part.sha256}
@@ -251,7 +251,9 @@ def test_parts_are_listed_in_their_order(
 
     found = as_api(lambda pool: files.list_parts(pool, tenants[0], file_id))
 
-    assert [part.num_bytes for part in found] == [6, 7, 5]
+    keys = [part.object_key for part in parts]
+    assert found == Parts([keys[1], keys[2], keys[0]], [6, 7, 5])
+    assert found.num_bytes == 18
 
 
 def test_an_output_file_grows_by_parts_in_their_order(

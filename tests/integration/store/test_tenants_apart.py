@@ -5,7 +5,7 @@ policy holds back, each still finds and changes its tenant's row alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -143,6 +143,10 @@ async def _logprobs(pool: AsyncPool, tenant: UUID, of: Things) -> list[Any]:
         return []
 
 
+async def _object_keys(pool: AsyncPool, tenant: UUID, of: Things) -> Sequence[str]:
+    return (await files.list_parts(pool, tenant, of.file)).object_keys
+
+
 READS: dict[str, Act] = {
     "job": lambda p, t, of: jobs.get_job(p, t, of.done),
     "job with request": lambda p, t, of: jobs.get_job_with_request(p, t, of.done),
@@ -151,7 +155,7 @@ READS: dict[str, Act] = {
     "conversation": lambda p, t, of: responses.conversation(p, t, of.done),
     "batch": lambda p, t, of: batches.get_batch(p, t, of.batch),
     "file": lambda p, t, of: files.get_file(p, t, of.file),
-    "parts": lambda p, t, of: files.list_parts(p, t, of.file),
+    "parts": _object_keys,
     "endpoint": lambda p, t, of: webhooks.get_endpoint(p, t, of.endpoint),
     "delivery": lambda p, t, of: webhooks.get_delivery(p, t, of.delivery),
     "deliveries": lambda p, t, of: webhooks.list_deliveries(

@@ -11,7 +11,8 @@ from starlette.routing import Route
 from api.app import create_app
 from api.long_work import SHORT_CHARS, LongWork
 from api.prompts.prompt import ChatPrompt, Prompt, TextPrompt, is_short
-from tests.support.largest_requests import Belongings, largest_requests
+from tests.support.belongings import Belongings
+from tests.support.largest_requests import largest_requests
 
 
 def test_every_route_has_its_largest_request_and_no_other_is_listed() -> None:
@@ -22,7 +23,7 @@ def test_every_route_has_its_largest_request_and_no_other_is_listed() -> None:
         for method in (route.methods or set()) - {"HEAD", "OPTIONS"}
     }
 
-    requests = largest_requests(Belongings("tiny", defaultdict(str)))
+    requests = largest_requests(Belongings("tiny", defaultdict(str), defaultdict(list)))
 
     assert set(requests) - {("GET", "/openapi.json")} == served
     assert all(requests.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from api.files.ranges import ByteRange, wanted
-from store.files import ReadPart
+from store.files import Parts
 from tasks.errors import RangeNotSatisfiable
 
 TOTAL = 10
@@ -73,10 +73,10 @@ def test_range_beyond_the_end_says_where_the_end_is(header: str, total: int) -> 
 def test_range_begins_in_the_part_that_holds_its_first_byte(
     start: int, keys: list[str], skip: int
 ) -> None:
-    parts = [ReadPart("a", 3), ReadPart("b", 4), ReadPart("c", 3)]
+    parts = Parts(["a", "b", "c"], [3, 4, 3])
 
     assert ByteRange(start, 10, 10).parts(parts) == (keys, skip)
 
 
 def test_empty_file_has_no_parts_to_read() -> None:
-    assert wanted({}, 0).parts([]) == ([], 0)
+    assert wanted({}, 0).parts(Parts([], [])) == ([], 0)
