@@ -29,12 +29,14 @@ log = structlog.get_logger(__name__)
 
 MAX_WAITING = 1_000
 REDIS_TIMEOUT_S = 1.0
+THREAD = "token-returns"
 
 
 class TokenReturns:
     """One thread that tells Redis, so that settling never waits for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._waiting: queue.Queue[tuple[float, UnusedTokens]] = queue.Queue(MAX_WAITING)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -42,17 +44,21 @@ class TokenReturns:
     def put(self, unused: UnusedTokens) -> None:
         """Returns at once and never raises."""
         try:
-            self._waiting.put_nowait((time.monotonic(), unused))
+            self._waiting.put_nowait((self._clock(), unused))
         except queue.Full:
             metrics.TOKENS_NOT_GIVEN_BACK.inc(unused.num_tokens)
-            return
-        with self._lock:  # the first one starts the thread: most installations need none
+        else:
+            self._start_once()
+
+    def _start_once(self) -> None:
+        """The first one starts the thread: most installations need none."""
+        with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="token-returns", daemon=True)
+                self._thread = threading.Thread(target=self._run, name=THREAD, daemon=True)
                 self._thread.start()
 
     def _run(self) -> None:
-        with vital("token-returns"):
+        with vital(THREAD):
             client = redis.Redis.from_url(
                 RedisSettings().limits,
                 socket_timeout=REDIS_TIMEOUT_S,
@@ -60,11 +66,12 @@ class TokenReturns:
             )
             script = client.register_script(TAKE_SCRIPT)
             while True:
-                _tell(script, *self._waiting.get())
+                queued_at, unused = self._waiting.get()
+                _tell(script, self._clock() - queued_at, unused)
 
 
-def _tell(script: Callable[..., Any], queued_at: float, unused: UnusedTokens) -> None:
-    if time.monotonic() - queued_at > PERIOD_S:  # it has come back by itself
+def _tell(script: Callable[..., Any], age_s: float, unused: UnusedTokens) -> None:
+    if age_s > PERIOD_S:  # it has come back by itself
         metrics.TOKENS_NOT_GIVEN_BACK.inc(unused.num_tokens)
         return
     try:
@@ -86,12 +93,10 @@ def give_back(connection: DictConnection, job_ids: Sequence[UUID]) -> None:
     """Give back what these jobs left over. They were settled just now, and committed: whatever
     goes wrong here, they stay so.
     """
-    if not job_ids:
-        return
     try:
-        unused = unused_tokens(connection, job_ids)
+        unused = unused_tokens(connection, job_ids) if job_ids else []
     except DatabaseError as error:
         log.warning("tokens_not_given_back", error=type(error).__name__)
-        return
-    for tokens in unused:
-        _returns.put(tokens)
+    else:
+        for tokens in unused:
+            _returns.put(tokens)

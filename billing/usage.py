@@ -45,25 +45,27 @@ log = structlog.get_logger(__name__)
 
 
 class Settling:
-    """Settles jobs, and remembers those of which not even the failure can be noted."""
+    """Settles jobs, `limit` at a time, and remembers those of which not even the failure can be
+    noted.
+    """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        limit: int = MAX_JOBS_PER_TRANSACTION,
+    ) -> None:
         self._aside = Aside(clock)
+        self._limit = limit
 
     def step(self, connection: DictConnection) -> bool:
         """One step of the settler. True if more may wait."""
         time.sleep(GATHER_S)
-        return self.settle(connection) == MAX_JOBS_PER_TRANSACTION
+        return self.settle(connection) == self._limit
 
-    def settle(
-        self,
-        connection: DictConnection,
-        job_ids: Sequence[UUID] | None = None,
-        *,
-        limit: int = MAX_JOBS_PER_TRANSACTION,
-    ) -> int:
+    def settle(self, connection: DictConnection, job_ids: Sequence[UUID] | None = None) -> int:
         """See `settle_jobs`."""
-        aside = self._aside.ids()
+        aside, limit = self._aside.ids(), self._limit
         return sum(
             at_once_or_apart(
                 lambda: _settle_at_once(connection, job_ids, limit, aside),
@@ -108,7 +110,7 @@ def settle_jobs(
     Safe to call twice and from many processes: a job has one usage row and one ledger entry. One
     that can't be settled holds up no other: it is tried a few times, then set aside.
     """
-    return Settling().settle(connection, job_ids, limit=limit)
+    return Settling(limit=limit).settle(connection, job_ids)
 
 
 def _settle_at_once(

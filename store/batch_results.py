@@ -17,12 +17,14 @@ LONG_BYTES = 256 << 10
 
 # A long result's log-probabilities are left out, as in store/jobs.py.
 _OVER = f"""
-SELECT l.number, l.custom_id, l.error, p.request, r.last_seq, j.*,
-    coalesce(pg_column_size(r.output) > %(long_bytes)s, false) AS is_long,
-    CASE WHEN pg_column_size(r.output) > %(long_bytes)s THEN {OUTPUT} ELSE r.output END AS output
+SELECT l.number, l.custom_id, l.error, p.request, r.last_seq, j.*, size.is_long,
+    CASE WHEN size.is_long THEN {OUTPUT} ELSE r.output END AS output
 FROM batch_lines l
 LEFT JOIN jobs j ON j.id = l.job_id LEFT JOIN job_results r ON r.job_id = l.job_id
 LEFT JOIN job_payloads p ON p.job_id = l.job_id
+CROSS JOIN LATERAL (
+    SELECT coalesce(pg_column_size(r.output) > %(long_bytes)s, false) AS is_long
+) size
 WHERE l.batch_id = %(batch_id)s
     AND (l.state = 'refused' OR l.state = 'submitted' AND j.finished_at IS NOT NULL)
 LIMIT %(limit)s

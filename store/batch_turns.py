@@ -65,7 +65,7 @@ SELECT id FROM batches
 WHERE tenant_id = %s AND {LIVE} AND waits_for ->> 'code' = 'insufficient_quota'
 """
 
-_WAKE = f"UPDATE batches SET next_step_at = now() WHERE id = ANY(%s) AND {LIVE}"
+_WAKE = "UPDATE batches SET next_step_at = now() WHERE id = ANY(%s)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,8 +93,7 @@ ORDER BY j.id LIMIT %(batch)s
 
 _REMOVABLE = """
 SELECT id FROM jobs
-WHERE deleted_at < now() - make_interval(secs => %(after_s)s) AND finished_at IS NOT NULL
-    AND id <> ALL(%(aside)s::uuid[])
+WHERE deleted_at < now() - make_interval(secs => %(after_s)s) AND id <> ALL(%(aside)s::uuid[])
 ORDER BY deleted_at LIMIT %(batch)s
 """
 

@@ -32,7 +32,8 @@ def _due_in(rows: Rows, batch: UUID, seconds: float) -> None:
 def _row(rows: Rows, batch: UUID) -> dict[str, Any]:
     return rows.one(
         "SELECT *, extract(epoch FROM next_step_at - now())::float8 AS due_s,"
-        " extract(epoch FROM leased_until - now())::float8 AS lease_s FROM batches WHERE id = %s",
+        " extract(epoch FROM leased_until - now())::float8 AS lease_s,"
+        " waits_for IS NULL AS has_no_reason FROM batches WHERE id = %s",
         batch,
     )
 
@@ -86,6 +87,34 @@ def test_a_lease_is_of_one_batch_and_says_how_it_stands(worker: DictConnection, 
     assert batch_turns.due(worker) == [other]
 
 
+def test_a_batch_that_somebody_is_leasing_is_not_waited_for(
+    roles: Connections, worker: DictConnection, rows: Rows
+) -> None:
+    batch = _batch(rows, rows.tenant())
+
+    with roles.owner.transaction():
+        assert batch_turns.lease(roles.owner, batch) is not None
+        assert batch_turns.lease(worker, batch) is None
+
+
+def test_a_tenant_with_very_many_batches_hides_none_that_waits_longer(
+    worker: DictConnection, rows: Rows
+) -> None:
+    many, longest = _batch(rows, rows.tenant()), _batch(rows, rows.tenant())
+    _due_in(rows, longest, -9)
+    rows.connection.execute(
+        "INSERT INTO batches SELECT new.* FROM batches b, generate_series(1, %s) n,"
+        " LATERAL jsonb_populate_record(b, jsonb_build_object('id', md5(n::text),"
+        " 'next_step_at', now() - interval '1 s')) new WHERE b.id = %s",
+        (batch_turns.MAX_DUE, many),
+    )
+
+    due = batch_turns.due(worker)
+
+    assert (due[0], len(due)) == (longest, 2)
+    assert longest not in batch_turns.due(worker, aside=[longest])
+
+
 def test_a_batch_that_rests_is_not_leased(worker: DictConnection, rows: Rows) -> None:
     batch = _batch(rows, rows.tenant())
     _due_in(rows, batch, 60)
@@ -106,6 +135,29 @@ def test_a_step_leaves_when_the_next_one_is_and_why(worker: DictConnection, rows
     assert (row["owner"], row["leased_until"], row["waits_for"]) == (None, None, WAITS)
     assert (row["num_pauses"], row["num_tries"]) == (3, 2)
     assert 50 < row["due_s"] <= 60
+
+
+def test_a_step_leaves_nothing_in_a_batch_that_is_anothers_by_now(
+    worker: DictConnection, rows: Rows
+) -> None:
+    tenant = rows.tenant()
+    batch, other = _batch(rows, tenant), _batch(rows, tenant)
+    late, of_other = batch_turns.lease(worker, batch), batch_turns.lease(worker, other)
+    assert late is not None
+    assert of_other is not None
+    rows.connection.execute(
+        "UPDATE batches SET leased_until = now() - interval '1 s' WHERE id = %s", (batch,)
+    )
+    leased = batch_turns.lease(worker, batch)
+    assert leased is not None
+
+    batch_turns.release(worker, late, Rest(pause_s=60))
+    assert _row(rows, batch)["owner"] == leased["owner"]
+    batch_turns.release(worker, leased, Rest(pause_s=60))
+
+    row = _row(rows, batch)
+    assert (row["owner"], row["waits_for"], row["has_no_reason"]) == (None, None, True)
+    assert _row(rows, other)["owner"] == of_other["owner"]
 
 
 @pytest.mark.parametrize(("pause_s", "least_s", "most_s"), [(60, 0.0, 1.0), (0.5, -0.5, 0.5)])

@@ -16,7 +16,15 @@ from billing.usage import settle_jobs
 from store.rate_limits import UnusedTokens, unused_tokens
 from store.tenants import set_limits
 from tasks.keys import rate_limits
-from tasks.limits import TAKE_SCRIPT, Amounts, Limits, Standing, parse_answer, take_arguments
+from tasks.limits import (
+    PERIOD_S,
+    TAKE_SCRIPT,
+    Amounts,
+    Limits,
+    Standing,
+    parse_answer,
+    take_arguments,
+)
 from tests.support.roles import Connections
 from tests.support.rows import Rows
 from tests.support.services import Services
@@ -90,6 +98,16 @@ def test_unused_is_what_was_reserved_less_what_is_paid_for(
     ]
 
 
+def test_what_is_used_up_leaves_nothing(roles: Connections, rows: Rows, tenant: UUID) -> None:
+    jobs = [
+        rows.ended_job(tenant, input_tokens=100, max_output_tokens=50, output_tokens=output_tokens)
+        for output_tokens in (50, 49)
+    ]
+
+    assert unused_tokens(roles.billing, jobs[:1]) == []
+    assert unused_tokens(roles.billing, jobs) == [UnusedTokens(tenant, LIMITS, 1)]
+
+
 def test_tenants_without_a_limit_of_tokens_cost_no_thread(
     roles: Connections, rows: Rows, tenant: UUID
 ) -> None:
@@ -112,6 +130,37 @@ def test_settling_does_not_wait_for_redis(
     assert settle_jobs(roles.billing) == 1
 
     wait_until(lambda: metrics.TOKENS_NOT_GIVEN_BACK._value.get() == before + 40)
+
+
+def test_what_has_come_back_by_itself_is_not_given_back_once_more(
+    client: redis.Redis, tenant: UUID
+) -> None:
+    take(client, tenant, Amounts(1, 60))
+    lost, given = metrics.TOKENS_NOT_GIVEN_BACK._value.get, metrics.TOKENS_GIVEN_BACK._value.get
+    num_lost, num_given, num_threads = lost(), given(), _num_threads()
+    times = [1_000.0, 1_000.0 + PERIOD_S + 1, 2_000.0, 2_000.0 + PERIOD_S - 1]
+    returns = TokenReturns(iter(times).__next__)
+
+    returns.put(UnusedTokens(tenant, LIMITS, 7))
+    wait_until(lambda: lost() == num_lost + 7)
+    returns.put(UnusedTokens(tenant, LIMITS, 30))
+    wait_until(lambda: given() > num_given)
+
+    assert (lost(), given()) == (num_lost + 7, num_given + 30)
+    assert _num_threads() == num_threads + 1
+
+
+def _num_threads() -> int:
+    return sum(thread.name == giving_back.THREAD for thread in threading.enumerate())
+
+
+def test_what_can_not_be_looked_up_stays_settled(
+    roles: Connections, rows: Rows, tenant: UUID
+) -> None:
+    rows.ended_job(tenant)
+    roles.owner.execute("REVOKE SELECT ON jobs FROM millrace_billing")
+
+    assert settle_jobs(roles.billing) == 1
 
 
 def test_what_can_not_be_given_back_holds_up_no_other(client: redis.Redis, tenant: UUID) -> None:

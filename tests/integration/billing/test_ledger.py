@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
-from billing import ledger
-from billing.usage import settle_jobs
+from billing import ledger, metrics
+from billing.ledger import VerifyReport
+from billing.usage import expire_reservations, settle_jobs
+from cli.stack.database import DatabaseUrls
+from store.batch_turns import due
+from store.ledger import Finding
+from store.pools import DictConnection, connect
 from store.reservations import release_orphans
 from tasks.errors import IdempotencyKeyReused, InvalidRequest
+from tests.integration.batches.test_batch_driving import _batch
 from tests.support.poison import refuse
 from tests.support.roles import Connections
 from tests.support.rows import Rows
@@ -20,12 +29,42 @@ from tests.support.rows import Rows
 def test_a_top_up_with_the_same_key_counts_once(roles: Connections, rows: Rows) -> None:
     tenant = rows.tenant(credit_micros=100)
 
-    first = ledger.top_up(roles.owner, tenant, 50, "order-1")
-    again = ledger.top_up(roles.owner, tenant, 50, "order-1")
+    first = ledger.top_up(roles.owner, tenant, 1, "order-1")
+    again = ledger.top_up(roles.owner, tenant, 1, "order-1")
 
     assert first == again
-    assert rows.account(tenant) == (150, 0)
+    assert rows.account(tenant) == (101, 0)
     assert ledger.verify(roles.owner).ok
+
+
+def test_top_ups_with_one_key_at_the_same_time_count_once(
+    database: DatabaseUrls, rows: Rows
+) -> None:
+    tenant = rows.tenant(credit_micros=100)
+
+    def pay(_: int) -> int:
+        with connect(database.owner, application_name="test") as connection:
+            return ledger.top_up(connection, tenant, 50, "order-1").id
+
+    with ThreadPoolExecutor(4) as threads:
+        ids = list(threads.map(pay, range(8)))
+
+    assert len(set(ids)) == 1
+    assert rows.account(tenant) == (150, 0)
+
+
+def test_a_top_up_wakes_the_batches_that_wait_for_credit(roles: Connections, rows: Rows) -> None:
+    tenant = rows.tenant(credit_micros=0)
+    batch = _batch(rows, tenant)
+    rows.connection.execute(
+        "UPDATE batches SET next_step_at = now() + interval '1 hour',"
+        ' waits_for = \'{"code": "insufficient_quota"}\''
+    )
+    before = due(roles.worker)
+
+    ledger.top_up(roles.owner, tenant, 50, "order-1")
+
+    assert (before, due(roles.worker)) == ([], [batch])
 
 
 def test_a_top_up_key_used_for_another_amount_is_refused(roles: Connections, rows: Rows) -> None:
@@ -66,10 +105,31 @@ def test_an_adjustment_goes_either_way(roles: Connections, rows: Rows) -> None:
     up = ledger.adjust(roles.billing, tenant, 30, "goodwill")
     down = ledger.adjust(roles.billing, tenant, -20, "mistake")
 
-    assert (up.amount_micros, up.credit_account) == (30, f"tenant:{tenant}")
-    assert (down.amount_micros, down.debit_account) == (20, f"tenant:{tenant}")
+    own = f"tenant:{tenant}"
+    assert (up.debit_account, up.credit_account) == ("platform:revenue", own)
+    assert (down.debit_account, down.credit_account) == (own, "platform:revenue")
+    assert (up.amount_micros, down.amount_micros) == (30, 20)
     assert rows.account(tenant) == (110, 0)
     assert ledger.verify(roles.owner).ok
+
+
+@pytest.mark.parametrize("micros", [1, -1])
+def test_an_adjustment_with_the_same_key_counts_once(
+    roles: Connections, rows: Rows, micros: int
+) -> None:
+    tenant = rows.tenant(credit_micros=100)
+
+    entries = [ledger.adjust(roles.billing, tenant, micros, "again") for _ in range(2)]
+
+    assert entries[0] == entries[1]
+    assert rows.account(tenant) == (100 + micros, 0)
+
+
+def test_an_adjustment_by_nothing_is_refused(roles: Connections, rows: Rows) -> None:
+    tenant = rows.tenant(credit_micros=100)
+
+    with pytest.raises(InvalidRequest):
+        ledger.adjust(roles.billing, tenant, 0, "nothing")
 
 
 def test_an_adjustment_key_used_the_other_way_is_refused(roles: Connections, rows: Rows) -> None:
@@ -155,6 +215,57 @@ def test_verify_shows_the_first_violations_and_counts_all(roles: Connections, ro
     assert finding.name == "settled_job_has_usage"
     assert finding.num_violations == 12
     assert len(finding.examples) == 5
+
+
+def test_all_checks_see_the_books_of_one_moment_and_may_take_long(
+    roles: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def look(connection: DictConnection) -> list[Finding]:
+        settings = ("transaction_isolation", "statement_timeout")
+        rows = [connection.execute(f"SHOW {name}".encode()).fetchone() for name in settings]
+        seen.extend(value for row in rows if row for value in row.values())
+        return []
+
+    monkeypatch.setattr(ledger, "run_checks", look)
+    before = roles.owner.execute("SHOW statement_timeout").fetchone()
+
+    assert ledger.verify(roles.owner).ok
+
+    assert seen == ["repeatable read", "10min"]
+    assert roles.owner.isolation_level is None
+    assert roles.owner.execute("SHOW statement_timeout").fetchone() == before
+
+
+def test_a_report_is_one_object_of_plain_values() -> None:
+    row = {"job_id": UUID(int=1), "amount_micros": 7, "state": "held", "cost_micros": None}
+    report = VerifyReport((Finding("good", 0, ()), Finding("bad", 9, (row,))))
+
+    assert json.loads(report.to_json()) == {
+        "ok": False,
+        "checks": [
+            {"name": "good", "num_violations": 0, "examples": []},
+            {"name": "bad", "num_violations": 9, "examples": [row | {"job_id": str(UUID(int=1))}]},
+        ],
+    }
+
+
+def test_reservations_that_no_settling_resolves_are_counted_and_reported(
+    roles: Connections, rows: Rows, database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MILLRACE_DATABASE_URL_BILLING", database.billing)
+    counted, before = metrics.ORPHAN_RESERVATION._value.get, metrics.ORPHAN_RESERVATION._value.get()
+    rows.reserve(uuid4(), rows.tenant(), 70)
+    reports = []
+
+    for change in ("created_at = created_at", "created_at = now() - interval '30 days'"):
+        rows.connection.execute(f"UPDATE reservations SET {change}".encode())
+        with capture_logs() as logs:
+            expire_reservations.apply(throw=True)
+        reports.append(([entry["event"] for entry in logs], counted() - before))
+
+    assert reports == [([], 0), (["orphan_reservations_released"], 1)]
 
 
 def test_a_reservation_whose_job_never_was_is_released(roles: Connections, rows: Rows) -> None:

@@ -12,8 +12,9 @@ import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
-from billing import ledger
+from billing import ledger, metrics
 from billing.pricing import cost_micros
 from billing.usage import Settling, settle_jobs
 from cli.stack.database import DatabaseUrls
@@ -196,7 +197,11 @@ def test_an_outcome_whose_row_takes_nothing_is_left_alone_for_ever_longer(
     now = 0.0
     settling = Settling(lambda: now)
 
-    assert settling.settle(roles.billing) == 3
+    with capture_logs() as logs:
+        assert settling.settle(roles.billing) == 3
+    assert [(each["event"], each["job_id"], each["is_set_aside"]) for each in logs] == [
+        ("outcome_not_settled", str(stuck), False)
+    ]
     roles.owner.execute("DROP TRIGGER refuse ON job_outcomes")
     assert settling.settle(roles.billing) == 0
     now += FIRST_S + 0.1
@@ -388,3 +393,45 @@ def test_what_has_failed_often_enough_is_tried_no_more(roles: Connections, rows:
 
     assert ledger.entry_for_job(roles.billing, tried_on) is not None
     assert ledger.entry_for_job(roles.billing, given_up) is None
+
+
+def test_those_asked_for_are_settled_and_no_others(roles: Connections, rows: Rows) -> None:
+    tenant = rows.tenant(credit_micros=CREDIT)
+    bad, good, other = (rows.ended_job(tenant) for _ in range(3))
+    _spoil(rows, bad)
+
+    assert settle_jobs(roles.billing, [bad, good]) == 1
+
+    entries = [ledger.entry_for_job(roles.billing, job) for job in (bad, good, other)]
+    assert [entry is not None for entry in entries] == [False, True, False]
+
+
+def test_a_step_that_settled_all_it_may_says_that_more_may_wait(
+    roles: Connections, rows: Rows
+) -> None:
+    for _ in range(3):
+        rows.ended_job(rows.tenant())
+    settling = Settling(limit=2)
+
+    assert [settling.step(roles.billing) for _ in range(3)] == [True, False, False]
+
+
+def test_charges_that_are_not_as_they_must_be_are_counted_and_reported(
+    roles: Connections, rows: Rows
+) -> None:
+    tenant = rows.tenant(credit_micros=CREDIT)
+    over = rows.ended_job(tenant, max_output_tokens=5, output_tokens=500)
+    without = rows.ended_job(tenant)
+    rows.connection.execute("DELETE FROM reservations WHERE job_id = %s", (without,))
+    counters = (metrics.OVER_RESERVATION, metrics.WITHOUT_RESERVATION, metrics.SETTLED)
+    before = [counter._value.get() for counter in counters]
+
+    with capture_logs() as logs:
+        settle_jobs(roles.billing)
+
+    assert [(each["event"], each["job_id"]) for each in logs] == [
+        ("charge_capped_by_reservation", str(over)),
+        ("settled_without_reservation", str(without)),
+    ]
+    after = [counter._value.get() for counter in counters]
+    assert [new - old for new, old in zip(after, before, strict=True)] == [1, 1, 2]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
+from psycopg.errors import UniqueViolation
 
-from store.admission import Admitted, NewJob, admit
-from store.pools import AsyncPool
+from cli.stack.database import DatabaseUrls
+from store.admission import Admitted, NewJob, admit, find_first_try, find_first_use
+from store.pools import AsyncPool, async_pool
 from tasks.errors import IdempotencyKeyReused, InsufficientQuota
 from tasks.token_ids import pack_token_ids
 from tests.integration.store.conftest import AsApi
@@ -194,3 +199,78 @@ def test_a_key_gives_the_first_job_for_almost_a_day(jobs: Jobs) -> None:
     second = _repeat(jobs, first)
 
     assert (second.is_new, second.job_id) == (False, first.id)
+
+
+class _Between:
+    """A gate that lets a key go between admission's statement and the next one."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+        self._num_turns = 0
+
+    @asynccontextmanager
+    async def turn(self, _tenant_id: UUID) -> AsyncIterator[None]:
+        self._num_turns += 1
+        if self._num_turns == 2:
+            with self._jobs.connect() as owner:
+                owner.execute("DELETE FROM idempotency_keys")
+        yield
+
+
+def test_a_key_that_ends_just_when_it_is_repeated_makes_a_new_job(
+    jobs: Jobs, as_api: AsApi
+) -> None:
+    first = jobs.add(idempotency_key="key")
+    again = jobs.new(idempotency_key="key")
+
+    async def repeat(pool: AsyncPool) -> Admitted:
+        pool.gate = cast(Any, _Between(jobs))
+        return await admit(pool, again)
+
+    admitted = as_api(repeat)
+
+    assert (admitted.is_new, admitted.job_id) == (True, again.id)
+    assert {row["id"] for row in jobs.query("SELECT id FROM jobs")} == {first, again.id}
+
+
+def test_what_is_wrong_with_a_job_itself_is_no_refusal(jobs: Jobs) -> None:
+    new = jobs.new()
+    jobs.admit(new)
+
+    with pytest.raises(UniqueViolation):
+        jobs.admit(new)
+
+
+def test_what_a_key_was_first_used_for_is_known_for_a_day(jobs: Jobs, as_api: AsApi) -> None:
+    jobs.add(idempotency_key="another")
+    first = jobs.add(idempotency_key="key")
+    asked = [jobs.new(idempotency_key=key) for key in ("key", "unused")]
+
+    async def ask(pool: AsyncPool) -> list[Admitted | None]:
+        return [await find_first_use(pool, job) for job in asked]
+
+    found = as_api(ask)
+    _backdate_keys(jobs, "24 hours 1 minute")
+
+    assert found == [Admitted(first), None]
+    assert as_api(ask) == [None, None]
+
+
+def test_jobs_that_are_found_again_are_the_tenants_own(jobs: Jobs, database: DatabaseUrls) -> None:
+    """Not even where no row policy holds others' back."""
+    jobs.add(idempotency_key="key")
+    others = jobs.new(tenant_id=another_tenant(jobs), idempotency_key="key")
+
+    async def as_owner() -> list[Any]:
+        async with async_pool(database.owner, application_name="test", max_size=1) as pool:
+            return [await ask(pool, others) for ask in (find_first_try, find_first_use)]
+
+    assert asyncio.run(as_owner()) == [None, None]
+
+
+def test_a_job_takes_its_input_and_all_its_choices_may_put_out_from_rate_limits(
+    jobs: Jobs,
+) -> None:
+    job = jobs.new(prompt=(1, 2, 3), max_output_tokens=20, num_choices=4)
+
+    assert job.max_tokens == 3 + 4 * 20
