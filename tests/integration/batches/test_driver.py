@@ -14,12 +14,13 @@ from billing.ledger import top_up
 from store import batch_driving, batch_turns
 from store.admission import LineNotPending
 from store.faults import is_outage
+from store.file_contents import FileContents, PartsReader
 from store.tenants import find_api_key
 from tests.integration.batches.conftest import URL, Batches
 from tests.support.poison import refuse
 from workers.batches import driver as driving
 from workers.batches.driver import Driver
-from workers.batches.reading import FileReader, LeaseLost
+from workers.batches.reading import SLICE_LINES, FileReader, LeaseLost
 from workers.batches.submitting import MAX_LINE_TRIES
 from workers.batches.writing import LineWriter, LineWriterFenced
 
@@ -37,6 +38,18 @@ class _Failing:
         if submission.known.get("user") == self._of:
             raise self._error
         return await self._admission.submit(submission)
+
+
+class _Opened(FileContents):
+    """Counts how often anything is read."""
+
+    def __init__(self, contents: FileContents) -> None:
+        super().__init__(contents._root)
+        self.num = 0
+
+    def open(self, *args: Any, **named: Any) -> PartsReader:
+        self.num += 1
+        return super().open(*args, **named)
 
 
 def _ended(batches: Batches, *ids: UUID) -> bool:
@@ -282,6 +295,44 @@ def test_tenants_take_turns_whatever_each_submits(batches: Batches) -> None:
 
     assert len(due) == 2
     assert one in due
+
+
+def test_tenants_take_turns_while_their_files_are_read(batches: Batches) -> None:
+    hog = batches.tenant()
+    long = [batches.add(hog, [{}] * (SLICE_LINES + 1)) for _ in range(2)]
+    one = batches.add(batches.tenant(), [{}])
+
+    async def steps(driver: Driver) -> None:
+        for _ in range(2):
+            batches.wake()
+            await driver.step()
+
+    batches.run(steps)
+
+    assert _begun(batches, one)
+    assert sum(batches.row(batch)["read_lines"] for batch in long) == SLICE_LINES
+
+
+def test_files_of_batches_that_wait_for_credit_are_not_read_again(batches: Batches) -> None:
+    broke = batches.tenant(credit_micros=0)
+    waiting = [batches.add(broke, [{}] * 3) for _ in range(10)]
+    batches.drive(lambda: all(batches.row(batch)["num_pauses"] for batch in waiting))
+    batches.contents = opened = _Opened(batches.contents)
+
+    async def turns(driver: Driver) -> None:
+        for _ in waiting:
+            batches.wake()
+            assert await driver.step()
+        batches.rows.connection.execute("UPDATE batches SET next_step_at = now() + interval '1 h'")
+        while await driver.step():  # what is left of the round
+            pass
+        assert not await driver.step()
+
+    batches.run(turns)
+
+    assert opened.num == 0
+    assert all(batches.row(batch)["num_pauses"] for batch in waiting)
+    assert batches.rows.one("SELECT count(*) AS num FROM jobs")["num"] == 0
 
 
 def test_a_fenced_writer_writes_nothing(batches: Batches) -> None:
