@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 import redis
+from structlog.testing import capture_logs
 
 from tasks.ids import uuid7
 from tasks.keys import cancel_channel
@@ -38,10 +39,11 @@ class _Worker:
         return int(self.client.publish(cancel_channel(self.runtime.worker_id), message))
 
     def hears(self) -> None:
-        """It listens, and hears of its job."""
+        """It listens, and hears of its job. What is said to a connection that breaks is lost."""
         before = len(self.aborted)
-        wait_until(lambda: self.say(self.job_id.hex), what="a listener")
-        wait_until(lambda: len(self.aborted) > before, what="an abort")
+        wait_until(
+            lambda: self.say(self.job_id.hex) and len(self.aborted) > before, what="an abort"
+        )
 
 
 @pytest.fixture
@@ -63,10 +65,13 @@ def test_a_job_that_runs_here_is_aborted_and_any_other_is_not_ours(worker: _Work
 
 
 def test_what_is_not_understood_ends_nothing(worker: _Worker) -> None:
-    wait_until(lambda: worker.say("not an id"), what="a listener")
-    worker.say(b"\xff\x00")
+    with capture_logs() as logs:
+        wait_until(lambda: worker.say("not an id"), what="a listener")
+        worker.say(b"\xff\x00")
 
-    worker.hears()
+        worker.hears()
+
+    assert [entry["event"] for entry in logs] == ["cancel_not_understood"] * 2
 
 
 def test_a_fault_of_one_cancellation_costs_that_one_alone(worker: _Worker) -> None:
@@ -101,8 +106,9 @@ def test_a_connection_that_breaks_is_made_anew(worker: _Worker) -> None:
     worker.hears()
 
 
+@pytest.mark.parametrize("fault", [redis.ConnectionError(), ZeroDivisionError()])
 def test_a_redis_that_is_away_is_asked_again_after_a_pause(
-    worker: _Worker, monkeypatch: pytest.MonkeyPatch
+    worker: _Worker, monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
     worker.hears()
     tries: list[float] = []
@@ -111,7 +117,7 @@ def test_a_redis_that_is_away_is_asked_again_after_a_pause(
     def away(**options: Any) -> Any:
         tries.append(time.monotonic())
         if len(tries) < 4:
-            raise redis.ConnectionError
+            raise fault
         return pubsub(**options)  # type: ignore[no-untyped-call]  # redis-py's gap
 
     monkeypatch.setattr(worker.client, "pubsub", away)

@@ -436,6 +436,28 @@ def test_a_worker_that_has_loaded_its_models_waits_for_postgres(
     heartbeat.stop()
 
 
+def test_each_try_for_a_lease_is_a_tick_after_the_one_before(
+    runtime: Runtime, table: _Table
+) -> None:
+    heartbeat = Heartbeat(runtime, tick_s=7.0, abandon_s=5.0)
+    pauses: list[float | None] = []
+
+    class _Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            pauses.append(timeout)
+            table.error = OperationalError() if len(pauses) < 2 else None
+            return len(pauses) > 2  # of the beats there are none
+
+    heartbeat._stop = _Stop()
+    table.error = OperationalError()
+    with capture_logs():
+        heartbeat.start()
+    heartbeat._thread.join(timeout=10)
+
+    assert pauses == [7.0] * 3
+    assert len(table.registered) == 1
+
+
 def test_a_worker_does_not_start_without_postgres(runtime: Runtime, table: _Table) -> None:
     heartbeat = Heartbeat(runtime, abandon_s=0)
     table.error = OperationalError()

@@ -95,6 +95,9 @@ def test_history_behind_a_gap_is_numbered_on() -> None:
     stream.confirm(Reply(Code.OK, 2_000_001))
     stream.add_output(output("d", 4))
 
+    append = stream.pending()
+    assert append is not None
+    assert not append.resets_log
     assert before == [2_000_000, 2_000_001]
     assert pending_numbers(stream) == [2_000_002]
     (choice,) = stream.choices
@@ -293,11 +296,13 @@ def test_job_ends_as_its_gravest_choice(reasons: tuple[str, ...], gravest: str) 
 def test_cached_tokens_are_those_of_the_choice_that_computed_the_prompt() -> None:
     """The others find in the cache what it has just put there; input is billed once."""
     stream = three()
+    stream.add_output(stop(1, cached_tokens=64))
+    before = stream.cached_tokens
 
-    for index, cached_tokens in enumerate((16, 64, 64)):
+    for index, cached_tokens in ((0, 16), (2, 64)):
         stream.add_output(stop(index, cached_tokens=cached_tokens))
 
-    assert stream.cached_tokens == 16
+    assert (before, stream.cached_tokens) == (0, 16)
 
 
 def test_nothing_is_added_once_the_output_is_closed() -> None:
