@@ -34,6 +34,7 @@ from api.limits.places import Places
 from api.limits.refusal_pace import RefusalPace
 from api.limits.refusals import Refusals
 from api.limits.turns import TURN_SPACING, TURN_WAIT_S
+from api.limits.unpaid import Unpaid, UnpaidLimits
 from api.long_work import LongWork
 from api.prompts.encoder import PromptEncoder
 from api.prompts.registry import ModelRegistry
@@ -43,6 +44,7 @@ from api.settings import (
     MAX_TENANT_DOWNLOADS,
     MAX_TENANT_UPLOADS,
     MAX_UPLOADS,
+    MAX_WEBHOOK_TESTS_PER_H,
     SPARE_REQUESTS,
     ApiSettings,
 )
@@ -88,6 +90,7 @@ class Services:
     downloads: Downloads
     webhook_urls: UrlPolicy
     batch_quota: BatchQuota
+    unpaid: UnpaidLimits
     long_work: LongWork
     look_at_stores: SharedLook[tuple[Workers, object]]
 
@@ -166,6 +169,13 @@ async def open_services(
             ),
             webhook_urls=UrlPolicy(WebhookSettings().allow_private),
             batch_quota=BatchQuota(settings.max_batches, settings.max_batch_bytes),
+            unpaid=UnpaidLimits(
+                limits_redis,
+                {
+                    Unpaid.BATCHES: settings.max_batches_per_h,
+                    Unpaid.WEBHOOK_TESTS: MAX_WEBHOOK_TESTS_PER_H,
+                },
+            ),
             long_work=long_work,
             look_at_stores=look_at_stores(core_pool, redis),
         )

@@ -20,6 +20,7 @@ MAX_FORM_BYTES = 64 << 10  # fields, headers and boundaries around an uploaded f
 BODY_LIMITS = {("POST", "/v1/files"): MAX_FILE_BYTES + MAX_FORM_BYTES}
 UPLOAD_IDLE_S = 60.0  # without a byte
 MAX_UPLOADS, MAX_TENANT_UPLOADS = 64, 16  # at once in this process
+MAX_WEBHOOK_TESTS_PER_H = 100  # a tenant
 MAX_DOWNLOADS, MAX_TENANT_DOWNLOADS = 256, 64
 
 # Jobs.
@@ -80,3 +81,4 @@ class ApiSettings(BaseSettings):
     # Of batches that are not over, for tenants without a quota of their own.
     max_batches: int = Field(default=100, ge=0)
     max_batch_bytes: int = Field(default=1 << 30, ge=0)  # of their input files
+    max_batches_per_h: int = Field(default=2_000, ge=1)  # made by a tenant

@@ -21,6 +21,9 @@ _CREATE = f"""
 WITH live AS (
     SELECT count(*) AS num, coalesce(sum(input_bytes), 0)::bigint AS num_bytes
     FROM batches WHERE tenant_id = %(tenant_id)s AND {LIVE}
+), kept AS (
+    SELECT count(*) AS num
+    FROM (SELECT FROM batches WHERE tenant_id = %(tenant_id)s LIMIT %(max_kept)s) b
 ), quota AS (
     SELECT coalesce(max_batches, %(max_batches)s) AS num,
         coalesce(max_batch_bytes, %(max_bytes)s) AS num_bytes
@@ -31,13 +34,15 @@ WITH live AS (
     SELECT %(id)s, %(tenant_id)s, %(api_key_id)s, %(endpoint)s, %(completion_window)s,
         %(service_tier)s, %(input_file_id)s, %(input_bytes)s, %(output_ttl_s)s, %(metadata)s,
         now() + make_interval(secs => %(window_s)s)
-    FROM live, quota
-    WHERE live.num < quota.num AND live.num_bytes + %(input_bytes)s <= quota.num_bytes
+    FROM live, kept, quota
+    WHERE kept.num < %(max_kept)s AND live.num < quota.num
+        AND live.num_bytes + %(input_bytes)s <= quota.num_bytes
     RETURNING id
 )
-SELECT EXISTS (SELECT FROM made) AS is_made, live.num AS num_live, live.num_bytes AS live_bytes,
+SELECT EXISTS (SELECT FROM made) AS is_made, kept.num AS num_kept,
+    live.num AS num_live, live.num_bytes AS live_bytes,
     quota.num AS max_batches, quota.num_bytes AS max_bytes
-FROM live, quota
+FROM live, kept, quota
 """
 
 _ROW = "SELECT * FROM batches b WHERE b.tenant_id = %(tenant_id)s AND b.deleted_at IS NULL"
@@ -67,10 +72,11 @@ SELECT id FROM batch
 
 @dataclass(frozen=True, slots=True)
 class BatchQuota:
-    """What a tenant may have of batches that are not over."""
+    """What a tenant may have of batches."""
 
-    max_batches: int
+    max_batches: int  # that are not over
     max_bytes: int  # of their input files
+    max_kept: int = 20_000  # those that are over included
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,17 +103,26 @@ async def create_batch(pool: AsyncPool, new: NewBatch, quota: BatchQuota) -> Non
     """
     parameters = {name: getattr(new, name) for name in NewBatch.__slots__}
     parameters["metadata"] = Jsonb(dict(new.metadata))
-    parameters |= {"max_batches": quota.max_batches, "max_bytes": quota.max_bytes}
+    parameters |= {
+        "max_batches": quota.max_batches,
+        "max_bytes": quota.max_bytes,
+        "max_kept": quota.max_kept,
+    }
     async with as_tenant(pool, new.tenant_id) as connection:
         await connection.execute(_LOCK, parameters)
         cursor = await connection.execute(_CREATE, parameters)
         row = await cursor.fetchone()
     assert row is not None
     if not row["is_made"]:
-        raise BatchQuotaExceeded(_refusal(row, new.input_bytes), param="input_file_id")
+        raise BatchQuotaExceeded(_refusal(row, quota, new.input_bytes), param="input_file_id")
 
 
-def _refusal(row: dict[str, Any], num_bytes: int) -> str:
+def _refusal(row: dict[str, Any], quota: BatchQuota, num_bytes: int) -> str:
+    if row["num_kept"] >= quota.max_kept:
+        return (
+            f"You have {quota.max_kept} batches, those that are over included, and may have no"
+            " more. Delete some."
+        )
     if row["num_live"] >= row["max_batches"]:
         most = row["max_batches"]
         has = f"You have {row['num_live']} batches that are not over, and may have {most}."

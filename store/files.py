@@ -76,11 +76,12 @@ tenant_id = %(tenant_id)s AND deleted_at IS NULL AND (expires_at IS NULL OR expi
 # Uploads of one tenant begin one after the other: each must see what the others have reserved.
 _LOCK_UPLOADS = "SELECT pg_advisory_xact_lock(1718185061, hashtext(%(tenant_id)s::text))"  # "file"
 
+_STORED = f"""
+SELECT count(*) AS num, coalesce(sum(num_bytes), 0)::bigint AS num_bytes FROM files WHERE {_LIVE}
+"""
+
 _BEGIN = f"""
-WITH stored AS (
-    SELECT count(*) AS num, coalesce(sum(num_bytes), 0)::bigint AS num_bytes
-    FROM files WHERE {_LIVE}
-), coming AS (
+WITH stored AS ({_STORED}), coming AS (
     SELECT count(*) AS num, coalesce(sum(reserved_bytes), 0)::bigint AS num_bytes
     FROM file_uploads WHERE tenant_id = %(tenant_id)s
 ), room AS (
@@ -155,6 +156,16 @@ async def begin_upload(
         cursor = await connection.execute(_BEGIN, parameters)
         row = await cursor.fetchone()
     return row["reserved_bytes"] if row else None
+
+
+async def has_room(pool: AsyncPool, tenant_id: UUID, *, quota_bytes: int) -> bool:
+    """Whether a tenant may have one more file, of at least a byte. Uploads on their way don't
+    count.
+    """
+    async with as_tenant(pool, tenant_id) as connection:
+        row = await (await connection.execute(_STORED, {"tenant_id": tenant_id})).fetchone()
+    assert row is not None
+    return bool(row["num"] < MAX_FILES and row["num_bytes"] < quota_bytes)
 
 
 async def commit_upload(pool: AsyncPool, new: NewFile) -> FileRow | None:

@@ -51,6 +51,11 @@ def rate_limits(tenant_id: UUID) -> str:
     return f"limits:{tenant_id.hex}"
 
 
+def unpaid(tenant_id: UUID, what: str) -> str:
+    """The same of things that no credit pays for, in an hour."""
+    return f"limits:{tenant_id.hex}:{what}"
+
+
 # String: the id of the job that a request would have been that was refused by a rate limit. Clients
 # come again within a minute.
 REFUSAL_TTL_MS = 180_000

@@ -1,14 +1,15 @@
 """Rate limits of tenants: the sums, and the counters in Redis that all processes share.
 
 The API takes from them when it admits a job, billing gives back what the job didn't use. A limit
-of n a minute lets n through at once and then one each 60/n seconds. Here the sums are pure, for
-callers without Redis; `lua/take.lua` does the same in one atomic step, by the clock of Redis.
+of n a minute (or another period) lets n through at once and then one each 60/n seconds. Here the
+sums are pure, for callers without Redis; `lua/take.lua` does the same in one atomic step, by the
+clock of Redis.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from operator import itemgetter
 from pathlib import Path
@@ -37,10 +38,11 @@ class Amounts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a tenant may ask for in a minute; None: as much as it likes."""
+    """How much a tenant may ask for in a period; None: as much as it likes."""
 
     requests: int | None = None
     tokens: int | None = None
+    period_s: float = PERIOD_S
 
     @property
     def is_none(self) -> bool:
@@ -57,6 +59,7 @@ class Meter:
 
     limit: int
     used: float
+    period_s: float = PERIOD_S
 
     @property
     def remaining(self) -> int:
@@ -66,16 +69,16 @@ class Meter:
     @property
     def reset_s(self) -> float:
         """Until all of it has come back."""
-        return self.used * PERIOD_S / self.limit
+        return self.used * self.period_s / self.limit
 
     def wait_s(self, amount: float) -> float:
-        """Until so much may be asked for, if nobody else asks. At most a minute if it ever may."""
-        return max(0.0, self.used + amount - self.limit) * PERIOD_S / self.limit
+        """Until so much may be asked for, if nobody else asks. At most a period if it ever may."""
+        return max(0.0, self.used + amount - self.limit) * self.period_s / self.limit
 
     def after(self, elapsed_s: float) -> Meter:
         """What is used some time later; never more than the limit, which may be a new one."""
-        left = self.used - elapsed_s * self.limit / PERIOD_S
-        return Meter(self.limit, min(float(self.limit), max(0.0, left)))
+        left = self.used - elapsed_s * self.limit / self.period_s
+        return replace(self, used=min(float(self.limit), max(0.0, left)))
 
     def refuses(self, amount: float) -> bool:
         """Whether so much is too much now."""
@@ -92,7 +95,10 @@ class Standing:
     @classmethod
     def of(cls, limits: Limits, used: Amounts) -> Standing:
         """When so much is used."""
-        return cls(_meter(limits.requests, used.requests), _meter(limits.tokens, used.tokens))
+        pairs = zip((limits.requests, limits.tokens), used, strict=True)
+        return cls(
+            *(None if n is None else Meter(n, amount, limits.period_s) for n, amount in pairs)
+        )
 
     @property
     def used(self) -> Amounts:
@@ -123,7 +129,7 @@ def take(limits: Limits, used: Amounts, elapsed_s: float, amounts: Amounts) -> A
     if refusals:
         return Answer(Standing(*now), max(refusals, key=itemgetter(0))[1])
     taken = [
-        meter and Meter(meter.limit, max(0.0, meter.used + amount))
+        meter and replace(meter, used=max(0.0, meter.used + amount))
         for meter, amount in zip(now, amounts, strict=True)
     ]
     return Answer(Standing(*taken))
@@ -131,7 +137,7 @@ def take(limits: Limits, used: Amounts, elapsed_s: float, amounts: Amounts) -> A
 
 def take_arguments(limits: Limits, amounts: Amounts) -> tuple[Any, ...]:
     """The arguments of take.lua; its key is keys.rate_limits."""
-    return (round(PERIOD_S * 1e6), limits.requests or 0, limits.tokens or 0, *amounts)
+    return (round(limits.period_s * 1e6), limits.requests or 0, limits.tokens or 0, *amounts)
 
 
 def parse_answer(limits: Limits, reply: Any) -> Answer:
@@ -139,7 +145,3 @@ def parse_answer(limits: Limits, reply: Any) -> Answer:
     refused, *used = reply
     dimension = tuple(Dimension)[refused - 1] if refused else None
     return Answer(Standing.of(limits, Amounts(*map(float, used))), dimension)
-
-
-def _meter(limit: int | None, used: float) -> Meter | None:
-    return None if limit is None else Meter(limit, used)

@@ -27,6 +27,7 @@ from store.files import (
     begin_upload,
     commit_upload,
     forget_upload,
+    has_room,
 )
 from store.pools import AsyncPool
 from tasks.errors import InvalidRequest, RequestTooLarge, StorageQuotaExceeded
@@ -85,6 +86,11 @@ class Uploads:
         if reserved is None:
             raise StorageQuotaExceeded
         return reserved
+
+    async def require_room(self, tenant_id: UUID) -> None:
+        """For files that are written later, by a batch. Raises StorageQuotaExceeded."""
+        if not await has_room(self._pool, tenant_id, quota_bytes=self._quota_bytes):
+            raise StorageQuotaExceeded
 
     async def _commit(self, new: NewFile) -> FileRow:
         row = await commit_upload(self._pool, new)

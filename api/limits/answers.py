@@ -46,6 +46,17 @@ def refusal(answer: Answer, num_tokens: int) -> RateLimitExceeded:
     return error
 
 
+def unpaid_refusal(meter: Meter, what: str) -> RateLimitExceeded:
+    """The error of one that asks for too many things that no credit pays for."""
+    wait_s = meter.wait_s(1)
+    error = RateLimitExceeded(
+        f"Rate limit reached: you may make {meter.limit:,} {what} an hour, and none is left now."
+        f" Try again in {duration(wait_s)}."
+    )
+    error.headers = _retry_headers(wait_s)
+    return error
+
+
 def final_refusal(standing: Standing, num_tokens: int) -> TokenLimitTooLow:
     """The error of a request whose tokens alone are more than the limit."""
     assert standing.tokens is not None

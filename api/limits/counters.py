@@ -28,7 +28,13 @@ MAX_TENANTS = 10_000  # counted in this process; those that asked longest ago be
 class Counters:
     """One an API process; used on its event loop alone."""
 
-    def __init__(self, redis: Redis, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        clock: Callable[[], float] = time.monotonic,
+        key: Callable[[UUID], str] = rate_limits,
+    ) -> None:
+        self._key = key
         self._script = redis.register_script(TAKE_SCRIPT)
         self._clock = clock
         self._local = LocalCounters(clock)
@@ -61,7 +67,7 @@ class Counters:
 
     async def _take_shared(self, tenant_id: UUID, limits: Limits, amounts: Amounts) -> Answer:
         reply = await self._script(
-            keys=[rate_limits(tenant_id)], args=take_arguments(limits, amounts)
+            keys=[self._key(tenant_id)], args=take_arguments(limits, amounts)
         )
         if self._is_away:
             self._is_away = False

@@ -15,6 +15,7 @@ from api.job_limits import tier_for
 from api.job_view import unix_time
 from api.json_body import read_json_object
 from api.json_response import JsonResponse, page_of
+from api.limits.unpaid import Unpaid
 from api.openapi import gives, takes
 from api.schemas.batch_objects import BatchShown
 from api.schemas.batches import CreateBatch
@@ -71,7 +72,9 @@ async def create(request: Request, services: ServicesDep, caller: Submitter) -> 
         output_ttl_s=expiry.seconds if expiry else None,
         metadata=parsed.metadata or {},
     )
-    await create_batch(services.pool, new, services.batch_quota)
+    await services.uploads.require_room(caller.tenant_id)
+    async with services.unpaid.one(caller.tenant_id, Unpaid.BATCHES):
+        await create_batch(services.pool, new, services.batch_quota)
     return JsonResponse(batch_object(await _find(services, caller, new.id)))
 
 

@@ -18,6 +18,7 @@ from api.deps import ServicesDep, WebhookWriter
 from api.job_view import unix_time
 from api.json_body import read_json_object
 from api.json_response import JsonResponse, page_of
+from api.limits.unpaid import Unpaid
 from api.openapi import gives, takes
 from api.schemas.objects import Page
 from api.schemas.webhooks import (
@@ -168,14 +169,17 @@ async def test(
     """Send a sample, once, and say what the endpoint answered."""
     asked = await read_json_object(request, partial(parse_body, SampleEvent))
     kind = asked.event_type.partition(".")[0]
-    row = await webhooks.add_sample(
-        services.pool,
-        caller.tenant_id,
-        parse_endpoint_id(endpoint_id),
-        type=asked.event_type,
-        object_id=format_job_id(UUID(int=0), {"response": "resp_", "batch": "batch_"}[kind]),
-    )
-    status_code = await _answered(services, caller, found(row))
+    sample_id = format_job_id(UUID(int=0), {"response": "resp_", "batch": "batch_"}[kind])
+    async with services.unpaid.one(caller.tenant_id, Unpaid.WEBHOOK_TESTS):
+        row = await webhooks.add_sample(
+            services.pool,
+            caller.tenant_id,
+            parse_endpoint_id(endpoint_id),
+            type=asked.event_type,
+            object_id=sample_id,
+        )
+        delivery = found(row)
+    status_code = await _answered(services, caller, delivery)
     return JsonResponse(
         {
             "object": "webhook_endpoint.test",

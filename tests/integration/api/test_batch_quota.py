@@ -13,6 +13,9 @@ from store.pools import DictConnection, connect
 from tests.integration.api.conftest import Tenant
 from tests.support.waiting import until
 
+BATCHES_PER_H = 4
+FILES_QUOTA_BYTES = 1 << 20
+
 _LINE = {
     "custom_id": "a",
     "method": "POST",
@@ -24,9 +27,11 @@ _DATA = json.dumps(_LINE).encode() + b"\n"
 
 @pytest.fixture
 def environment(environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room for two batches, and for the bytes of three."""
+    """Room for two batches at a time, and for the bytes of three."""
     monkeypatch.setenv("MILLRACE_MAX_BATCHES", "2")
     monkeypatch.setenv("MILLRACE_MAX_BATCH_BYTES", str(3 * len(_DATA)))
+    monkeypatch.setenv("MILLRACE_MAX_BATCHES_PER_H", str(BATCHES_PER_H))
+    monkeypatch.setenv("MILLRACE_FILES_QUOTA_BYTES", str(FILES_QUOTA_BYTES))
 
 
 async def _upload(
@@ -64,6 +69,10 @@ def _assert_refused(answer: httpx.Response, message: str) -> None:
             "code": "batch_quota_exceeded",
         }
     }
+
+
+def _code(answer: httpx.Response, code: str) -> None:
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, code)
 
 
 def _num_batches(owner: DictConnection) -> int:
@@ -119,6 +128,54 @@ async def test_another_tenants_batches_take_no_room(
     answer = await _create(http, theirs, headers=other_tenant.headers)
 
     assert answer.status_code == 200
+
+
+async def test_batches_that_are_cancelled_at_once_are_bounded_by_the_hour(
+    http: httpx.AsyncClient, owner: DictConnection, other_tenant: Tenant
+) -> None:
+    file_id = await _upload(http)
+    for _ in range(BATCHES_PER_H):
+        assert (await _create(http, file_id)).status_code == 200
+        owner.execute("UPDATE batches SET status = 'cancelled'")
+
+    refused = await _create(http, file_id)
+    theirs = await _upload(http, headers=other_tenant.headers)
+    answer = await _create(http, theirs, headers=other_tenant.headers)
+
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"]) == (429, "rate_limit_exceeded")
+    assert f"you may make {BATCHES_PER_H} batches an hour" in error["message"]
+    assert int(refused.headers["retry-after"]) <= 3_600 / BATCHES_PER_H
+    assert _num_batches(owner) == BATCHES_PER_H + 1
+    assert answer.status_code == 200
+
+
+async def test_batches_refused_for_their_number_do_not_count_as_made(
+    http: httpx.AsyncClient, owner: DictConnection
+) -> None:
+    file_id = await _upload(http)
+    for _ in range(2):
+        await _create(http, file_id)
+    for _ in range(BATCHES_PER_H):
+        _code(await _create(http, file_id), "batch_quota_exceeded")
+
+    owner.execute("UPDATE batches SET status = 'cancelled'")
+
+    assert (await _create(http, file_id)).status_code == 200
+
+
+async def test_a_tenant_whose_files_take_all_its_storage_makes_no_batch(
+    http: httpx.AsyncClient, owner: DictConnection
+) -> None:
+    file_id = await _upload(http)
+    # As error files of batches do, which ask for no room.
+    owner.execute("UPDATE files SET num_bytes = %s", (FILES_QUOTA_BYTES,))
+
+    _code(await _create(http, file_id), "storage_quota_exceeded")
+
+    assert _num_batches(owner) == 0
+    owner.execute("UPDATE files SET num_bytes = %s", (len(_DATA),))
+    assert (await _create(http, file_id)).status_code == 200
 
 
 @pytest.mark.parametrize("column", ["max_batches", "max_batch_bytes"])

@@ -12,6 +12,7 @@ from openai.types.webhooks import WebhookEndpoint, WebhookEndpointWithSecret
 
 from api.routes import webhook_endpoints
 from api.schemas.webhooks import DeliveryShown, WebhookEndpointShown
+from api.settings import MAX_WEBHOOK_TESTS_PER_H
 from store.pools import DictConnection
 from store.tenants import create_api_key
 from store.webhooks import MAX_ENDPOINTS
@@ -116,6 +117,28 @@ async def test_a_sample_that_nobody_sends_is_no_answer(
         await client.webhooks.test(created.id, event_type="batch.completed")
 
     assert error.value.status_code == 503
+
+
+async def test_samples_are_bounded_by_the_hour(
+    http: httpx.AsyncClient,
+    client: openai.AsyncOpenAI,
+    owner: DictConnection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(webhook_endpoints, "SAMPLE_WAIT_S", 0.0)
+    created = await _create(client)
+    path, sample = f"/v1/webhook_endpoints/{created.id}/test", {"event_type": "batch.failed"}
+    absent = f"/v1/webhook_endpoints/{created.id[:-4]}0000/test"
+
+    for _ in range(MAX_WEBHOOK_TESTS_PER_H):
+        assert (await http.post(absent, json=sample)).status_code == 404  # makes nothing
+        assert (await http.post(path, json=sample)).status_code == 503
+    refused = await http.post(path, json=sample)
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert "webhook tests an hour" in refused.json()["error"]["message"]
+    kept = owner.execute("SELECT count(*) AS num FROM webhook_deliveries").fetchone()
+    assert kept == {"num": MAX_WEBHOOK_TESTS_PER_H}
 
 
 async def test_deliveries_can_be_listed_and_sent_again(

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from store import batches
+from store import batches, deletion
 from store.batches import BatchQuota, NewBatch
 from store.file_output import open_output
 from tasks.errors import BatchQuotaExceeded
@@ -96,6 +96,29 @@ def test_batches_that_are_not_over_take_room(as_api: AsApi, rows: Rows, status: 
         _make(as_api, tenant, replace(QUOTA, max_batches=3), input_bytes=20)
     else:
         _make(as_api, tenant, input_bytes=100)
+
+
+def test_batches_that_are_over_are_bounded_too_until_they_are_deleted_and_gone(
+    as_api: AsApi, rows: Rows
+) -> None:
+    tenant, other = rows.tenant(), rows.tenant()
+    quota = replace(QUOTA, max_kept=2)
+    kept = [_make(as_api, tenant, quota) for _ in range(2)]
+    for batch in kept:
+        _set(rows, batch, status="cancelled")
+
+    with pytest.raises(BatchQuotaExceeded) as too_many:
+        _make(as_api, tenant, quota)
+    _make(as_api, other, quota)
+    as_api(lambda pool: batches.delete_batch(pool, tenant, kept[0]))
+    with pytest.raises(BatchQuotaExceeded):
+        _make(as_api, tenant, quota)  # its row is still there
+    deletion.remove_batch(rows.connection, kept[0])
+    _make(as_api, tenant, quota)
+
+    assert str(too_many.value) == (
+        "You have 2 batches, those that are over included, and may have no more. Delete some."
+    )
 
 
 def test_a_tenants_own_quota_goes_first_each_number_by_itself(as_api: AsApi, rows: Rows) -> None:

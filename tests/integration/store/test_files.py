@@ -102,6 +102,26 @@ def test_reservations_count_until_they_are_gone(as_api: AsApi, tenants: tuple[UU
     assert as_api(ask) == [600, None, 400, None, QUOTA, 900]
 
 
+def test_there_is_room_for_one_more_until_all_is_taken(
+    as_api: AsApi, tenants: tuple[UUID, UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant, other = tenants
+
+    async def ask(pool: AsyncPool) -> list[bool]:
+        found = []
+        for num_bytes in (QUOTA - 1, 1):
+            stored, _ = await _begin(pool, tenant, least=num_bytes, most=num_bytes)
+            await files.commit_upload(pool, _new(tenant, stored, num_bytes=num_bytes))
+            found.append(await files.has_room(pool, tenant, quota_bytes=QUOTA))
+        found.append(await files.has_room(pool, other, quota_bytes=QUOTA))
+        for number in (3, 2):
+            monkeypatch.setattr(files, "MAX_FILES", number)
+            found.append(await files.has_room(pool, tenant, quota_bytes=QUOTA + 1))
+        return found
+
+    assert as_api(ask) == [True, False, True, True, False]
+
+
 def test_a_tenant_has_a_bounded_number_of_files(
     as_api: AsApi, tenants: tuple[UUID, UUID], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -214,6 +214,21 @@ async def test_eight_clients_at_once_get_exactly_the_limit(
     assert requests(looked).used <= sum(passed)
 
 
+async def test_a_limit_of_an_hour_is_the_same_sum_of_another_period(
+    counters: Shared | Local, tenant_id: UUID
+) -> None:
+    limits, one = Limits(requests=2, period_s=3_600.0), Amounts(1, 0)
+
+    taken = [await counters.take(tenant_id, limits, one) for _ in range(3)]
+    await counters.pass_time(tenant_id, 1_800)
+    later = [await counters.take(tenant_id, limits, one) for _ in range(2)]
+
+    refused = [None, None, Dimension.REQUESTS]
+    assert [answer.refused_by for answer in taken] == refused
+    assert requests(taken[2]).wait_s(1) == pytest.approx(1_800, abs=60)
+    assert [answer.refused_by for answer in later] == [None, Dimension.REQUESTS]
+
+
 async def test_who_comes_again_after_the_time_told_is_let_through(
     redis: Redis, tenant_id: UUID
 ) -> None:

@@ -37,6 +37,22 @@ def test_a_limit_lets_its_number_through_at_once_and_then_one_each_part_of_a_min
     assert take(limits, used, 60 / 7, Amounts(1, 0)).refused_by is None
 
 
+def test_a_limit_of_another_period_comes_back_in_that_period() -> None:
+    limits = Limits(requests=10, tokens=100, period_s=3_600.0)
+
+    answer = take(limits, Amounts(10, 100), 359.0, Amounts(1, 0))
+
+    requests, tokens = answer.standing.requests, answer.standing.tokens
+    assert requests is not None
+    assert tokens is not None
+    assert answer.refused_by is Dimension.REQUESTS
+    assert requests.wait_s(1) == pytest.approx(1.0)
+    assert (requests.reset_s, tokens.reset_s) == pytest.approx((3_241.0, 3_241.0))
+    later = take(limits, answer.standing.used, 1.0, Amounts(1, 0))
+    assert later.refused_by is None
+    assert later.standing.requests == Meter(10, pytest.approx(10.0), 3_600.0)
+
+
 def test_a_refusal_takes_from_neither_limit() -> None:
     limits = Limits(requests=10, tokens=100)
 
