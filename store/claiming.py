@@ -40,7 +40,7 @@ FROM job JOIN job_payloads payload ON payload.job_id = job.id AND payload.job_id
 LEFT JOIN LATERAL (
     SELECT checkpoint_seq, checkpoint_token_ids, checkpoint_text, checkpoint_splits
     FROM job_attempts a
-    WHERE a.job_id = job.id AND a.job_id >= {_SINCE} AND a.attempt < job.attempt
+    WHERE a.job_id = job.id AND a.job_id >= {_SINCE}  -- this attempt's own is not seen yet
     ORDER BY checkpoint_seq DESC LIMIT 1
 ) previous ON true
 """

@@ -165,6 +165,19 @@ def test_a_finish_after_the_job_was_ended_as_lost_is_refused(
     assert jobs.query("SELECT payer FROM job_outcomes") == [{"payer": "platform"}]
 
 
+def test_a_finish_after_its_worker_gave_the_job_back_is_refused(
+    jobs: Jobs, connection: DictConnection, worker_id: UUID
+) -> None:
+    claimed = claim(connection, worker_id, jobs.add())
+    assert requeue(connection, requeue_of(claimed, worker_id))
+
+    is_done = finish(connection, finish_of(claimed, worker_id))
+
+    assert not is_done
+    assert jobs.row(claimed.job_id)["status"] == "queued"
+    assert count(jobs, "job_outcomes") == 0
+
+
 def test_requeue_hands_the_checkpoint_to_the_next_attempt(
     jobs: Jobs, connection: DictConnection, worker_id: UUID
 ) -> None:

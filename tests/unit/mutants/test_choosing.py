@@ -33,9 +33,10 @@ def test_files_that_import_the_module_come_first_and_the_fastest_of_them(tmp_pat
 
 
 def test_no_more_is_run_than_there_is_time_for(tmp_path: Path) -> None:
-    limit = choosing._MAX_SECONDS
-    tests = [_test("test_near.py", 0.6 * limit), _test("test_nearest.py", 0.5 * limit)]
-    tests += [_test("test_far.py", 0.1)]
+    limit = choosing._MAX_ABOUT_IT_SECONDS
+    tests = [_test("test_near.py", 0.9 * limit), _test("test_nearest.py", 0.2 * limit)]
+    tests += [_test("test_far.py", choosing._MAX_SECONDS - 0.2 * limit)]
+    tests += [_test("test_farther.py", choosing._MAX_SECONDS)]
 
     choice = _chooser(tmp_path, tests).choose(_MUTANT)
 
