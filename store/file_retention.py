@@ -36,7 +36,8 @@ UPDATE files SET purged_at = now(), num_parts = 0, filename = '' WHERE id = %(id
 
 _FORGOTTEN = """
 SELECT id, tenant_id FROM files
-WHERE purged_at < now() - interval '1 hour' AND id > %s ORDER BY id LIMIT %s
+WHERE purged_at < now() - interval '1 hour' AND id <> ALL(%s::uuid[])
+ORDER BY purged_at LIMIT %s
 """
 
 _LOST = """
@@ -83,9 +84,9 @@ def note_purged(connection: DictConnection, file_id: UUID) -> None:
     connection.execute(_PURGED, {"id": file_id})
 
 
-def purged_files(connection: DictConnection, *, after: UUID, batch: int) -> Found:
-    """Files whose contents were removed an hour ago, by id."""
-    return _found(connection, _FORGOTTEN, after, batch)
+def purged_files(connection: DictConnection, *, batch: int, aside: Sequence[UUID] = ()) -> Found:
+    """Files whose contents were removed an hour ago, but for those set aside."""
+    return _found(connection, _FORGOTTEN, list(aside), batch)
 
 
 def forget_file(connection: DictConnection, file_id: UUID) -> None:
@@ -118,6 +119,6 @@ def forget_upload(connection: DictConnection, upload_id: UUID) -> None:
     )
 
 
-def _found(connection: DictConnection, query: str, after: UUID, batch: int) -> Found:
-    rows = connection.execute(query.encode(), (after, batch)).fetchall()
+def _found(connection: DictConnection, query: str, *parameters: object) -> Found:
+    rows = connection.execute(query.encode(), parameters).fetchall()
     return [(row["tenant_id"], row["id"]) for row in rows]

@@ -44,13 +44,20 @@ files = Table(
     _time("deleted_at"),
     _time("purged_at"),
     Index("files_of_tenant", "tenant_id", "id", postgresql_where=text("deleted_at IS NULL")),
+    Index(
+        "files_of_purpose",
+        "tenant_id",
+        "purpose",
+        "id",
+        postgresql_where=text("deleted_at IS NULL"),
+    ),
     Index("files_expiry", "expires_at", postgresql_where=text("deleted_at IS NULL")),
     Index(
         "files_unpurged",
         "id",
         postgresql_where=text("deleted_at IS NOT NULL AND purged_at IS NULL"),
     ),
-    Index("files_purged", "id", postgresql_where=text("purged_at IS NOT NULL")),
+    Index("files_purged", "purged_at", postgresql_where=text("purged_at IS NOT NULL")),
 )
 
 file_parts = Table(

@@ -122,10 +122,8 @@ DELETE FROM file_uploads WHERE id = %s AND tenant_id = %s AND abandoned_at IS NO
 
 _GET = f"SELECT {_COLUMNS} FROM files WHERE id = %(id)s AND {_LIVE}"
 
-_LIST = f"""
-SELECT {_COLUMNS} FROM files
-WHERE {_LIVE} AND (%(purpose)s::text IS NULL OR purpose = %(purpose)s)
-"""
+_LIST = f"SELECT {_COLUMNS} FROM files WHERE {_LIVE}"
+_OF_PURPOSE = " AND purpose = %(purpose)s"  # has an index of its own
 
 _NEWEST_FIRST = " AND id < %(after)s ORDER BY id DESC LIMIT %(limit)s"
 _OLDEST_FIRST = " AND id > %(after)s ORDER BY id LIMIT %(limit)s"
@@ -217,7 +215,8 @@ async def list_files(
     """A tenant's files, those after `after` in the order asked for."""
     after = after or (GREATEST_ID if is_newest_first else LEAST_ID)
     parameters = {"tenant_id": tenant_id, "purpose": purpose, "after": after, "limit": limit}
-    query = _LIST + (_NEWEST_FIRST if is_newest_first else _OLDEST_FIRST)
+    query = _LIST + (_OF_PURPOSE if purpose else "")
+    query += _NEWEST_FIRST if is_newest_first else _OLDEST_FIRST
     async with as_tenant(pool, tenant_id) as connection:
         cursor = await connection.execute(query, parameters)
         return await cursor.fetchall()

@@ -42,7 +42,6 @@ class FileSweeper:
         self._clock = clock
         self._aside = Aside(clock)
         self._files_after = _FIRST
-        self._purged_after = _FIRST
         self._uploads_after = _FIRST
 
     @cached_property
@@ -83,9 +82,10 @@ class FileSweeper:
         return len(files)
 
     def _remove_rows(self, connection: DictConnection) -> int:
-        purged = file_retention.purged_files(connection, after=self._purged_after, batch=BATCH)
-        last = self._remove(connection, purged, "file_rows", file_retention.forget_file)
-        self._purged_after = last
+        purged = file_retention.purged_files(connection, batch=BATCH, aside=self._aside.ids())
+        self._remove(
+            connection, purged, "file_rows", file_retention.forget_file, failed=self._aside.add
+        )
         return len(purged)
 
     def _remove_uploads(self, connection: DictConnection) -> int:
@@ -96,7 +96,15 @@ class FileSweeper:
         self._uploads_after = last
         return len(uploads)
 
-    def _remove(self, connection: DictConnection, found: Found, what: str, note: Note) -> UUID:
+    def _remove(
+        self,
+        connection: DictConnection,
+        found: Found,
+        what: str,
+        note: Note,
+        *,
+        failed: Callable[[UUID], object] = lambda _: None,
+    ) -> UUID:
         """Behind which one the next batch begins. Those that are left after a while come next."""
         give_up_at = self._clock() + TURN_S
         for tenant_id, file_id in found:
@@ -106,6 +114,7 @@ class FileSweeper:
                 self._contents.remove(tenant_id, file_id)
             except Exception as error:  # one file's boundary: a store raises what it likes
                 metrics.UNITS_FAILED.labels(what).inc()
+                failed(file_id)
                 log.warning("contents_not_removed", what=what, error=type(error).__name__)
                 continue
             try:
@@ -114,6 +123,7 @@ class FileSweeper:
                 if not is_units(error):
                     raise
                 metrics.UNITS_FAILED.labels(what).inc()
+                failed(file_id)
                 log.error("removal_not_noted", what=what, id=file_id.hex, error=reason(error))
                 continue
             metrics.EXPIRED.labels(what).inc()

@@ -119,19 +119,18 @@ def test_a_purged_file_is_looked_at_again_after_an_hour_and_forgotten(
     deleted = _file(connection, tenant, deleted_at="3 hours")
     with connection.transaction():
         ages = ("1 hour", "1 hour 1 second", "2 hours")
-        young, *old = (
+        young, second, first = (
             _file(connection, tenant, deleted_at="3 hours", purged_at=age) for age in ages
         )
-        old.sort()
-        found = file_retention.purged_files(connection, after=LEAST_ID, batch=9)
-        behind = file_retention.purged_files(connection, after=old[0], batch=9)
-        one = file_retention.purged_files(connection, after=LEAST_ID, batch=1)
-    for file_id in (old[0], deleted):
+        found = file_retention.purged_files(connection, batch=9)
+        behind = file_retention.purged_files(connection, batch=9, aside=[first])
+        one = file_retention.purged_files(connection, batch=1)
+    for file_id in (first, deleted):
         file_retention.forget_file(connection, file_id)
 
-    assert found == [(tenant, file_id) for file_id in old]
+    assert found == [(tenant, first), (tenant, second)]
     assert (behind, one) == (found[1:], found[:1])
-    assert _all(connection, "files").keys() == {young, old[1], deleted}
+    assert _all(connection, "files").keys() == {young, second, deleted}
 
 
 def test_an_upload_is_lost_after_75_minutes_the_oldest_first(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -25,7 +26,9 @@ from store.batch_turns import BatchRow, Rest
 from store.batches import BatchQuota, NewBatch
 from store.file_contents import StoredPart
 from store.files import NewFile, Purpose
+from store.pools import AsyncPool
 from store.settings import RetentionSettings
+from tasks.errors import BatchQuotaExceeded
 from tasks.ids import uuid7
 from tests.integration.store.large.world import Call, World
 
@@ -107,7 +110,11 @@ def _create_batch(world: World) -> Call:
             metadata={},
         )
 
-    return world.asks_each(lambda pool: batches.create_batch(pool, new(), QUOTA))
+    async def create(pool: AsyncPool) -> None:
+        with suppress(BatchQuotaExceeded):  # it has kept too many, which is counted all the same
+            await batches.create_batch(pool, new(), QUOTA)
+
+    return world.asks_each(create)
 
 
 def _commit(world: World) -> Call:
@@ -229,9 +236,7 @@ CASES: dict[str, Any] = {
         file_retention.deleted_files, after=UUID(int=0), batch=10
     ),
     "file_retention.note_purged": lambda w: w.works(file_retention.note_purged, uuid7()),
-    "file_retention.purged_files": lambda w: w.works(
-        file_retention.purged_files, after=UUID(int=0), batch=10
-    ),
+    "file_retention.purged_files": lambda w: w.works(file_retention.purged_files, batch=10),
     "file_retention.forget_file": lambda w: w.works(file_retention.forget_file, w.id_of("files")),
     "file_retention.lost_uploads": lambda w: w.works(file_retention.lost_uploads, batch=10),
     "file_retention.abandon_uploads": lambda w: w.works(file_retention.abandon_uploads, [uuid7()]),
