@@ -35,7 +35,7 @@ def job_object(row: JobRow, *, position: int | None = None) -> dict[str, Any]:
         "finished_at": unix_time(row["finished_at"]),
         "deadline_at": unix_time(row["deadline_at"]),
         "attempt": row["attempt"],
-        "queue": queue_object(row, position),
+        "queue": queue_object(row, position) if row["status"] == JobStatus.QUEUED else None,
         "output": [_choice(row, choice) for choice in row["output"] or ()],
         "usage": _usage(row),
         "cost_micros": row["cost_micros"],
@@ -52,10 +52,8 @@ def events_url(job_id: str) -> str:
     return f"/v1/jobs/{job_id}/events"
 
 
-def queue_object(row: JobRow, position: int | None) -> dict[str, Any] | None:
+def queue_object(row: JobRow, position: int | None) -> dict[str, Any]:
     """Where a queued job waits, and for what. There is no estimate of the time yet."""
-    if row["status"] != JobStatus.QUEUED:
-        return None
     reason = row["reason"] or ("next_attempt" if row["attempt"] else "waiting_for_slot")
     return {"position": position, "eta_s": None, "reason": reason}
 

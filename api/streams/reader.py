@@ -257,8 +257,7 @@ class Reader:
         if position is None or position == self._position:
             return None
         self._position = position
-        fields = queue_object(self._row, position) or {}
-        return make_event(UNNUMBERED, EventType.QUEUED, **fields)
+        return make_event(UNNUMBERED, EventType.QUEUED, **queue_object(self._row, position))
 
 
 def _follows(events: Sequence[Event], cursor: int) -> bool:

@@ -155,6 +155,13 @@ def test_an_empty_answer_is_an_empty_text_or_no_item() -> None:
     assert response_object(job)["output"] == []
 
 
+def test_a_response_that_ended_before_it_began_has_no_items() -> None:
+    job = _job(["x"])
+    job.row.update(status="cancelled", output=None)
+
+    assert response_object(job)["output"] == []
+
+
 def test_text_behind_a_call_is_a_message_of_its_own() -> None:
     job = _job([f"{CALL}x"], tool_format="hermes")
 
