@@ -218,9 +218,11 @@ def _fill(
 
 def _analyze(owner: DictConnection) -> None:
     """What autovacuum does within minutes."""
+    before = owner.execute("SELECT current_setting('statement_timeout') AS timeout").fetchone()
+    assert before is not None
     owner.execute("SET statement_timeout = 0")
     owner.execute("VACUUM (ANALYZE)")
-    owner.execute("RESET statement_timeout")
+    owner.execute("SELECT set_config('statement_timeout', %s, false)", (before["timeout"],))
 
 
 @contextmanager

@@ -132,13 +132,11 @@ def _settle(world: World) -> Call:
 def _settle_named(world: World) -> Call:
     """As a hint says, behind others that wait."""
     ids = [job.job_id for job in world.running()]
-    world.roles.owner.execute("SET statement_timeout = 0")
     world.roles.owner.execute(
         "UPDATE job_outcomes SET settled_at = NULL WHERE job_id IN (SELECT job_id FROM"
         " job_outcomes WHERE settled_at IS NOT NULL LIMIT %s)",
         (world.tables.num_finished // 2,),
     )
-    world.roles.owner.execute("RESET statement_timeout")
     return world.bills(outcomes.settle, job_ids=ids, limit=10)
 
 

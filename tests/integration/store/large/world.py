@@ -210,6 +210,7 @@ def world(
     with ExitStack() as stack:
         stack.callback(services.drop_database, urls)
         roles = stack.enter_context(connections(urls))
+        roles.owner.execute("SET statement_timeout = 0")  # it only prepares
         for connection in (roles.worker, roles.billing):
             connection.prepare_threshold = 0
         tables = build(
