@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tasks.app import app
 from tasks.maintenance import BEAT_SCHEDULE
+from workers.maintenance import beat as beat
 from workers.maintenance import periodic as periodic
 from workers.maintenance.loops import Loops
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import redis
 
 from cli.stack.database import DatabaseUrls
@@ -50,6 +51,26 @@ def test_the_reaper_needs_no_redis(
         *_args(tmp_path), urls=database, role="worker", redis_url=NOWHERE, folder=tmp_path
     ):
         wait_until(lambda: rows.of_job(job)["status"] == "queued", timeout_s=30)
+
+
+def test_beat_does_not_outlive_a_worker_that_is_killed(
+    services: Services, database: DatabaseUrls, tmp_path: Path
+) -> None:
+    with celery_worker(
+        *_args(tmp_path),
+        urls=database,
+        role="worker",
+        redis_url=services.redis_url,
+        folder=tmp_path,
+    ) as child:
+        worker, log = psutil.Process(child.pid), tmp_path / "worker.log"
+        wait_until(lambda: "beat: Starting" in log.read_text(), timeout_s=30)
+        beat = worker.children()
+        worker.kill()
+        _, left = psutil.wait_procs(beat, timeout=20)
+
+    assert len(beat) == 1
+    assert left == []
 
 
 def test_every_periodic_task_expires_before_the_next_is_sent() -> None:
