@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -16,15 +17,17 @@ NUM_BATCHES = 30
 LINE_CHARS = 100_000
 FILE_BYTES = 100 << 20
 WATCH_S = 60.0
-READ_S = 600.0  # by then all files have been read, and their batches wait
+READ_S = 600.0  # by then all files have been read
+NUM_WAITING = 30  # batches of short lines, which could run if they were paid for
+NUM_SHORT_LINES = 1_000
 CPU_S = 10.0  # how long its CPU is watched once it only waits
 MB = 1e6
 _OVER = ("completed", "failed", "expired", "cancelled")
 
 
 def measure() -> dict[str, Any]:
-    """Peak memory, how long a neighbour's batch of one line took meanwhile, and what the batches
-    cost once all of them are read and wait for credit.
+    """Peak memory and how long a neighbour's batch of one line took while files of lines that are
+    too long for the model are read; then what batches cost that wait for credit.
     """
     with Cluster(num_workers=1, num_batches=1) as cluster:
         broke = cluster.create_tenant("broke", credit_micros=0)
@@ -34,8 +37,10 @@ def measure() -> dict[str, Any]:
             statuses = _submit(cluster.http(broke), _lines(FILE_BYTES), NUM_BATCHES)
             started = time.monotonic()
             other_s = _one_line_s(cluster.http(other))
-            _wait_until_all_wait(cluster.http(broke))
+            _wait_until(cluster.http(broke), _is_over)
             read_s = time.monotonic() - started
+            waiting = _submit(cluster.http(broke), _short_lines(), NUM_WAITING)
+            _wait_until(cluster.http(broke), lambda batch: _is_over(batch) or _waits(batch))
             before = _cpu_s(process)
             time.sleep(CPU_S)
             cores = (_cpu_s(process) - before) / CPU_S
@@ -45,6 +50,7 @@ def measure() -> dict[str, Any]:
         "batches_accepted": statuses.count(200),
         "batches_refused": len(statuses) - statuses.count(200),
         "batches_read_s": round(read_s, 1),
+        "batches_waiting": waiting.count(200),
         "batch_worker_cores_waiting": round(cores, 3),
     }
 
@@ -68,21 +74,28 @@ def _one_line_s(http: httpx.Client) -> float:
         return time.monotonic() - started
 
 
-def _wait_until_all_wait(http: httpx.Client) -> None:
-    """Raises RuntimeError if it takes too long."""
+def _wait_until(http: httpx.Client, has_come: Callable[[dict[str, Any]], bool]) -> None:
+    """For all batches of a tenant. Raises RuntimeError if it takes too long."""
+    give_up_at = time.monotonic() + READ_S
     with http:
-        give_up_at = time.monotonic() + READ_S
-        while not all(_waiting(http)):
+        while not all(map(has_come, _batches(http))):
             if time.monotonic() > give_up_at:
-                raise RuntimeError("the batches are not read")
+                raise RuntimeError("the batches have not come so far")
             time.sleep(1.0)
 
 
-def _waiting(http: httpx.Client) -> list[bool]:
-    """Whether it waits for credit, of each batch."""
-    batches = http.get("/v1/batches", params={"limit": 100}).raise_for_status().json()["data"]
-    reasons = [batch["millrace"]["waits_for"] for batch in batches]
-    return [reason is not None and reason["code"] == "insufficient_quota" for reason in reasons]
+def _batches(http: httpx.Client) -> list[dict[str, Any]]:
+    page = http.get("/v1/batches", params={"limit": 100}).raise_for_status().json()
+    return list(page["data"])
+
+
+def _is_over(batch: dict[str, Any]) -> bool:
+    return batch["status"] in _OVER
+
+
+def _waits(batch: dict[str, Any]) -> bool:
+    reason = batch["millrace"]["waits_for"]
+    return reason is not None and reason["code"] == "insufficient_quota"
 
 
 def _batch_of(http: httpx.Client, data: bytes) -> dict[str, str]:
@@ -104,6 +117,10 @@ def _cpu_s(process: psutil.Process) -> float:
 def _lines(num_bytes: int) -> bytes:
     line = _line(0, LINE_CHARS)
     return b"".join(_line(number, LINE_CHARS) for number in range(num_bytes // len(line)))
+
+
+def _short_lines() -> bytes:
+    return b"".join(_line(number, 20) for number in range(NUM_SHORT_LINES))
 
 
 def _line(number: int, num_chars: int) -> bytes:
