@@ -288,7 +288,8 @@ def refuse_pending(connection: DictConnection, batch_id: UUID, error: dict[str, 
 def running_jobs(connection: DictConnection, batch_id: UUID, *, limit: int) -> list[UUID]:
     """Jobs of lines that nobody has asked to cancel yet."""
     rows = connection.execute(
-        "SELECT l.job_id FROM batch_lines l JOIN jobs j ON j.id = l.job_id"
+        "SELECT l.job_id FROM batch_lines l"
+        " CROSS JOIN LATERAL (SELECT * FROM jobs WHERE id = l.job_id LIMIT 1) j"
         " WHERE l.batch_id = %s AND l.state = 'submitted' AND j.finished_at IS NULL"
         " AND j.cancel_requested_at IS NULL LIMIT %s",
         (batch_id, limit),

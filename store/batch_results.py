@@ -15,18 +15,21 @@ from store.pools import DictConnection, SyncPool
 # As stored, compressed. Shown, log-probabilities take some fifty times as much memory.
 LONG_BYTES = 256 << 10
 
-# A long result's log-probabilities are left out, as in store/jobs.py.
+# A long result's log-probabilities are left out, as in store/jobs.py. LIMIT 1 has each row found by
+# its key: for a batch of unknown size the planner would rather read whole tables and join them.
+# Both states are named for their index's sake, which doesn't hold the lines that are written.
 _OVER = f"""
 SELECT l.number, l.custom_id, l.error, p.request, r.last_seq, j.*, size.is_long,
     CASE WHEN size.is_long THEN {OUTPUT} ELSE r.output END AS output
 FROM batch_lines l
-LEFT JOIN jobs j ON j.id = l.job_id LEFT JOIN job_results r ON r.job_id = l.job_id
-LEFT JOIN job_payloads p ON p.job_id = l.job_id
+LEFT JOIN LATERAL (SELECT * FROM jobs WHERE id = l.job_id LIMIT 1) j ON true
+LEFT JOIN LATERAL (SELECT * FROM job_results WHERE job_id = l.job_id LIMIT 1) r ON true
+LEFT JOIN LATERAL (SELECT * FROM job_payloads WHERE job_id = l.job_id LIMIT 1) p ON true
 CROSS JOIN LATERAL (
     SELECT coalesce(pg_column_size(r.output) > %(long_bytes)s, false) AS is_long
 ) size
 WHERE l.batch_id = %(batch_id)s
-    AND (l.state = 'refused' OR l.state = 'submitted' AND j.finished_at IS NOT NULL)
+    AND l.state IN ('refused', 'submitted') AND (l.state = 'refused' OR j.finished_at IS NOT NULL)
 LIMIT %(limit)s
 """
 

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from api.limits.answers import unpaid_refusal
 from api.limits.counters import Counters
+from tasks.errors import ServiceError
 from tasks.keys import unpaid
 from tasks.limits import Amounts, Limits
 
@@ -41,7 +42,7 @@ class UnpaidLimits:
 
     @asynccontextmanager
     async def one(self, tenant_id: UUID, what: Unpaid) -> AsyncIterator[None]:
-        """Counts one thing that the block makes; not if it raises. Raises RateLimitExceeded."""
+        """Counts one thing that the block makes; not if it is refused. Raises RateLimitExceeded."""
         counters, limits = self._kinds[what]
         answer = await counters.take(tenant_id, limits, Amounts(1, 0))
         if answer.refused_by is not None:
@@ -49,6 +50,6 @@ class UnpaidLimits:
             raise unpaid_refusal(answer.standing.requests, what.replace("-", " "))
         try:
             yield
-        except BaseException:
+        except ServiceError:  # whatever else it was, it may have been made
             await counters.take(tenant_id, limits, Amounts(-1, 0))
             raise
