@@ -69,14 +69,16 @@ def test_settle_twice_charges_once(roles: Connections, rows: Rows) -> None:
 def test_a_job_with_a_ledger_entry_is_never_charged_again(roles: Connections, rows: Rows) -> None:
     """Even if its outcome comes back unsettled, say from a restored backup of the outbox."""
     tenant = rows.tenant(credit_micros=CREDIT)
+    rows.connection.execute("UPDATE tenants SET tokens_per_min = 1000 WHERE id = %s", (tenant,))
     job = rows.ended_job(tenant)
-    settle_jobs(roles.billing)
+    first = settle(roles.billing, limit=10)
     rows.connection.execute("UPDATE job_outcomes SET settled_at = NULL WHERE job_id = %s", (job,))
 
     settled = settle(roles.billing, limit=10)
 
     assert (settled.num_settled, settled.num_entered) == (1, 0)
     assert settled.without_reservation == ()
+    assert (first.rate_limited, settled.rate_limited) == ((job,), ())  # tokens go back once too
     assert rows.account(tenant) == (CREDIT - 120, 0)
     _assert_sound(roles.owner)
 
@@ -223,6 +225,17 @@ def test_a_database_that_does_not_serve_sets_nothing_aside(roles: Connections, r
 
     assert rows.one("SELECT settle_fails FROM job_outcomes")["settle_fails"] == 0
     assert settle_jobs(roles.billing) == 1
+
+
+def test_a_failure_that_can_not_be_counted_is_not_swallowed(roles: Connections, rows: Rows) -> None:
+    """The right to count them is missing: no fault of the outcome's, nor anything to go on with."""
+    job = rows.ended_job(rows.tenant())
+    _spoil(rows, job)
+    rows.connection.execute("REVOKE UPDATE ON job_outcomes FROM millrace_billing")
+    rows.connection.execute("GRANT UPDATE (settled_at) ON job_outcomes TO millrace_billing")
+
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        settle_jobs(roles.billing)
 
 
 def test_only_the_named_jobs_are_settled(roles: Connections, rows: Rows) -> None:

@@ -151,6 +151,16 @@ def test_a_surplus_ticket_claims_a_job_behind_those_of_a_refused_model(
     assert claimed == [behind, None]
 
 
+@pytest.mark.parametrize("look", [_by_ticket, _by_looking])
+def test_a_model_is_not_served_once_it_is_refused_whatever_else_the_lease_says(
+    jobs: Jobs, connection: DictConnection, look: Claim
+) -> None:
+    refused = jobs.add(model="a")
+    worker_id = lease(connection, models=["a"], refused={"a": "it is noise"})
+
+    assert look(connection, worker_id, refused) is None
+
+
 def test_a_job_of_a_model_that_no_worker_has_is_claimed_by_its_ticket_alone(
     jobs: Jobs, connection: DictConnection
 ) -> None:
