@@ -152,6 +152,7 @@ ROW = {
     "error_code": None,
     "error_message": None,
     "error_retryable": None,
+    "reason": None,
     "output": [],
     "model": "m",
 }
@@ -177,6 +178,32 @@ def test_a_line_is_shown_by_its_endpoint_with_what_was_asked(
     response = {"status_code": 200, "request_id": "job_" + UUID(int=2).hex, "body": {"a": 1}}
     assert (is_good, content) == (True, {"response": response, "error": None})
     assert [(job.request, job.vocabulary) for job in shown] == [(request_ or {}, vocabulary)]
+
+
+FAILED = ROW | {"status": "failed", "error_code": "worker_lost", "error_message": "It is gone."}
+CANCELLED = ROW | {"status": "cancelled"}
+
+
+@pytest.mark.parametrize(
+    ("batch", "row", "code", "status"),
+    [
+        ({}, FAILED, "worker_lost", 503),
+        ({}, CANCELLED, "cancelled", 409),
+        ({"status": "cancelling"}, FAILED, "worker_lost", 503),
+        ({"status": "cancelling"}, CANCELLED, "batch_cancelled", None),
+        ({"is_late": True}, FAILED, "batch_expired", None),
+        ({"is_late": True}, CANCELLED, "batch_expired", None),
+    ],
+)
+def test_a_line_without_an_answer_says_why(
+    batch: dict[str, Any], row: dict[str, Any], code: str, status: int | None
+) -> None:
+    is_good, content = _writer()._content(BATCH | batch, row | {"request": {}})
+
+    assert not is_good
+    response = content["response"]
+    error = content["error"] or response["body"]["error"]
+    assert (error["code"], response and response["status_code"]) == (code, status)
 
 
 def test_an_outage_is_no_fault_of_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
