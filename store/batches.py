@@ -23,7 +23,8 @@ WITH live AS (
     FROM batches WHERE tenant_id = %(tenant_id)s AND {LIVE}
 ), kept AS (
     SELECT count(*) AS num
-    FROM (SELECT FROM batches WHERE tenant_id = %(tenant_id)s LIMIT %(max_kept)s) b
+    FROM (SELECT FROM batches WHERE tenant_id = %(tenant_id)s
+        ORDER BY id LIMIT %(max_kept)s) b  -- in its index's order: a scan would meet all tenants'
 ), quota AS (
     SELECT coalesce(max_batches, %(max_batches)s) AS num,
         coalesce(max_batch_bytes, %(max_bytes)s) AS num_bytes

@@ -32,6 +32,7 @@ from tests.integration.store.large.world import Call, World
 from tests.integration.store.writes import finish_of, lease, requeue_of, running_checkpoint
 
 DAY = timedelta(days=1)
+NUM_DUE = 100
 
 
 def _claim_own(world: World) -> Call:
@@ -247,7 +248,7 @@ CASES = {
     "reservations.release_orphans": lambda w: w.bills(reservations.release_orphans, limit=100),
     "outcomes.settle": _settle,
     "outcomes.settle of named jobs": _settle_named,
-    "outcomes.due": lambda w: w.bills(outcomes.due, limit=100),
+    "outcomes.due": lambda w: w.bills(outcomes.due, limit=NUM_DUE),
     "outcomes.note_not_settled": lambda w: w.bills(
         outcomes.note_not_settled, w.id_of("finished"), "why"
     ),
@@ -333,4 +334,5 @@ BOUNDS_AMONG_MILLIONS = {
     "jobs.queue_position": jobs.MAX_POSITION * 3,
     "reservations.release_orphans": 2 * 100 * 40,  # each is looked up in all partitions
     "reaping.reap_lost": reaping.MAX_JOBS * 60,
+    "outcomes.due": 2 * NUM_DUE,
 }
