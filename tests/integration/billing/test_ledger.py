@@ -279,6 +279,27 @@ def test_a_reservation_whose_job_never_was_is_released(roles: Connections, rows:
     assert rows.account(tenant) == (500, 0)
 
 
+def test_an_orphan_in_the_middle_of_a_backlog_is_met_in_some_run(
+    roles: Connections, rows: Rows
+) -> None:
+    """A run of two looks at the oldest, and at the first from a moment drawn anew each time on."""
+    tenant = rows.tenant(credit_micros=5_000)
+    orphan = uuid4()
+    rows.reserve(orphan, tenant, 70)
+    open_jobs = [rows.job(tenant) for _ in range(3)]
+    for job, hours in zip((*open_jobs, orphan), (100, 99, 1, 10), strict=True):
+        rows.connection.execute(
+            "UPDATE reservations SET created_at = now() - make_interval(hours => %s)"
+            " WHERE job_id = %s",
+            (hours, job),
+        )
+    roles.billing.execute("SELECT setseed(0.5)")
+
+    released = [release_orphans(roles.billing, limit=1) for _ in range(10)]
+
+    assert sum(released) == 1
+
+
 def test_a_reservation_that_can_not_be_released_keeps_no_other_held(
     roles: Connections, rows: Rows
 ) -> None:

@@ -83,6 +83,16 @@ def test_a_job_with_a_ledger_entry_is_never_charged_again(roles: Connections, ro
     _assert_sound(roles.owner)
 
 
+def test_tokens_go_back_to_tenants_with_a_limit_of_them(roles: Connections, rows: Rows) -> None:
+    limited, other = rows.tenant(), rows.tenant()
+    rows.connection.execute("UPDATE tenants SET tokens_per_min = 1000 WHERE id = %s", (limited,))
+    job, _ = rows.ended_job(limited), rows.ended_job(other)
+
+    settled = settle(roles.billing, limit=10)
+
+    assert (settled.num_settled, settled.rate_limited) == (2, (job,))
+
+
 @pytest.mark.parametrize("payer", ["platform", "nobody"])
 def test_a_job_the_tenant_does_not_pay_costs_nothing_and_frees_its_reservation(
     roles: Connections, rows: Rows, payer: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from uuid import UUID
 
@@ -60,6 +61,18 @@ async def test_what_was_not_made_after_all_does_not_count(limits: UnpaidLimits) 
 
     for _ in range(2):
         await _make(limits, tenant, Unpaid.BATCHES)
+    with pytest.raises(RateLimitExceeded):
+        await _make(limits, tenant, Unpaid.BATCHES)
+
+
+async def test_what_may_have_been_made_counts(limits: UnpaidLimits) -> None:
+    """The answer was lost, the client has left: a row may stand all the same."""
+    tenant = uuid7()
+    for error in (ConnectionError, asyncio.CancelledError):
+        with pytest.raises(error):
+            async with limits.one(tenant, Unpaid.BATCHES):
+                raise error
+
     with pytest.raises(RateLimitExceeded):
         await _make(limits, tenant, Unpaid.BATCHES)
 
