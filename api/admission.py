@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -223,7 +224,7 @@ class Admission:
                 return False
             return len(ids) + wanted <= model.entry.context_length
 
-        return await shorten(chat, fits)
+        return await shorten(chat, fits, partial(self.encoder.run, tenant_id=key.tenant_id))
 
     async def _grammar(self, key: ApiKey, generation: Generation, model: ServedModel) -> str | None:
         """What every attempt compiles. Raises InvalidGrammar for what no worker could."""

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 from uuid import UUID
 
 from api import metrics
@@ -20,6 +21,9 @@ MAX_WAIT_S = 10.0  # of a prompt behind others of its tenant
 # A token of byte-level vocabularies stands for at most its own length in text. Others fold runs of
 # unknown characters into one; a text beyond this many characters a token is no prompt.
 MIN_CHARS_PER_TOKEN_LIMIT = 16
+
+
+T = TypeVar("T")
 
 
 class PromptEncoder:
@@ -60,17 +64,21 @@ class PromptEncoder:
         if is_short(prompt, INLINE_CHARS):
             ids = encode()
         else:
-            ids = await self._run(encode, tenant_id)
+            ids = await self.run(encode, tenant_id=tenant_id)
         metrics.prompt_seconds.observe(time.monotonic() - began)
         return ids
 
-    async def _run(self, encode: Callable[[], list[int]], tenant_id: UUID) -> list[int]:
+    async def run(self, work: Callable[[], T], *, tenant_id: UUID) -> T:
+        """Work on a long prompt, on a thread, in the tenant's turn.
+
+        Raises ServiceUnavailable and RateLimitExceeded as `encode` does, and what the work raises.
+        """
         if self._num_pending >= self._num_threads + self._max_waiting:
             raise ServiceUnavailable("Too many long prompts are being read at the moment.")
         self._num_pending += 1
         try:
             async with self._gate.turn(tenant_id):
-                return await asyncio.get_running_loop().run_in_executor(self._executor, encode)
+                return await asyncio.get_running_loop().run_in_executor(self._executor, work)
         finally:
             self._num_pending -= 1
 

@@ -4,33 +4,46 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Protocol, TypeVar
 
 from api.prompts.prompt import ChatPrompt, Messages
 
 _FIXED_ROLES = frozenset({"system", "developer"})
 
+T = TypeVar("T")
 
-async def shorten(chat: ChatPrompt, fits: Callable[[ChatPrompt], Awaitable[bool]]) -> ChatPrompt:
+
+class RunOnThread(Protocol):
+    """Does some work beside the event loop."""
+
+    async def __call__(self, work: Callable[[], T]) -> T: ...
+
+
+async def shorten(
+    chat: ChatPrompt, fits: Callable[[ChatPrompt], Awaitable[bool]], run: RunOnThread
+) -> ChatPrompt:
     """The longest end of a conversation that fits, with all its instructions.
 
     A turn begins with a message of the user; what the assistant calls and what comes of it stays
-    together. The last turn is never dropped, so the result may still be too long.
+    together. The last turn is never dropped, so the result may still be too long. There may be
+    many thousand messages, so all that goes through them does so by `run`.
     """
-    turns = _turns(chat.messages)
+    turns = await run(partial(_turns, chat.messages))
 
     def without(num_dropped: int) -> ChatPrompt:
         pairs = zip(chat.messages, turns, strict=True)
         kept = [message for message, turn in pairs if turn is None or turn >= num_dropped]
         return ChatPrompt(kept, chat.tools)
 
-    low, high = 0, max((turn for turn in turns if turn is not None), default=0)
+    low, high = 0, await run(lambda: max((turn for turn in turns if turn is not None), default=0))
     while low < high:  # fewer dropped turns never fit where more do not
         middle = (low + high) // 2
-        if await fits(without(middle)):
+        if await fits(await run(partial(without, middle))):
             high = middle
         else:
             low = middle + 1
-    return without(low)
+    return await run(partial(without, low))
 
 
 def _turns(messages: Messages) -> list[int | None]:

@@ -189,14 +189,13 @@ def send(
     request: Request,
     *,
     nth: int = 0,
-    patience_s: float = PATIENCE_S,
 ) -> int:
     """Send it for the nth time and throw the answer away as it comes: the status, or NO_ANSWER.
 
     Raises AssertionError for an answer that it isn't to have.
     """
     may_wait = NO_ANSWER in request.answers
-    status = _status(client, route, request, nth, patience_s if may_wait else LONG_PATIENCE_S)
+    status = _status(client, route, request, nth, PATIENCE_S if may_wait else LONG_PATIENCE_S)
     assert status in request.answers, f"{route} {request.name}: {status}"
     return status
 
@@ -237,12 +236,15 @@ def _batch(own: Belongings) -> dict[str, Any]:
 
 
 def _chained(path: str, own: Belongings) -> Iterator[Request]:
-    """Long conversations, as they are or cut to what fits. Reading one may take seconds."""
+    """Long conversations, as they are or cut to what fits. Reading one may take seconds, so nobody
+    waits for what comes of it, and it is waited for.
+    """
     for name in ("turns", "turns_of_items"):
         body = {"model": own.model, "input": "x", "previous_response_id": own.ids[name]}
-        yield Request(path, body, name=name, answers=ASKED)
-        cut = body | {"truncation": "auto"}
-        yield Request(path, cut, name=f"{name}, cut", answers=ASKED)
+        if path == "/v1/responses":
+            body["background"] = True
+        yield Request(path, body, name=name, answers=READ)
+        yield Request(path, body | {"truncation": "auto"}, name=f"{name}, cut", answers=OK)
 
 
 def _reports(path: str, own: Belongings) -> Iterator[Request]:

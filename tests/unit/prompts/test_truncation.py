@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -33,7 +36,7 @@ async def _shortened(messages: list[dict[str, Any]], room: int) -> list[str]:
     async def fits(chat: ChatPrompt) -> bool:
         return len(chat.messages) <= room
 
-    chat = await shorten(ChatPrompt(messages), fits)
+    chat = await shorten(ChatPrompt(messages), fits, asyncio.to_thread)
     return [message["content"] for message in chat.messages]
 
 
@@ -57,6 +60,27 @@ async def test_what_comes_before_the_first_user_goes_with_its_turn() -> None:
 
     assert await _shortened(messages, 2) == ["u1", "u2"]
     assert await _shortened(messages, 0) == ["u2"]
+
+
+class _Watched(list[dict[str, Any]]):
+    """Messages that note which threads go through them."""
+
+    def __init__(self, messages: list[dict[str, Any]]) -> None:
+        super().__init__(messages)
+        self.threads: set[int] = set()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self.threads.add(threading.get_ident())
+        return super().__iter__()
+
+
+async def test_the_event_loop_goes_through_no_messages() -> None:
+    messages = _Watched(TURNS)
+
+    assert await _shortened(messages, 7) == ["s0", "d1", "s2", "u3"]
+
+    assert messages.threads
+    assert threading.get_ident() not in messages.threads
 
 
 async def test_instructions_alone_stay() -> None:
