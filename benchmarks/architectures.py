@@ -133,6 +133,8 @@ def tiny_config(model_type: str) -> Any:
     kind = CONFIG_MAPPING[model_type]
     parts = {}
     for name, part in getattr(kind, "sub_configs", {}).items():
+        if not hasattr(part, "__dataclass_fields__"):  # of a type that its default tells
+            part = type(getattr(kind(), name))
         if hasattr(part, "__dataclass_fields__"):
             parts[name] = _shrunk(part, part.model_type).to_dict()
     return _shrunk(kind, model_type, parts)
@@ -225,6 +227,7 @@ def _child(model_type: str, answer: Connection) -> None:
         except Exception as error:  # a config that these sizes don't fit: nothing of ours
             answer.send({"result": "not built", "reason": _line(error)})
             return
+        answer.send(None)  # it is built
         try:
             answer.send(try_folder(Path(name)))
         except Exception as error:  # neither refused nor served: a fault of ours
@@ -242,15 +245,19 @@ def run(model_type: str) -> dict[str, Any]:
     child = context.Process(target=_child, args=(model_type, its), daemon=True)
     child.start()
     its.close()
-    try:
-        found: dict[str, Any] = (
-            ours.recv() if ours.poll(LIMIT_S) else {"result": "late", "reason": f"{LIMIT_S} s"}
-        )
-    except EOFError:
-        found = {"result": "wrong", "reason": "its process died"}
+    found = _answer(ours, died="not built") or _answer(ours, died="wrong")
     child.kill()
     child.join()
+    assert found is not None
     return found
+
+
+def _answer(child: Connection, *, died: str) -> dict[str, Any] | None:
+    """What it says next: None once its model is built."""
+    try:
+        return child.recv() if child.poll(LIMIT_S) else {"result": "late", "reason": f"{LIMIT_S} s"}
+    except EOFError:
+        return {"result": died, "reason": "its process died"}
 
 
 def main() -> None:
