@@ -17,7 +17,7 @@ T = TypeVar("T")
 class RunOnThread(Protocol):
     """Does some work beside the event loop."""
 
-    async def __call__(self, work: Callable[[], T]) -> T: ...
+    async def __call__(self, work: Callable[[], T], /) -> T: ...
 
 
 async def shorten(

@@ -240,7 +240,8 @@ def _chained(path: str, own: Belongings) -> Iterator[Request]:
     waits for what comes of it, and it is waited for.
     """
     for name in ("turns", "turns_of_items"):
-        body = {"model": own.model, "input": "x", "previous_response_id": own.ids[name]}
+        body: dict[str, Any] = {"model": own.model, "input": "x"}
+        body["previous_response_id"] = own.ids[name]
         if path == "/v1/responses":
             body["background"] = True
         yield Request(path, body, name=name, answers=READ)
