@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +70,16 @@ class Reader:
                 self.texts = dict(enumerate(data.get("texts") or [data["text"]]))
             case "done":
                 self.job = data["job"]
+
+
+def read_beside(reader: Reader, *, timeout_s: float = 60.0) -> Future[None]:
+    """Reads to the end on a thread of its own. What goes wrong there, its result raises: in the
+    test that asks for it, and in no later one.
+    """
+    thread = ThreadPoolExecutor(max_workers=1)
+    reading = thread.submit(reader.read_to_end, timeout_s=timeout_s)
+    thread.shutdown(wait=False)
+    return reading
 
 
 def _events(response: httpx.Response) -> Iterator[tuple[int | None, str, dict[str, Any]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
@@ -13,7 +12,7 @@ from billing.ledger import verify
 from billing.pricing import cost_micros
 from store.pools import connect
 from tasks.ids import format_job_id
-from tests.e2e.streams import Reader
+from tests.e2e.streams import Reader, read_beside
 from tests.e2e.test_faults import worker_of
 from tests.support.cluster import Cluster
 from tests.support.jobs import PRICES, Jobs
@@ -82,15 +81,14 @@ def test_choices_of_a_killed_worker_are_whole_and_billed_once(
     job_id = add(cluster, tenant)
     with cluster.http(tenant) as http:
         reader = Reader(http, format_job_id(job_id))
-        thread = threading.Thread(target=reader.read_to_end)
-        thread.start()
+        reading = read_beside(reader)
         # Choice 1 has ended, and a checkpoint knows of it.
         cluster.wait_until(lambda: reader.last_seq > 3 * SHORT + 300)
 
         worker_of(cluster, format_job_id(job_id)).kill()
         if is_redis_emptied:
             cluster.restart_redis_empty()
-        thread.join(timeout=60)
+        reading.result(timeout=60)
 
     job = reader.job
     assert job is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 
 from billing.ledger import verify
 from store.pools import connect
-from tests.e2e.streams import Reader
+from tests.e2e.streams import Reader, read_beside
 from tests.e2e.test_job_path import submit
 from tests.support.cluster import Cluster
 from tests.support.member import Member, Tenant
@@ -72,16 +71,12 @@ def test_every_job_ends_with_its_text_and_one_bill(
     with cluster.http(tenant) as http, cluster.http(tenant, api=1) as other:
         jobs = [submit(http, seed=seed, max_tokens=NUM_TOKENS) for seed in range(NUM_JOBS)]
         readers = [Reader(other, job_id) for job_id in jobs[:NUM_READERS]]
-        threads = [
-            threading.Thread(target=r.read_to_end, kwargs={"timeout_s": 90.0}) for r in readers
-        ]
-        for thread in threads:
-            thread.start()
+        readings = [read_beside(reader, timeout_s=90) for reader in readers]
         cluster.wait_until(lambda: all(reader.last_seq > 50 for reader in readers))
 
         FAULTS[fault](cluster)
-        for thread in threads:
-            thread.join()
+        for reading in readings:
+            reading.result(timeout=90)
         ended = [_ended(http, job_id) for job_id in jobs]
 
     assert [job["status"] for job in ended] == ["incomplete"] * NUM_JOBS

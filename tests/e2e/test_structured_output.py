@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ import httpx
 import jsonschema
 import pytest
 
-from tests.e2e.streams import Reader
+from tests.e2e.streams import Reader, read_beside
 from tests.e2e.test_faults import worker_of
 from tests.support.cluster import Cluster
 from tests.support.member import Tenant
@@ -125,14 +124,13 @@ def test_job_of_a_killed_worker_is_finished_in_the_same_form(
     job_id = submit(http, response_format=FORMAT, seed=3)
     with cluster.http(tenant) as reading:
         reader = Reader(reading, job_id)
-        thread = threading.Thread(target=reader.read_to_end)
-        thread.start()
+        reading_on = read_beside(reader, timeout_s=90)
         cluster.wait_until(lambda: len(reader.text) > 100, what="the first rows")
 
         victim = worker_of(cluster, job_id)
         victim.kill()
         half = reader.text
-        thread.join(timeout=90)
+        reading_on.result(timeout=90)
     victim.start(wait=False)
 
     assert reader.job is not None

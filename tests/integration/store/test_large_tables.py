@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import store
+from benchmarks.big_tables import NUM_LIGHT
 from store import reaping
 from tests.integration.store.large import exempt, of_jobs, of_others
 from tests.integration.store.large.world import World, world
@@ -60,7 +61,7 @@ def small(services: Services) -> Iterator[World]:
 def large(services: Services, request: pytest.FixtureRequest) -> Iterator[World]:
     num_queued, num_finished = request.param
     with world(
-        services, num_queued=num_queued, num_finished=num_finished, num_light=1_000
+        services, num_queued=num_queued, num_finished=num_finished, num_light=NUM_LIGHT
     ) as built:
         yield built
 

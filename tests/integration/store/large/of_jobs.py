@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
-from benchmarks.big_tables import POOL
+from benchmarks.big_tables import NUM_LIGHT, POOL
 from store import (
     admission,
     attempts,
@@ -324,6 +324,9 @@ BOUNDS = {
     # The latest rows of all, or of the tenant, some 40 a page.
     "estimates.output_quantiles": 50_000 // 20,
     "estimates.output_quantiles of one's own": 20_000 // 20,
+    # The first of the flood's lane and all of the light tenants, and those from a tenant on; the
+    # third part is for finding the lanes and for the marks.
+    "hints.rehint": 3 * (hints.MAX_SEEN + NUM_LIGHT),
 }
 
 # The same where rows lie on a page each, as among millions alone. In smaller tables that would be
