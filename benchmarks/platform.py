@@ -166,25 +166,23 @@ def measure_peer(
 
 
 def _peer_figures(ours: list[Load], theirs: list[Load]) -> dict[str, object]:
+    """Of each round, then of all. Where a server began no answer there is no first token."""
     pairs = list(zip(ours, theirs, strict=True))
     ratios = [our.tokens_per_second / their.tokens_per_second for our, their in pairs]
-    firsts = [
-        percentile(our.first_token_ms, 0.5) / percentile(their.first_token_ms, 0.5)
-        for our, their in pairs
-    ]
+    began = [(our, their) for our, their in pairs if our.first_token_ms and their.first_token_ms]
+    our_firsts = [percentile(our.first_token_ms, 0.5) for our, _ in began]
+    their_firsts = [percentile(their.first_token_ms, 0.5) for _, their in began]
+    firsts = [our / their for our, their in zip(our_firsts, their_firsts, strict=True)]
     return {
         "vs_vllm_serve": median_of(ratios),
         "vs_vllm_serve_range": range_of(ratios),
-        "loaded_ttft_p50_vs_vllm_serve": median_of(firsts),
-        "loaded_ttft_p50_vs_vllm_serve_range": range_of(firsts),
+        "loaded_ttft_p50_vs_vllm_serve": median_of(firsts) if began else None,
+        "loaded_ttft_p50_vs_vllm_serve_range": range_of(firsts) if began else None,
+        "loaded_ttft_rounds": len(began),
         "platform_tok_s": median_of([load.tokens_per_second for load in ours], 1),
         "vllm_serve_tok_s": median_of([load.tokens_per_second for load in theirs], 1),
-        "platform_loaded_ttft_ms_p50": median_of(
-            [percentile(load.first_token_ms, 0.5) for load in ours], 1
-        ),
-        "vllm_serve_loaded_ttft_ms_p50": median_of(
-            [percentile(load.first_token_ms, 0.5) for load in theirs], 1
-        ),
+        "platform_loaded_ttft_ms_p50": median_of(our_firsts, 1) if began else None,
+        "vllm_serve_loaded_ttft_ms_p50": median_of(their_firsts, 1) if began else None,
         "rounds": len(pairs),
         "machine": machine(),
     }
