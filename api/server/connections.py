@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -57,6 +58,9 @@ class Connections:
         self._busy: set[Connection] = set()
         self._waiting: dict[Connection, None] = {}  # longest first
         self._ticker: asyncio.TimerHandle | None = None
+        self._ends: deque[Callable[[], None]] = deque()
+        self._ends_s = 0.0  # what those took that were made at once
+        self._ender: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._busy) + len(self._waiting)
@@ -87,6 +91,34 @@ class Connections:
         """It is closed. Safe to call twice."""
         self._busy.discard(connection)
         self._waiting.pop(connection, None)
+
+    def end(self, ending: Callable[[], None]) -> None:
+        """Refuse somebody who may be one of thousands: at once, or behind those before."""
+        if self._ends or self._ends_s > AT_ONCE_S:
+            self._ends.append(ending)
+        else:
+            self._make(ending)
+        if self._ender is None:
+            self._rest()
+
+    def _make(self, ending: Callable[[], None]) -> None:
+        began = self.clock()
+        try:
+            ending()
+        finally:
+            self._ends_s += self.clock() - began
+
+    def _rest(self) -> None:
+        self._ender = asyncio.get_running_loop().call_later(PAUSE_S, self._end_more)
+
+    def _end_more(self) -> None:
+        self._ender = None
+        self._ends_s = 0.0
+        if not self._ends:
+            return
+        self._rest()  # though one should fail
+        while self._ends and self._ends_s <= AT_ONCE_S:
+            self._make(self._ends.popleft())
 
     def _schedule(self) -> None:
         self._ticker = asyncio.get_running_loop().call_later(

@@ -6,8 +6,10 @@ How large a body may be is the middleware's to say, how long an answer may take 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import sys
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -34,6 +36,12 @@ from tasks.errors import (
 )
 
 _NEVER = math.inf
+
+# uvicorn's own, without its word for every request that can't be parsed: anybody could fill a disk.
+# By a filter, since uvicorn sets levels anew when it starts.
+_log = logging.getLogger("uvicorn.error.connections")
+_log.addFilter(lambda record: record.levelno >= logging.ERROR)
+
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
 
 
@@ -42,9 +50,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, connections: Connections, **of_uvicorn: Any) -> None:
         super().__init__(**of_uvicorn)
+        self.logger = _log
         self._all = connections
         self._timeouts = connections.timeouts
         self._refusal: ServiceError | None = None
+        self._is_refused = False  # what else comes is nobody's
         self._read_by = _NEVER  # when what is being read must be there
         self._write_by = _NEVER  # when the peer must have read some of the buffer
         self._closed_by = _NEVER
@@ -67,10 +77,12 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
         self._began_here, self._received = False, data
         super().data_received(data)
         self._received = b""
-        if self.transport.is_closing():
+        if self._is_refused or self.transport.is_closing():
             return
         if self._is_dropping:  # nobody needs it: it has to end as a head has, and is in no hurry
             self._rest(self._all.drops.delay_s(len(data)))
@@ -170,7 +182,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.get_write_buffer_size():
             self.transport.abort()  # it doesn't read, so it would linger
         elif self._has_begun:
-            self._refuse(ServiceUnavailable())
+            self._end(ServiceUnavailable())  # its descriptor is needed now
         else:
             self.transport.close()
 
@@ -224,7 +236,16 @@ class BoundedProtocol(HttpToolsProtocol):
         return error
 
     def _refuse(self, error: ServiceError) -> None:
+        """End it, behind others that are refused in the same moment."""
+        if not self._is_refused:
+            self._is_refused = True
+            self.flow.pause_reading()
+            self._all.end(partial(self._end, error))
+
+    def _end(self, error: ServiceError) -> None:
         """Answer, unless another answer has begun, and close."""
+        if self.transport.is_closing():
+            return
         if not self._is_answering or not self.cycle.response_started:
             self.transport.write(_raw(error_response(error)))
         self.transport.close()

@@ -157,6 +157,23 @@ async def test_noise_is_answered_in_the_shape_of_other_errors() -> None:
 # Too many -----------------------------------------------------------------------------------------
 
 
+async def test_many_who_send_noise_at_once_are_each_answered_and_not_written_down(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    noise = b"GET /livez HTTP/1.1\r\nno header\r\n\r\n"
+    async with serving() as server:
+        peers = [await server.open() for _ in range(200)]
+        for peer in peers:
+            await peer.send(noise + get("/livez"))
+
+        answers = [await peer.read_to_end() for peer in peers]
+
+        assert {(status(answer), code(answer)) for answer in answers} == {(400, "invalid_request")}
+        await until(lambda: not len(server.connections))
+        assert not server.app.num_begun
+    assert "Invalid HTTP request" not in capfd.readouterr().err
+
+
 async def test_half_sent_requests_make_room_for_whole_ones() -> None:
     async with serving(max_busy=10, spare=10) as server:
         peers = [await server.open() for _ in range(200)]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 
@@ -49,6 +50,10 @@ def _open(peers: Peers) -> Connections:
     return connections
 
 
+def _end(peers: Peers, number: int) -> None:
+    Late(peers, number).tick(peers.now)
+
+
 async def test_others_have_their_turn_among_thousands_that_are_late_together() -> None:
     peers, most, before = Peers(), 0, 0
     _open(peers)
@@ -70,3 +75,38 @@ async def test_one_that_can_not_be_ended_holds_up_no_other(bad: int) -> None:
     await until(lambda: len(peers.ended) >= 2 * NUM_LATE, what="a second look at all")
 
     assert sorted(peers.ended[: 2 * NUM_LATE]) == sorted([*range(NUM_LATE)] * 2)
+
+
+async def test_thousands_who_are_refused_together_are_ended_behind_one_another() -> None:
+    peers, most, before = Peers(), 0, 0
+    connections = Connections(NUM_LATE, clock=peers.clock)
+
+    for number in range(NUM_LATE):
+        connections.end(partial(_end, peers, number))
+    while len(peers.ended) < NUM_LATE:
+        most, before = max(most, len(peers.ended) - before), len(peers.ended)
+        await asyncio.sleep(0)
+
+    assert 0 < most <= AT_ONCE
+    assert peers.ended == list(range(NUM_LATE))
+
+
+async def test_one_who_is_refused_alone_does_not_wait() -> None:
+    peers = Peers()
+    connections = Connections(NUM_LATE, clock=peers.clock)
+
+    connections.end(partial(_end, peers, 0))
+
+    assert peers.ended == [0]
+
+
+async def test_a_refusal_that_fails_holds_up_no_other() -> None:
+    peers = Peers(fails=frozenset({AT_ONCE + 1}))
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    connections = Connections(NUM_LATE, clock=peers.clock)
+
+    for number in range(NUM_LATE):
+        connections.end(partial(_end, peers, number))
+    await until(lambda: len(peers.ended) >= NUM_LATE, what="the end of all")
+
+    assert peers.ended == list(range(NUM_LATE))
