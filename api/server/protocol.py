@@ -54,7 +54,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._all = connections
         self._timeouts = connections.timeouts
         self._refusal: ServiceError | None = None
-        self._is_refused = False  # what else comes is nobody's
+        self._is_refused = False  # or is about to be, behind others
         self._read_by = _NEVER  # when what is being read must be there
         self._write_by = _NEVER  # when the peer must have read some of the buffer
         self._closed_by = _NEVER
@@ -238,8 +238,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse(self, error: ServiceError) -> None:
         """End it, behind others that are refused in the same moment."""
         if not self._is_refused:
-            self._is_refused = True
-            self.flow.pause_reading()
+            self._is_refused = True  # what still comes is read: unread, it would reset the answer
             self._all.end(partial(self._end, error))
 
     def _end(self, error: ServiceError) -> None:
