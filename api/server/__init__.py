@@ -6,5 +6,6 @@ process may open:
 
 - `descriptors.py`: how many connections the process can carry, found out before the first one;
 - `connections.py`: who is connected, and whom to let go for a newcomer;
+- `refusals.py`: thousands who are refused in one moment, one behind the other;
 - `protocol.py`: one connection, held to `bounds.py`.
 """

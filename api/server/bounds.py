@@ -11,6 +11,12 @@ MAX_HEADERS = 128
 MAX_PIPELINED = 16  # requests sent before the answer to the one before them
 MIN_BODY_BYTES_PER_S = 4_096
 
+# Thousands may be late, or refused, in the same moment, since one peer opened them in the same
+# moment; to end one takes some 50 us. After AT_ONCE_S the loop turns to others, and after PAUSE_S
+# to the rest.
+AT_ONCE_S = 0.002
+PAUSE_S = 0.004
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:

@@ -10,21 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from api.limits.pace import Pace
-from api.server.bounds import Timeouts
+from api.server.bounds import AT_ONCE_S, PAUSE_S, Timeouts
+from api.server.refusals import Refusals
 from api.settings import DROPPED_BYTES_PER_S
 
 # Connections above the bound that can't be busy: those that come and are told to come again.
 SPARE = 256
-
-# Thousands may be late in the same moment, since one peer opened them in the same moment; to end
-# one takes some 50 us. The loop turns to others after so long, and to the rest so much later.
-AT_ONCE_S = 0.002
-PAUSE_S = 0.004
 
 
 class Connection(Protocol):
@@ -53,14 +48,12 @@ class Connections:
         self.timeouts = timeouts or Timeouts()
         self.clock = clock
         self.drops = Pace(DROPPED_BYTES_PER_S, clock)  # of bodies that were answered unread
+        self.refusals = Refusals(clock)
         self._max_busy = max_busy
         self._max_open = max_busy + spare
         self._busy: set[Connection] = set()
         self._waiting: dict[Connection, None] = {}  # longest first
         self._ticker: asyncio.TimerHandle | None = None
-        self._ends: deque[Callable[[], None]] = deque()
-        self._ends_s = 0.0  # what those took that were made at once
-        self._ender: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._busy) + len(self._waiting)
@@ -91,34 +84,6 @@ class Connections:
         """It is closed. Safe to call twice."""
         self._busy.discard(connection)
         self._waiting.pop(connection, None)
-
-    def end(self, ending: Callable[[], None]) -> None:
-        """Refuse somebody who may be one of thousands: at once, or behind those before."""
-        if self._ends or self._ends_s > AT_ONCE_S:
-            self._ends.append(ending)
-        else:
-            self._make(ending)
-        if self._ender is None:
-            self._rest()
-
-    def _make(self, ending: Callable[[], None]) -> None:
-        began = self.clock()
-        try:
-            ending()
-        finally:
-            self._ends_s += self.clock() - began
-
-    def _rest(self) -> None:
-        self._ender = asyncio.get_running_loop().call_later(PAUSE_S, self._end_more)
-
-    def _end_more(self) -> None:
-        self._ender = None
-        self._ends_s = 0.0
-        if not self._ends:
-            return
-        self._rest()  # though one should fail
-        while self._ends and self._ends_s <= AT_ONCE_S:
-            self._make(self._ends.popleft())
 
     def _schedule(self) -> None:
         self._ticker = asyncio.get_running_loop().call_later(

@@ -239,7 +239,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """End it, behind others that are refused in the same moment."""
         if not self._is_refused:
             self._is_refused = True  # what still comes is read: unread, it would reset the answer
-            self._all.end(partial(self._end, error))
+            self._all.refusals.add(partial(self._end, error))
 
     def _end(self, error: ServiceError) -> None:
         """Answer, unless another answer has begun, and close."""

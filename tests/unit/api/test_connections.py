@@ -6,8 +6,9 @@ from functools import partial
 
 import pytest
 
-from api.server.bounds import Timeouts
-from api.server.connections import AT_ONCE_S, Connections
+from api.server.bounds import AT_ONCE_S, Timeouts
+from api.server.connections import Connections
+from api.server.refusals import Refusals
 from tests.support.waiting import until
 
 NUM_LATE = 40
@@ -79,10 +80,10 @@ async def test_one_that_can_not_be_ended_holds_up_no_other(bad: int) -> None:
 
 async def test_thousands_who_are_refused_together_are_ended_behind_one_another() -> None:
     peers, most, before = Peers(), 0, 0
-    connections = Connections(NUM_LATE, clock=peers.clock)
+    refusals = Refusals(peers.clock)
 
     for number in range(NUM_LATE):
-        connections.end(partial(_end, peers, number))
+        refusals.add(partial(_end, peers, number))
     while len(peers.ended) < NUM_LATE:
         most, before = max(most, len(peers.ended) - before), len(peers.ended)
         await asyncio.sleep(0)
@@ -93,9 +94,9 @@ async def test_thousands_who_are_refused_together_are_ended_behind_one_another()
 
 async def test_one_who_is_refused_alone_does_not_wait() -> None:
     peers = Peers()
-    connections = Connections(NUM_LATE, clock=peers.clock)
+    refusals = Refusals(peers.clock)
 
-    connections.end(partial(_end, peers, 0))
+    refusals.add(partial(_end, peers, 0))
 
     assert peers.ended == [0]
 
@@ -103,10 +104,10 @@ async def test_one_who_is_refused_alone_does_not_wait() -> None:
 async def test_a_refusal_that_fails_holds_up_no_other() -> None:
     peers = Peers(fails=frozenset({AT_ONCE + 1}))
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-    connections = Connections(NUM_LATE, clock=peers.clock)
+    refusals = Refusals(peers.clock)
 
     for number in range(NUM_LATE):
-        connections.end(partial(_end, peers, number))
+        refusals.add(partial(_end, peers, number))
     await until(lambda: len(peers.ended) >= NUM_LATE, what="the end of all")
 
     assert peers.ended == list(range(NUM_LATE))
