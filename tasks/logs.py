@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 
@@ -29,8 +30,24 @@ def configure_logs(level: int = logging.INFO) -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *_: LineLogger(),
         cache_logger_on_first_use=True,
     )
+
+
+class LineLogger(structlog.PrintLogger):
+    """Writes lines to a file, by default to standard output.
+
+    A line that can't be written (a full disk, nobody behind the pipe) is dropped: what says it, a
+    heartbeat or the answer to a request, must not end for that. As the standard library's handlers.
+    """
+
+    def msg(self, message: str) -> None:
+        with contextlib.suppress(OSError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = msg
+    fatal = failure = err = error = critical = exception = msg
 
 
 def without_rows(_logger: object, _method: str, event: EventDict) -> EventDict:

@@ -1,14 +1,21 @@
-"""The supervisor's own log."""
+"""The logs of a state folder: the supervisor's own, and a bound on all of them."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import structlog
 
+from tasks.logs import LineLogger
+
+MAX_LOG_BYTES = 32 * 1024 * 1024
+
 
 def log_to(path: Path) -> None:
     """One JSON object a line, appended. For the whole process."""
+    file = path.open("a", buffering=1)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -17,5 +24,22 @@ def log_to(path: Path) -> None:
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
         ],
-        logger_factory=structlog.WriteLoggerFactory(file=path.open("a", buffering=1)),
+        logger_factory=lambda *_: LineLogger(file),
     )
+
+
+def keep_small(path: Path, max_bytes: int = MAX_LOG_BYTES) -> None:
+    """Empty a log that has grown larger than this; NAME.log.1 is what it said until then.
+
+    Whoever writes it goes on, given that the file is open for appending; lines that it writes while
+    the last bytes are copied are lost. Without room for a copy there is none.
+    """
+    try:
+        if path.stat().st_size <= max_bytes:
+            return
+    except FileNotFoundError:
+        return
+    try:
+        shutil.copyfile(path, path.with_name(f"{path.name}.1"))
+    finally:
+        os.truncate(path, 0)

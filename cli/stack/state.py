@@ -20,8 +20,7 @@ from typing import Any
 
 from cli.stack.child import Child
 from cli.stack.files import ROOT, read_json, write_private
-
-_MAX_LOG_BYTES = 10 * 1024 * 1024  # a log larger than this becomes NAME.log.1 at the next start
+from cli.stack.logs import MAX_LOG_BYTES, keep_small
 
 
 @dataclass(slots=True)
@@ -58,8 +57,9 @@ class Running:
 class StateFolder:
     """Paths and small files of one state folder."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, max_log_bytes: int = MAX_LOG_BYTES) -> None:
         self.path = path.resolve()
+        self._max_log_bytes = max_log_bytes
 
     @classmethod
     def default(cls) -> StateFolder:
@@ -74,12 +74,19 @@ class StateFolder:
         return self.path / "logs"
 
     def create(self) -> None:
-        """Make the folder, and set aside logs that have grown large."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.logs.mkdir(mode=0o700, exist_ok=True)
+
+    def bound_logs(self) -> None:
+        """Raises OSError, after it has tried each of them."""
+        errors = []
         for log in self.logs.glob("*.log"):
-            if log.stat().st_size > _MAX_LOG_BYTES:
-                log.replace(log.with_name(f"{log.name}.1"))
+            try:
+                keep_small(log, self._max_log_bytes)
+            except OSError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     @contextmanager
     def lock(self) -> Iterator[bool]:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -24,6 +25,7 @@ log = structlog.get_logger(__name__)
 
 SERVICES = ("postgres", "redis")  # adopted by the next start, not ended by it
 _POLL_S = 0.1
+_LOGS_S = 2.0  # between two looks at how large they are
 _FIRST_DELAY_S = 0.5
 _MAX_DELAY_S = 30.0
 _HEALTHY_AFTER_S = 60.0  # a process that ran this long starts again without delay
@@ -75,6 +77,8 @@ class Supervisor:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         pid = os.getpid()
+        self._is_saved = True
+        self._logs_due = 0.0  # monotonic
         own = ProcessRecord("supervisor", pid, start_moment(pid) or "", time.time())
         self._running = Running(state_dir=str(state.path), supervisor=own)
 
@@ -112,7 +116,19 @@ class Supervisor:
     def _watch(self) -> None:
         while not self._stopping.wait(_POLL_S):
             for unit in self._units:
-                self._check(unit)
+                self._try(partial(self._check, unit), unit.name)
+            if not self._is_saved:
+                self._try(self._save, "state")
+            if time.monotonic() >= self._logs_due:
+                self._logs_due = time.monotonic() + _LOGS_S
+                self._try(self._state.bound_logs, "logs")
+
+    def _try(self, work: Callable[[], None], name: str) -> None:
+        """Nothing that goes wrong with one of them, such as a full disk, ends the watch."""
+        try:
+            work()
+        except Exception:
+            log.exception("watch_failed", name=name)
 
     def _check(self, unit: Unit) -> None:
         if unit.child is not None and unit.child.is_alive:
@@ -130,25 +146,18 @@ class Supervisor:
         self._report(f"{unit.name} died, starting it again in {delay_s:g} s, see {unit.log_path}")
         if unit.child is not None:
             unit.child.kill()  # what it started, such as the beat of a maintenance worker
-            self._tell(unit, unit.child)
-
-    def _tell(self, unit: Unit, child: Child) -> None:
-        """The one place where anything may go wrong without stopping the watch."""
-        try:
-            unit.on_death(child)
-        except Exception:
-            log.exception("on_death_failed", name=unit.name)
+            unit.on_death(unit.child)
 
     def _restart(self, unit: Unit) -> None:
         try:
             self._start(unit)
         except (StackError, OSError) as error:
-            log.warning("process_not_started", name=unit.name, error=str(error))
             unit.restart_at = time.monotonic() + unit.backoff.after(0.0)
+            log.warning("process_not_started", name=unit.name, error=str(error))
             return
         unit.num_restarts += 1
+        self._is_saved = False
         log.info("process_restarted", name=unit.name, num_restarts=unit.num_restarts)
-        self._save()
 
     def _start(self, unit: Unit) -> None:
         unit.child = unit.start()
@@ -160,6 +169,7 @@ class Supervisor:
         with self._lock:
             self._running.processes = [_record(unit) for unit in self._units if unit.child]
             self._state.write_running(self._running)
+            self._is_saved = True
 
 
 def stop_together(children: Sequence[tuple[Child, int, float]], *, is_urgent: bool = False) -> None:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from cli.stack.child import STATE_VARIABLE, Child, spawn, start_moment
+from cli.stack.logs import MAX_LOG_BYTES
 from cli.stack.state import ProcessRecord, Running, StateFolder
 from cli.stack.supervisor import Backoff, Supervisor, Unit, end_leftovers
 
@@ -252,12 +254,69 @@ time.sleep(600)
     wait_until(lambda: start_moment(pid) is None)
 
 
-def test_large_log_is_set_aside_at_the_next_start(state: StateFolder) -> None:
-    log = state.logs / "api.log"
-    with log.open("wb") as file:
-        file.truncate(11 * 1024 * 1024)
+CHATTERER = """
+import itertools, time
+for number in itertools.count():
+    print(number, flush=True)
+    time.sleep(0.0001)
+"""
 
+
+def numbers(log: Path) -> list[int]:
+    """Of the whole lines of a log; the last may be half."""
+    return [int(line) for line in log.read_bytes().split(b"\n")[:-1]]
+
+
+def test_log_of_a_process_that_goes_on_talking_stays_small(tmp_path: Path) -> None:
+    state = StateFolder(tmp_path / "state", max_log_bytes=10_000)
     state.create()
+    talks = unit(state, CHATTERER)
+    log, kept = talks.log_path, state.logs / "process.log.1"
+    supervisor = Supervisor(state)
+    supervisor.add(talks)
+    supervisor.watch()
+    try:
+        wait_until(lambda: kept.exists() and numbers(kept))
+        last = numbers(kept)[-1]
+        wait_until(lambda: any(number > last for number in numbers(log)))
+        wait_until(lambda: any(number > last for number in numbers(kept)))  # once more
+    finally:
+        supervisor.stop()
 
-    assert not log.exists()
-    assert (state.logs / "api.log.1").exists()
+    assert all(earlier < later for earlier, later in pairwise(numbers(kept) + numbers(log)))
+
+
+def test_log_that_can_not_be_copied_is_bounded_all_the_same(state: StateFolder) -> None:
+    (state.logs / "api.log.1").mkdir()
+    for name in ("api", "billing"):
+        with (state.logs / f"{name}.log").open("wb") as file:
+            file.truncate(MAX_LOG_BYTES + 1)
+
+    with pytest.raises(OSError):
+        state.bound_logs()
+
+    assert [(state.logs / f"{name}.log").stat().st_size for name in ("api", "billing")] == [0, 0]
+    assert (state.logs / "billing.log.1").stat().st_size == MAX_LOG_BYTES + 1
+
+
+def test_state_that_can_not_be_written_does_not_stop_the_watch(state: StateFolder) -> None:
+    supervisor = Supervisor(state)
+    watched = unit(state)
+    first = supervisor.add(watched)
+    supervisor.watch()
+    record = state.path / "running.json"
+    try:
+        record.unlink()
+        record.mkdir()  # nothing takes its place
+
+        first.kill()
+        wait_until(lambda: watched.num_restarts == 1)
+        assert watched.child is not None
+        watched.child.kill()
+        wait_until(lambda: watched.num_restarts == 2)
+        record.rmdir()
+
+        pid = watched.child.pid
+        wait_until(lambda: record.is_file() and recorded_pids(state) == [pid])
+    finally:
+        supervisor.stop()
