@@ -112,7 +112,8 @@ class PartWriter:
         """Leave nothing. Safe at any time, and twice."""
         with self._lock:
             if self._file is not None:
-                self._file.close()
+                with suppress(Exception):  # there may be no room for its last bytes
+                    self._file.close()
                 with suppress(FileNotFoundError):
                     self._fs.rm(self._path)
 

@@ -14,6 +14,9 @@ from store.files import Purpose, ReadPart
 from store.pools import DictConnection
 from tasks.ids import uuid7
 
+_BEGIN = "INSERT INTO file_uploads (id, tenant_id, reserved_bytes) VALUES (%s, %s, 1)"
+_TAKE = "DELETE FROM file_uploads WHERE id = %s AND tenant_id = %s AND abandoned_at IS NULL"
+
 _OPEN = """
 INSERT INTO files (id, tenant_id, purpose, filename, num_bytes, num_parts, status, expires_at)
 VALUES (%(id)s, %(tenant_id)s, %(purpose)s, %(filename)s, 0, 0, 'processed',
@@ -44,12 +47,31 @@ WHERE id = ANY(%(ids)s) AND tenant_id = %(tenant_id)s AND deleted_at IS NULL
 """
 
 
+def begin_output(connection: DictConnection, tenant_id: UUID) -> UUID:
+    """The id of an output file to be. Commit it before the first byte is stored: it is an upload
+    until `take_output`, so that whatever a crash leaves of it is found.
+    """
+    file_id = uuid7()
+    connection.execute(_BEGIN, (file_id, tenant_id))
+    return file_id
+
+
+def take_output(connection: DictConnection, tenant_id: UUID, file_id: UUID) -> bool:
+    """It is no upload any more: open it. False if it was taken for lost meanwhile."""
+    return connection.execute(_TAKE, (file_id, tenant_id)).rowcount == 1
+
+
 def open_output(
-    connection: DictConnection, tenant_id: UUID, *, filename: str, ttl_s: int | None = None
+    connection: DictConnection,
+    tenant_id: UUID,
+    *,
+    filename: str,
+    ttl_s: int | None = None,
+    file_id: UUID | None = None,
 ) -> UUID:
     """A new empty output file. Without `ttl_s` it doesn't expire while it is written."""
     parameters = {
-        "id": uuid7(),
+        "id": file_id or uuid7(),
         "tenant_id": tenant_id,
         "purpose": Purpose.BATCH_OUTPUT,
         "filename": filename,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -19,19 +18,15 @@ from store.faults import is_outage
 from store.file_contents import FileContents
 from store.jobs import request_cancel
 from store.pools import AsyncPool, SyncPool
-from tasks.errors import InternalError, ServiceUnavailable
+from tasks.errors import InternalError
 from workers.batches.reading import FileReader, LeaseLost
+from workers.batches.rests import MAX_TRIES, TURN_S, after_failure, rest_of, same_again
 from workers.batches.submitting import LineSubmitter
 from workers.batches.writing import LineWriter, LineWriterFenced, ended_error
 
 log = structlog.get_logger(__name__)
 
 NUM_STEPPERS = 3  # steps at a time
-TURN_S = 0.5  # between looks for work while there is none
-MAX_PAUSE_S = 2.0  # of a batch whose jobs run
-FIRST_WAIT_S, MAX_WAIT_S = 1.0, 60.0  # of one that waits for credit or the like
-MAX_TRIES = 10  # failed steps in a row: then the batch is given up, after a quarter of an hour
-MAX_TRY_PAUSE_S = 300.0
 CLEARING_TRIES = 3  # failed ones to cancel and to forget what is left of one that is given up
 CANCELS_A_STEP = 100
 
@@ -112,10 +107,10 @@ class Driver:
             return
         except Exception as error:
             if is_outage(error):
-                self._unreleased.append((batch, _same_again(batch)))
+                self._unreleased.append((batch, same_again(batch)))
                 raise
             log.exception("batch_step_failed", batch_id=batch["id"].hex)
-            rest = _after_failure(batch, error)
+            rest = after_failure(batch, error)
         await self._release(batch, rest)
 
     async def _release(self, batch: BatchRow, rest: Rest) -> None:
@@ -157,7 +152,7 @@ class Driver:
         if left.has_pending and not is_ending:
             num_submitted, waits_for = await self._submitter.submit(batch, left.num_submitted)
             num_done += num_submitted
-        return _rest(batch, is_busy=num_done > 0, waits_for=waits_for)
+        return rest_of(batch, is_busy=num_done > 0, waits_for=waits_for)
 
     async def _end_lines(self, batch: BatchRow) -> int:
         """What has no job gets none; jobs are cancelled, and billed for what they produced."""
@@ -193,7 +188,7 @@ class Driver:
     async def _give_up(self, batch: BatchRow) -> Rest:
         """It failed too often. What stands in its files stays; what runs is cancelled."""
         if await self._clear(batch):
-            return _same_again(batch)
+            return same_again(batch)
         error = InternalError("The batch failed again and again by no fault that has a name.")
         mistake = {"code": error.code, "message": error.message, "line": None, "param": None}
         await self._call(batch_driving.fail, batch, [mistake])
@@ -223,39 +218,6 @@ class Driver:
                 return function(connection, *arguments, **named)
 
         return await asyncio.to_thread(call)
-
-
-def _rest(batch: BatchRow, *, is_busy: bool, waits_for: dict[str, Any] | None) -> Rest:
-    """Ever longer while nothing happens, so that waiting costs nothing."""
-    if is_busy:
-        return Rest(pause_s=0, waits_for=waits_for)
-    num = batch["num_pauses"]
-    first, longest = (FIRST_WAIT_S, MAX_WAIT_S) if waits_for else (TURN_S, MAX_PAUSE_S)
-    pause_s = min(first * 2 ** min(num, 10), longest)
-    return Rest(pause_s=pause_s, num_pauses=num + 1, waits_for=waits_for)
-
-
-def _after_failure(batch: BatchRow, error: Exception) -> Rest:
-    """Contents may be away for hours: a batch waits for them until its window ends."""
-    is_away = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-    cause = ServiceUnavailable() if is_away else InternalError()
-    waits_for = {"code": cause.code, "message": "A step failed. It will be tried again."}
-    if is_away and not batch["is_late"]:
-        rest = _rest(batch, is_busy=False, waits_for=waits_for)
-        return replace(rest, num_tries=batch["num_tries"])
-    num = batch["num_tries"]
-    pause_s = min(2.0**num, MAX_TRY_PAUSE_S)
-    return Rest(pause_s=pause_s, num_tries=num + 1, waits_for=waits_for)
-
-
-def _same_again(batch: BatchRow) -> Rest:
-    """As if this step hadn't been."""
-    return Rest(
-        pause_s=TURN_S,
-        num_pauses=batch["num_pauses"],
-        num_tries=batch["num_tries"],
-        waits_for=batch["waits_for"],
-    )
 
 
 def _last_status(batch: BatchRow) -> str:

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import orjson
 import structlog
+from psycopg import Error as DatabaseError
 
 from api.dialects.answers import failure_of
 from api.dialects.fold import ShownJob
@@ -20,13 +21,14 @@ from api.prompts.registry import ModelRegistry
 from store import batch_driving, batch_results
 from store.batch_driving import WrittenLines
 from store.batch_turns import BatchRow
-from store.faults import is_outage
-from store.file_contents import FileContents
-from store.file_output import append_part, open_output
+from store.faults import is_outage, is_passing, is_units
+from store.file_contents import FileContents, PartWriter
+from store.file_output import append_part, begin_output, open_output, take_output
 from store.pools import DictConnection, SyncPool
 from tasks.errors import InternalError, JobCancelled, ServiceError
 from tasks.ids import format_job_id
 from workers.batches.endpoints import ENDPOINTS
+from workers.batches.rests import is_last_try
 
 LINES_A_PART = 500
 PART_BYTES = 4 << 20  # and a line: what a step holds in memory
@@ -46,6 +48,7 @@ class _Written:
     """Lines on their way into one of the two files."""
 
     filename: str
+    column: str  # of the batch's row: the file's id
     lines: list[Line] = field(default_factory=list)
     file_id: UUID | None = None
 
@@ -54,8 +57,8 @@ class _Written:
 class _Step:
     """What one step writes."""
 
-    good: _Written = field(default_factory=lambda: _Written("output.jsonl"))
-    bad: _Written = field(default_factory=lambda: _Written("errors.jsonl"))
+    good: _Written = field(default_factory=lambda: _Written("output.jsonl", "output_file_id"))
+    bad: _Written = field(default_factory=lambda: _Written("errors.jsonl", "error_file_id"))
     numbers: list[int] = field(default_factory=list)
     num_bytes: int = 0
     tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_TOKENS, 0))
@@ -130,32 +133,49 @@ class LineWriter:
         step.add(row, line, is_good=is_good)
 
     def _commit(self, batch: BatchRow, step: _Step) -> None:
-        with self._pool.connection() as connection, connection.transaction():
+        written = [each for each in (step.good, step.bad) if each.lines]
+        self._begin(batch, written)
+        with (
+            self._pool.connection() as connection,
+            connection.transaction(),
+            ExitStack() as undo,
+        ):
             if not batch_driving.is_owned(connection, batch):
                 raise LineWriterFenced
-            for written, column in ((step.good, "output_file_id"), (step.bad, "error_file_id")):
-                if written.lines:
-                    self._append(connection, batch, written, column)
+            for each in written:
+                self._append(connection, batch, each, undo)
             if not batch_driving.note_over(connection, batch, step.over()):
                 raise LineWriterFenced  # rolls all of it back
+            undo.pop_all()  # from here on the commit decides, even if nobody learns how it went
+
+    def _begin(self, batch: BatchRow, written: Sequence[_Written]) -> None:
+        """Files that are new are known before their first byte."""
+        for each in written:
+            each.file_id = batch[each.column]
+            if each.file_id is None:
+                with self._pool.connection() as connection:
+                    each.file_id = begin_output(connection, batch["tenant_id"])
 
     def _append(
-        self, connection: DictConnection, batch: BatchRow, written: _Written, column: str
+        self, connection: DictConnection, batch: BatchRow, written: _Written, undo: ExitStack
     ) -> None:
-        tenant_id = batch["tenant_id"]
-        written.file_id = batch[column] or open_output(
-            connection, tenant_id, filename=written.filename
-        )
-        writer = self._contents.new_part(tenant_id, written.file_id)
+        tenant_id, file_id = batch["tenant_id"], written.file_id
+        assert file_id is not None
+        if batch[written.column] is None:
+            if not take_output(connection, tenant_id, file_id):
+                raise LineWriterFenced  # so slow that it was taken for dead
+            open_output(connection, tenant_id, filename=written.filename, file_id=file_id)
+        writer = self._contents.new_part(tenant_id, file_id)
+        undo.callback(_leave_nothing, writer)
         for data in _contents(written.lines):
             writer.write(data)
         part = writer.finish()
-        if not append_part(connection, tenant_id, written.file_id, part):
+        if not append_part(connection, tenant_id, file_id, part):
             self._contents.remove_part(part)  # its owner deleted the file
 
     def _line(self, batch: BatchRow, row: dict[str, Any], spools: ExitStack) -> tuple[bool, Line]:
         """(Whether it is of the output file, the line). A result that can't be shown is an error,
-        whatever is wrong with it: the other lines go on.
+        whatever is wrong with it: the other lines go on. Raises what may be wrong with the moment.
         """
         line = {
             "id": f"batch_req_{batch['id'].hex}{row['number']:06x}",
@@ -165,7 +185,7 @@ class LineWriter:
             is_good, content = self._content(batch, row)
             return is_good, self._written(row, pieces_of(line | content), spools)
         except Exception as error:
-            if is_outage(error):
+            if is_outage(error) or not (is_lines_own(error) or is_last_try(batch)):
                 raise
             log.exception("batch_line_not_shown", batch_id=batch["id"].hex, line=row["number"])
             return False, orjson.dumps(line | request_error(InternalError(), row["id"])) + b"\n"
@@ -202,6 +222,23 @@ class LineWriter:
 
 class LineWriterFenced(Exception):
     """Another driver has the batch; what this one wrote is in no file."""
+
+
+def is_lines_own(error: Exception) -> bool:
+    """Whether it is the result's own fault. A full disk, too little memory, a lock that wasn't got
+    or a schema that isn't migrated yet are not: the line, which has been paid for, is shown later.
+    """
+    if isinstance(error, DatabaseError):
+        return is_units(error) and not is_passing(error)
+    return not isinstance(error, OSError | MemoryError)
+
+
+def _leave_nothing(writer: PartWriter) -> None:
+    """Of a part that no commit will name: a full disk would be no emptier after a hundred tries."""
+    try:
+        writer.abort()
+    except Exception as error:  # why the part isn't wanted counts more
+        log.warning("part_not_removed", error=type(error).__name__)
 
 
 def _contents(lines: Sequence[Line]) -> Iterator[bytes]:

@@ -18,9 +18,9 @@ from store.file_contents import FileContents, PartsReader
 from store.tenants import find_api_key
 from tests.integration.batches.conftest import URL, Batches
 from tests.support.poison import refuse
-from workers.batches import driver as driving
 from workers.batches.driver import Driver
 from workers.batches.reading import SLICE_LINES, FileReader, LeaseLost
+from workers.batches.rests import MAX_TRIES
 from workers.batches.submitting import MAX_LINE_TRIES
 from workers.batches.writing import LineWriter, LineWriterFenced
 
@@ -167,7 +167,7 @@ def test_an_outage_of_postgres_is_no_batchs_fault(
 
     async def act(driver: Driver) -> None:
         monkeypatch.setattr(FileReader, "step", away)
-        for _ in range(driving.MAX_TRIES + 1):
+        for _ in range(MAX_TRIES + 1):
             batches.wake()
             with pytest.raises(OperationalError):
                 await driver.step()

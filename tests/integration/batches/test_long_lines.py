@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 import tracemalloc
+from pathlib import Path
 from typing import Any
 from uuid import UUID
+
+import pytest
 
 from store.jobs import LOGPROBS_A_QUERY
 from tests.integration.batches.conftest import Batches
@@ -102,3 +106,19 @@ def test_a_long_line_is_never_in_memory_as_a_whole(batches: Batches) -> None:
     written = batches.rows.one("SELECT num_bytes FROM files WHERE filename = 'output.jsonl'")
     assert written["num_bytes"] > 6_000_000
     assert peak < 16_000_000
+
+
+def test_a_long_line_waits_for_room_on_the_disk(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    batch = _over(batches, 1, num_choices=1, num_tokens=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "there is none"))
+        with pytest.raises(OSError):
+            _write(batches, batch, long_bytes=0)
+    batches.rows.connection.execute("UPDATE batches SET leased_until = now() - interval '1 s'")
+
+    assert _write(batches, batch, long_bytes=0) == [1]
+
+    [[choice]] = _shown(batches, batch)
+    assert len(choice["logprobs"]["content"]) == 3

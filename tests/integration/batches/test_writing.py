@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,6 +10,7 @@ from uuid import UUID
 
 import pytest
 from psycopg import OperationalError
+from psycopg.errors import DataCorrupted, LockNotAvailable, QueryCanceled, UndefinedColumn
 from structlog.testing import capture_logs
 
 from store import batch_driving
@@ -16,6 +18,7 @@ from tests.integration.batches.conftest import URL, Batches
 from tests.integration.batches.test_long_lines import _files, _num_submitted
 from workers.batches.driver import Driver
 from workers.batches.endpoints import ENDPOINTS
+from workers.batches.rests import MAX_TRIES
 from workers.batches.writing import LineWriter, LineWriterFenced
 
 
@@ -90,6 +93,7 @@ def test_a_driver_that_was_overtaken_leaves_no_contents(
     with pytest.raises(LineWriterFenced):
         _steps(batches, batch, stale)
 
+    assert _stored(tmp_path) == stored
     assert batches.row(batch)["output_file_id"] is None
     assert batches.rows.one("SELECT state FROM batch_lines")["state"] == "submitted"
 
@@ -206,17 +210,52 @@ def test_a_line_without_an_answer_says_why(
     assert (error["code"], response and response["status_code"]) == (code, status)
 
 
-def test_an_outage_is_no_fault_of_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def _line_that_fails(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, *, num_tries: int
+) -> tuple[bool, Any]:
     def fail(job: Any) -> Any:
-        raise job.request["error"]
+        raise error
 
     monkeypatch.setitem(cast(Any, ENDPOINTS), URL, SimpleNamespace(show=fail))
-    rows = [ROW | {"request": {"error": error}} for error in (OperationalError(), ValueError())]
+    return _writer()._line(BATCH | {"num_tries": num_tries}, ROW | {"request": {}}, cast(Any, None))
 
+
+@pytest.mark.parametrize("num_tries", [0, MAX_TRIES])
+def test_an_outage_is_no_fault_of_a_line(monkeypatch: pytest.MonkeyPatch, num_tries: int) -> None:
     with pytest.raises(OperationalError):
-        _writer()._line(BATCH, rows[0], cast(Any, None))
+        _line_that_fails(monkeypatch, OperationalError(), num_tries=num_tries)
+
+
+OF_THE_MOMENT = (
+    OSError(errno.ENOSPC, "No space left on device"),
+    FileNotFoundError("No usable temporary directory found"),
+    MemoryError(),
+    QueryCanceled(),
+    LockNotAvailable(),
+    UndefinedColumn(),
+)
+
+
+@pytest.mark.parametrize("error", OF_THE_MOMENT, ids=lambda error: type(error).__name__)
+def test_what_may_be_wrong_with_the_moment_ends_no_line_while_tries_are_left(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    for num_tries in (0, MAX_TRIES - 2):
+        with pytest.raises(type(error)):
+            _line_that_fails(monkeypatch, error, num_tries=num_tries)
+
+    is_good, line = _line_that_fails(monkeypatch, error, num_tries=MAX_TRIES - 1)
+
+    assert not is_good
+    assert b'"status_code":500' in line
+
+
+@pytest.mark.parametrize("error", [ValueError(), DataCorrupted()], ids=lambda e: type(e).__name__)
+def test_a_result_that_can_not_be_shown_is_an_error_at_once(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     with capture_logs() as logs:
-        is_good, line = _writer()._line(BATCH, rows[1], cast(Any, None))
+        is_good, line = _line_that_fails(monkeypatch, error, num_tries=0)
 
     assert not is_good
     assert isinstance(line, bytes)

@@ -19,13 +19,11 @@ from workers.batches import driver as driving
 from workers.batches.driver import (
     CANCELS_A_STEP,
     CLEARING_TRIES,
-    FIRST_WAIT_S,
-    MAX_TRIES,
     NUM_STEPPERS,
-    TURN_S,
     Driver,
 )
 from workers.batches.reading import LeaseLost
+from workers.batches.rests import FIRST_WAIT_S, MAX_TRIES, TURN_S
 from workers.batches.writing import LineWriterFenced, ended_error
 
 BATCH, OTHER, JOB, TENANT = (UUID(int=number) for number in range(1, 5))

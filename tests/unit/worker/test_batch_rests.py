@@ -19,19 +19,18 @@ from tasks.errors import (
     JobCancelled,
     UnsupportedParameter,
 )
-from workers.batches.driver import (
+from workers.batches.driver import Driver, _last_status
+from workers.batches.endpoints import ENDPOINTS
+from workers.batches.rests import (
     FIRST_WAIT_S,
     MAX_PAUSE_S,
     MAX_TRY_PAUSE_S,
     MAX_WAIT_S,
     TURN_S,
-    Driver,
-    _after_failure,
-    _last_status,
-    _rest,
-    _same_again,
+    after_failure,
+    rest_of,
+    same_again,
 )
-from workers.batches.endpoints import ENDPOINTS
 from workers.batches.submitting import _waits_for
 from workers.batches.writing import _failed_line, ended_error, request_error
 
@@ -52,7 +51,7 @@ def _batch(**fields: Any) -> dict[str, Any]:
 
 
 def test_a_busy_batch_does_not_rest() -> None:
-    rest = _rest(_batch(num_pauses=5), is_busy=True, waits_for=WAITS)
+    rest = rest_of(_batch(num_pauses=5), is_busy=True, waits_for=WAITS)
 
     assert rest == Rest(pause_s=0, waits_for=WAITS)
 
@@ -65,7 +64,7 @@ def test_a_batch_with_nothing_to_do_rests_ever_longer(
     waits_for: dict[str, Any] | None, first_s: float, longest_s: float
 ) -> None:
     rests = [
-        _rest(_batch(num_pauses=num), is_busy=False, waits_for=waits_for) for num in (0, 1, 50)
+        rest_of(_batch(num_pauses=num), is_busy=False, waits_for=waits_for) for num in (0, 1, 50)
     ]
 
     assert [rest.pause_s for rest in rests] == [first_s, 2 * first_s, longest_s]
@@ -75,7 +74,7 @@ def test_a_batch_with_nothing_to_do_rests_ever_longer(
 
 
 def test_a_step_that_failed_is_tried_again_ever_later() -> None:
-    rests = [_after_failure(_batch(num_tries=num), ZeroDivisionError()) for num in (0, 1, 2, 20)]
+    rests = [after_failure(_batch(num_tries=num), ZeroDivisionError()) for num in (0, 1, 2, 20)]
 
     assert [rest.pause_s for rest in rests] == [1, 2, 4, MAX_TRY_PAUSE_S]
     assert [rest.num_tries for rest in rests] == [1, 2, 3, 21]
@@ -84,7 +83,7 @@ def test_a_step_that_failed_is_tried_again_ever_later() -> None:
 
 
 def test_contents_that_are_away_are_waited_for_and_cost_no_try() -> None:
-    rest = _after_failure(_batch(num_tries=3, num_pauses=1), OSError())
+    rest = after_failure(_batch(num_tries=3, num_pauses=1), OSError())
 
     assert (rest.num_tries, rest.num_pauses, rest.pause_s) == (3, 2, 2 * FIRST_WAIT_S)
     assert rest.waits_for is not None
@@ -98,7 +97,7 @@ def test_contents_that_are_away_are_waited_for_and_cost_no_try() -> None:
 def test_contents_that_will_not_come_are_not_waited_for(
     error: Exception, is_late: bool, code: str
 ) -> None:
-    rest = _after_failure(_batch(num_tries=3, is_late=is_late), error)
+    rest = after_failure(_batch(num_tries=3, is_late=is_late), error)
 
     assert (rest.num_tries, rest.pause_s) == (4, 8)
     assert rest.waits_for is not None
@@ -108,7 +107,7 @@ def test_contents_that_will_not_come_are_not_waited_for(
 def test_a_step_that_had_not_been_leaves_all_as_it_was() -> None:
     batch = _batch(num_pauses=4, num_tries=2, waits_for=WAITS)
 
-    assert _same_again(batch) == Rest(pause_s=TURN_S, num_pauses=4, num_tries=2, waits_for=WAITS)
+    assert same_again(batch) == Rest(pause_s=TURN_S, num_pauses=4, num_tries=2, waits_for=WAITS)
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,8 @@ CASES: dict[str, Any] = {
     "worker_models.list_worker_models": lambda w: w.works(
         worker_models.list_worker_models, "default"
     ),
+    "file_output.begin_output": lambda w: w.works(file_output.begin_output, w.flood),
+    "file_output.take_output": lambda w: w.works(file_output.take_output, w.flood, uuid7()),
     "file_output.open_output": lambda w: w.works(file_output.open_output, w.flood, filename="file"),
     "file_output.append_part": lambda w: w.works(
         file_output.append_part, w.flood, w.around.input_file, PART
