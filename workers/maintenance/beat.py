@@ -1,7 +1,8 @@
-"""Beat is a process of its own beside the worker that it belongs to, and ends with it.
+"""Beat is a process of its own beside the worker that it belongs to. Each ends with the other.
 
-Celery ends it in every stop. But of a worker that is killed it would stay behind, and send its
-tasks beside the beat of the next worker; each crash would leave one more.
+Celery ends beat in every stop. But of a worker that is killed it would stay behind, and send its
+tasks beside the beat of the next worker; each crash would leave one more. And of a beat that is
+killed, or can't write down when it sent what, nobody would hear: nothing would expire any more.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from celery.signals import beat_embedded_init
+
+from tasks.vital import vital
 
 LOOK_S = 1.0
 
@@ -32,3 +35,33 @@ def _watch(worker: int) -> None:
     while os.getppid() == worker:
         time.sleep(LOOK_S)
     os._exit(0)
+
+
+class BeatProcess(Protocol):
+    """What Celery starts beside a worker."""
+
+    exitcode: int | None
+
+    def is_alive(self) -> bool: ...
+
+
+class BeatWatch(threading.Thread):
+    """Ends the worker, to be started anew, once its beat has ended."""
+
+    def __init__(self, beat: BeatProcess) -> None:
+        super().__init__(name="beat", daemon=True)
+        self._beat = beat
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Look once a second. Of a worker that stops, beat may end."""
+        with vital(self.name):
+            while not self._stopped.wait(LOOK_S):
+                if not self._beat.is_alive():
+                    raise RuntimeError(
+                        f"its process has ended with exit code {self._beat.exitcode}"
+                    )
+
+    def stop(self) -> None:
+        """End, before beat does."""
+        self._stopped.set()

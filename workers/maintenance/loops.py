@@ -14,6 +14,7 @@ from tasks.metrics import serve_metrics
 from tasks.settings import RedisSettings
 from tasks.webhook_urls import UrlPolicy
 from workers.maintenance import deserter, file_sweeper, nudger, purger, reaper, rehinter
+from workers.maintenance.beat import BeatWatch
 from workers.maintenance.redis_watch import RedisWatch
 from workers.maintenance.webhooks.sender import WebhookSender
 
@@ -60,9 +61,11 @@ class Loops(bootsteps.StartStopStep):
         super().__init__(worker, **options)
         self._services: list[Service] = []
 
-    def start(self, _worker: Any) -> None:
+    def start(self, worker: Any) -> None:
         """Blocks for nothing."""
         self._services = new_services(DatabaseSettings().worker, RedisSettings().broker)
+        if worker.beat is not None:
+            self._services.append(BeatWatch(worker.beat))
         for service in self._services:
             service.start()
         serve_metrics()
