@@ -79,7 +79,7 @@ def _too_few_replicas(client: redis.Redis) -> Iterator[None]:
 def test_a_redis_that_takes_no_writes_ends_no_process_and_no_attempt(
     cluster: Cluster, tenant: Tenant, refuse: Refusal
 ) -> None:
-    processes = _processes(cluster)
+    processes, num_fds = _processes(cluster), _num_fds(cluster)
     with cluster.http(tenant) as http, cluster.redis() as client:
         jobs = [submit(http, seed=seed, max_tokens=NUM_TOKENS) for seed in range(NUM_JOBS)]
         readers = [Reader(http, job_id) for job_id in jobs[:NUM_READERS]]
@@ -102,6 +102,12 @@ def test_a_redis_that_takes_no_writes_ends_no_process_and_no_attempt(
     assert [job["output"][0]["text"] for job in ended] == texts
     assert [reader.text for reader in readers] == texts[:NUM_READERS]
     assert _processes(cluster) == processes, cluster.logs()
+    left = [after - before for before, after in zip(num_fds, _num_fds(cluster), strict=True)]
+    assert max(left) < 4 * REFUSES_S, left  # each try to connect in vain left three open
+
+
+def _num_fds(cluster: Cluster) -> list[int]:
+    return [psutil.Process(member.pid).num_fds() for member in cluster.members]
 
 
 def _processes(cluster: Cluster) -> set[psutil.Process]:

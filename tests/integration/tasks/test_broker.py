@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import redis
 from kombu import Connection, Consumer, Exchange, Queue
+from kombu.asynchronous import Hub
 from kombu.transport import resolve_transport
 
 from tasks import broker
 from tasks.app import app
 from tasks.settings import broker_transport_options
 from tests.integration.tasks.conftest import RedisServer
+from tests.support.waiting import wait_until
 
 TASKS = Queue("tasks", Exchange("tasks"), routing_key="tasks")
 # As Celery's remote control: every worker listens, and takes its queue with it when it closes.
@@ -88,3 +91,44 @@ def test_acknowledging_after_the_connection_closed_is_a_connection_error(worker:
 
     with pytest.raises(worker.connection.connection_errors):
         worker.message.ack()
+
+
+@pytest.fixture
+def refusing_redis(worker: Worker, redis_server: RedisServer) -> Iterator[redis.Redis]:
+    """It answers and refuses all writes, as one whose disk is full. The client sees who is in."""
+    worker.wait_for_the_next_message()
+    with redis_server.client() as client:
+        client.config_set("min-replicas-to-write", 1)
+        try:
+            yield client
+        finally:
+            client.config_set("min-replicas-to-write", 0)
+
+
+def test_closing_leaves_no_connection_to_a_redis_that_takes_no_writes(
+    worker: Worker, refusing_redis: redis.Redis
+) -> None:
+    assert len(refusing_redis.client_list()) > 1
+
+    worker.close()
+
+    wait_until(lambda: len(refusing_redis.client_list()) == 1)
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_connection_that_can_not_be_registered_is_closed(
+    redis_server: RedisServer, refusing_redis: redis.Redis
+) -> None:
+    before = len(refusing_redis.client_list())
+    connection = Connection(
+        redis_server.server.url,
+        transport=broker.Transport,
+        transport_options=broker_transport_options,
+    )
+    connection.connect()
+    assert len(refusing_redis.client_list()) > before
+
+    with pytest.raises(connection.channel_errors):
+        connection.transport.register_with_event_loop(connection.connection, Hub())
+
+    wait_until(lambda: len(refusing_redis.client_list()) == before)
