@@ -4,13 +4,14 @@ written where it is needed.
 
 from __future__ import annotations
 
+import select
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from psycopg import AsyncConnection, Connection, Error
+from psycopg import AsyncConnection, Connection, Error, OperationalError
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
@@ -26,17 +27,48 @@ OUR_SQLSTATES = "MR"  # what our functions and triggers raise begins so
 
 DictConnection = Connection[DictRow]
 AsyncDictConnection = AsyncConnection[DictRow]
-SyncPool = ConnectionPool[DictConnection]
+
+
+class SyncPool(ConnectionPool[DictConnection]):
+    """A pool for threads. Nobody is given a connection that Postgres closed while it was idle."""
+
+    def getconn(self, timeout: float | None = None) -> DictConnection:
+        """As the base, which gives one that is gone too: each would fail somebody's statement."""
+        while is_gone(connection := super().getconn(timeout)):
+            connection.close()
+            self.putconn(connection)  # another takes its place
+        return connection
 
 
 class AsyncPool(AsyncConnectionPool[AsyncDictConnection]):
-    """A pool for one event loop. With a gate no tenant can have all of its connections."""
+    """The same for one event loop. With a gate no tenant can have all of its connections."""
 
     gate: TenantGate | None = None
+
+    async def getconn(self, timeout: float | None = None) -> AsyncDictConnection:
+        """As that of `SyncPool`."""
+        while is_gone(connection := await super().getconn(timeout)):
+            await connection.close()
+            await self.putconn(connection)
+        return connection
 
     def turn(self, tenant_id: UUID) -> AbstractAsyncContextManager[None]:
         """What a tenant waits for before it asks for a connection."""
         return self.gate.turn(tenant_id) if self.gate else nullcontext()
+
+
+def is_gone(connection: DictConnection | AsyncDictConnection) -> bool:
+    """Whether Postgres has closed a connection that nobody uses. Asks the kernel, not Postgres."""
+    if connection.closed:
+        return True
+    arrivals = select.poll()
+    arrivals.register(connection.fileno(), select.POLLIN)
+    try:
+        while arrivals.poll(0):  # what it said last, then its end
+            connection.pgconn.consume_input()
+    except OperationalError:
+        return True
+    return False
 
 
 def connection_options(application_name: str, *, plans_once: bool = False) -> dict[str, Any]:
@@ -75,7 +107,7 @@ def sync_pool(
     plans_once: bool = False,
 ) -> SyncPool:
     """A pool for threads. The caller opens and closes it."""
-    return ConnectionPool(
+    return SyncPool(
         url,
         connection_class=Connection[DictRow],
         kwargs=connection_options(application_name, plans_once=plans_once),

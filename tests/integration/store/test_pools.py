@@ -1,15 +1,16 @@
-"""What a failure leaves on a connection of the pool."""
+"""What a failure leaves on a connection of the pool, and whom an end of Postgres fails."""
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from uuid import UUID, uuid4
 
 import pytest
 from psycopg import DatabaseError
 from psycopg.errors import DivisionByZero
 
-from store.pools import AsyncPool, as_tenant, async_pool
+from store.pools import AsyncPool, as_tenant, async_pool, connect, sync_pool
 from tests.integration.store.conftest import AsApi
 
 NUM_BEFORE_PREPARED = 5  # psycopg's threshold
@@ -64,3 +65,57 @@ def test_a_failure_spoils_no_statement_that_came_behind_it(as_api: AsApi, num_be
             return [await _ask(pool, 1) for _ in range(2)]
 
     assert asyncio.run(ask()) == [7, 7]
+
+
+NUM_CONNECTIONS = 4
+
+
+def _end_all(url: str) -> None:
+    """As a restart of Postgres does, of which nobody hears who doesn't ask."""
+    with connect(url, application_name="test-end") as connection:
+        query = (
+            "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid, 5000)) AS num"
+            " FROM pg_stat_activity WHERE application_name = 'test'"
+        )
+        assert connection.execute(query).fetchone() == {"num": NUM_CONNECTIONS}
+
+
+def test_connections_that_ended_while_they_were_idle_fail_nobody(as_api: AsApi) -> None:
+    async def ask() -> list[int]:
+        pool = async_pool(
+            as_api.urls.api,
+            application_name="test",
+            min_size=NUM_CONNECTIONS,
+            max_size=NUM_CONNECTIONS,
+        )
+        async with pool:
+            await pool.wait()
+            _end_all(as_api.urls.api)
+            return await asyncio.gather(*(_ask(pool, 1) for _ in range(2 * NUM_CONNECTIONS)))
+
+    assert asyncio.run(ask()) == [7] * 2 * NUM_CONNECTIONS
+
+
+def test_nor_in_a_worker(as_api: AsApi) -> None:
+    pool = sync_pool(
+        as_api.urls.worker,
+        application_name="test",
+        min_size=NUM_CONNECTIONS,
+        max_size=NUM_CONNECTIONS,
+    )
+    with pool:
+        pool.wait()
+        _end_all(as_api.urls.worker)
+        with ExitStack() as held:
+            connections = [held.enter_context(pool.connection()) for _ in range(NUM_CONNECTIONS)]
+            answers = [each.execute("SELECT 7 AS seven").fetchone() for each in connections]
+
+    assert answers == [{"seven": 7}] * NUM_CONNECTIONS
+
+
+def test_an_idle_connection_is_used_again(as_api: AsApi) -> None:
+    async def ask() -> set[int]:
+        async with async_pool(as_api.urls.api, application_name="test", max_size=1) as pool:
+            return {await _backend(pool, uuid4()) for _ in range(5)}
+
+    assert len(asyncio.run(ask())) == 1
