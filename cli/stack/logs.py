@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -39,7 +40,13 @@ def keep_small(path: Path, max_bytes: int = MAX_LOG_BYTES) -> None:
             return
     except FileNotFoundError:
         return
+    kept = path.with_name(f"{path.name}.1")
     try:
-        shutil.copyfile(path, path.with_name(f"{path.name}.1"))
+        kept.unlink(missing_ok=True)  # first: it may be all the room there is
+        shutil.copyfile(path, kept)
+    except OSError:
+        with suppress(OSError):
+            kept.unlink(missing_ok=True)  # half of it
+        raise
     finally:
         os.truncate(path, 0)

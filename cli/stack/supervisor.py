@@ -143,10 +143,10 @@ class Supervisor:
         unit.restart_at = time.monotonic() + delay_s
         exit_code = unit.child.exit_code if unit.child else None
         log.warning("process_died", name=unit.name, exit_code=exit_code, restart_in_s=delay_s)
-        self._report(f"{unit.name} died, starting it again in {delay_s:g} s, see {unit.log_path}")
         if unit.child is not None:
             unit.child.kill()  # what it started, such as the beat of a maintenance worker
-            unit.on_death(unit.child)
+            self._try(partial(unit.on_death, unit.child), unit.name)
+        self._report(f"{unit.name} died, starting it again in {delay_s:g} s, see {unit.log_path}")
 
     def _restart(self, unit: Unit) -> None:
         try:

@@ -175,7 +175,7 @@ class LineWriter:
 
     def _line(self, batch: BatchRow, row: dict[str, Any], spools: ExitStack) -> tuple[bool, Line]:
         """(Whether it is of the output file, the line). A result that can't be shown is an error,
-        whatever is wrong with it: the other lines go on. Raises what may be wrong with the moment.
+        whatever is wrong with it: the other lines go on. Raises outages, and LineNotShown.
         """
         line = {
             "id": f"batch_req_{batch['id'].hex}{row['number']:06x}",
@@ -185,8 +185,10 @@ class LineWriter:
             is_good, content = self._content(batch, row)
             return is_good, self._written(row, pieces_of(line | content), spools)
         except Exception as error:
-            if is_outage(error) or not (is_lines_own(error) or is_last_try(batch)):
+            if is_outage(error):
                 raise
+            if not (is_lines_own(error) or is_last_try(batch)):
+                raise LineNotShown from error
             log.exception("batch_line_not_shown", batch_id=batch["id"].hex, line=row["number"])
             return False, orjson.dumps(line | request_error(InternalError(), row["id"])) + b"\n"
 
@@ -222,6 +224,10 @@ class LineWriter:
 
 class LineWriterFenced(Exception):
     """Another driver has the batch; what this one wrote is in no file."""
+
+
+class LineNotShown(Exception):
+    """A result couldn't be shown at the moment. The step failed, and counts as a try."""
 
 
 def is_lines_own(error: Exception) -> bool:

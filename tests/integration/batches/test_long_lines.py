@@ -13,7 +13,7 @@ import pytest
 from store.jobs import LOGPROBS_A_QUERY
 from tests.integration.batches.conftest import Batches
 from workers.batches.driver import Driver
-from workers.batches.writing import LineWriter
+from workers.batches.writing import LineNotShown, LineWriter
 
 # A result of so many choices, each with so many tokens that have twenty candidates each.
 _LOGPROBS = """
@@ -114,7 +114,7 @@ def test_a_long_line_waits_for_room_on_the_disk(
     batch = _over(batches, 1, num_choices=1, num_tokens=3)
     with monkeypatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(tmp_path / "there is none"))
-        with pytest.raises(OSError):
+        with pytest.raises(LineNotShown):
             _write(batches, batch, long_bytes=0)
     batches.rows.connection.execute("UPDATE batches SET leased_until = now() - interval '1 s'")
 
