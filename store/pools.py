@@ -34,7 +34,7 @@ class SyncPool(ConnectionPool[DictConnection]):
 
     def getconn(self, timeout: float | None = None) -> DictConnection:
         """As the base, which gives one that is gone too: each would fail somebody's statement."""
-        while is_gone(connection := super().getconn(timeout)):
+        while _is_gone(connection := super().getconn(timeout)):
             connection.close()
             self.putconn(connection)  # another takes its place
         return connection
@@ -47,7 +47,7 @@ class AsyncPool(AsyncConnectionPool[AsyncDictConnection]):
 
     async def getconn(self, timeout: float | None = None) -> AsyncDictConnection:
         """As that of `SyncPool`."""
-        while is_gone(connection := await super().getconn(timeout)):
+        while _is_gone(connection := await super().getconn(timeout)):
             await connection.close()
             await self.putconn(connection)
         return connection
@@ -57,13 +57,13 @@ class AsyncPool(AsyncConnectionPool[AsyncDictConnection]):
         return self.gate.turn(tenant_id) if self.gate else nullcontext()
 
 
-def is_gone(connection: DictConnection | AsyncDictConnection) -> bool:
+def _is_gone(connection: DictConnection | AsyncDictConnection) -> bool:
     """Whether Postgres has closed a connection that nobody uses. Asks the kernel, not Postgres."""
     if connection.closed:
         return True
     arrivals = select.poll()
-    arrivals.register(connection.fileno(), select.POLLIN)
     try:
+        arrivals.register(connection.fileno(), select.POLLIN)
         while arrivals.poll(0):  # what it said last, then its end
             connection.pgconn.consume_input()
     except OperationalError:
