@@ -24,6 +24,7 @@ from store.batch_turns import BatchRow
 from store.faults import is_outage, is_passing, is_units
 from store.file_contents import FileContents, PartWriter
 from store.file_output import append_part, begin_output, open_output, take_output
+from store.file_retention import abandon_uploads
 from store.pools import DictConnection, SyncPool
 from tasks.errors import InternalError, JobCancelled, ServiceError
 from tasks.ids import format_job_id
@@ -135,6 +136,13 @@ class LineWriter:
     def _commit(self, batch: BatchRow, step: _Step) -> None:
         written = [each for each in (step.good, step.bad) if each.lines]
         self._begin(batch, written)
+        try:
+            self._write(batch, step, written)
+        except BaseException:
+            self._abandon(batch, written)
+            raise
+
+    def _write(self, batch: BatchRow, step: _Step, written: Sequence[_Written]) -> None:
         with (
             self._pool.connection() as connection,
             connection.transaction(),
@@ -155,6 +163,17 @@ class LineWriter:
             if each.file_id is None:
                 with self._pool.connection() as connection:
                     each.file_id = begin_output(connection, batch["tenant_id"])
+
+    def _abandon(self, batch: BatchRow, written: Sequence[_Written]) -> None:
+        """Files that came to nothing count as nobody's any more. One whose commit got through after
+        all is no upload, and isn't touched.
+        """
+        ids = [each.file_id for each in written if each.file_id and batch[each.column] is None]
+        try:
+            with self._pool.connection() as connection:
+                abandon_uploads(connection, ids)
+        except DatabaseError as error:  # the sweeper finds them later
+            log.warning("output_not_abandoned", error=type(error).__name__)
 
     def _append(
         self, connection: DictConnection, batch: BatchRow, written: _Written, undo: ExitStack

@@ -47,6 +47,8 @@ def test_a_part_for_which_there_is_no_room_is_removed(
         with pytest.raises(OSError, match="No space"):
             _steps(batches, first, row)
         assert _stored(tmp_path) == stored
+        live = "SELECT count(*) AS num FROM file_uploads WHERE abandoned_at IS NULL"
+        assert batches.rows.one(live) == {"num": 0}  # it counts as no file of the tenant's
 
     assert _steps(batches, first, row, part_bytes=1) == [1, 1]
 
