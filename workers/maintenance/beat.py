@@ -2,7 +2,8 @@
 
 Celery ends beat in every stop. But of a worker that is killed it would stay behind, and send its
 tasks beside the beat of the next worker; each crash would leave one more. And of a beat that is
-killed, or can't write down when it sent what, nobody would hear: nothing would expire any more.
+killed, or can't write down when it sent what, nobody would hear: what is periodic, such as
+retention, would never run again.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ import threading
 import time
 from typing import Any, Protocol
 
+import structlog
 from celery.signals import beat_embedded_init
 
 from tasks.vital import vital
 
 LOOK_S = 1.0
+PATIENCE_S = 300.0  # the loops go on meanwhile: a disk that is full for beat isn't for Postgres
+
+log = structlog.get_logger(__name__)
 
 _loaded_by = os.getpid()  # the worker, of which beat is a fork
 
@@ -46,21 +51,25 @@ class BeatProcess(Protocol):
 
 
 class BeatWatch(threading.Thread):
-    """Ends the worker, to be started anew, once its beat has ended."""
+    """Ends the worker, to be started anew, once its beat has been gone for some minutes."""
 
-    def __init__(self, beat: BeatProcess) -> None:
+    def __init__(self, beat: BeatProcess, *, patience_s: float = PATIENCE_S) -> None:
         super().__init__(name="beat", daemon=True)
         self._beat = beat
+        self._patience_s = patience_s
         self._stopped = threading.Event()
 
     def run(self) -> None:
         """Look once a second. Of a worker that stops, beat may end."""
         with vital(self.name):
-            while not self._stopped.wait(LOOK_S):
-                if not self._beat.is_alive():
-                    raise RuntimeError(
-                        f"its process has ended with exit code {self._beat.exitcode}"
-                    )
+            while self._beat.is_alive():
+                if self._stopped.wait(LOOK_S):
+                    return
+            log.error(
+                "beat_ended", exit_code=self._beat.exitcode, worker_ends_in_s=self._patience_s
+            )
+            if not self._stopped.wait(self._patience_s):
+                raise RuntimeError(f"its process has ended by {self._beat.exitcode}")
 
     def stop(self) -> None:
         """End, before beat does."""

@@ -73,24 +73,6 @@ def test_beat_does_not_outlive_a_worker_that_is_killed(
     assert left == []
 
 
-def test_a_worker_does_not_outlive_its_beat(
-    services: Services, database: DatabaseUrls, tmp_path: Path
-) -> None:
-    with celery_worker(
-        *_args(tmp_path),
-        urls=database,
-        role="worker",
-        redis_url=services.redis_url,
-        folder=tmp_path,
-    ) as child:
-        wait_until(lambda: "ready." in (tmp_path / "worker.log").read_text(), timeout_s=30)
-        [beat] = psutil.Process(child.pid).children()
-        beat.kill()
-        wait_until(lambda: not child.is_alive, timeout_s=20, what="the end of the worker")
-
-    assert child.exit_code == 1
-
-
 def test_every_periodic_task_expires_before_the_next_is_sent() -> None:
     for entry in BEAT_SCHEDULE.values():
         assert entry["options"]["expires"] <= entry["schedule"]
