@@ -93,7 +93,7 @@ WHERE batch_id = %(id)s AND state = 'pending' AND number IN (
 _POSTPONE = """
 UPDATE batch_lines SET num_tries = num_tries + 1,
     try_at = now() + make_interval(secs => %(pause_s)s)
-WHERE batch_id = %(id)s AND number = %(number)s AND state = 'pending'
+WHERE batch_id = %(id)s AND number = %(number)s AND state = ANY(%(states)s)
 """
 
 _NOTE_OVER = """
@@ -277,7 +277,22 @@ def postpone_line(
     connection: DictConnection, batch_id: UUID, number: int, *, pause_s: float
 ) -> None:
     """It failed by no fault that has a name; try it again later."""
-    connection.execute(_POSTPONE, {"id": batch_id, "number": number, "pause_s": pause_s})
+    _postpone(connection, batch_id, number, pause_s, ["pending"])
+
+
+def postpone_result(
+    connection: DictConnection, batch_id: UUID, number: int, *, pause_s: float
+) -> None:
+    """What came of a line couldn't be written at the moment; try it again later."""
+    _postpone(connection, batch_id, number, pause_s, ["submitted", "refused"])
+
+
+def _postpone(
+    connection: DictConnection, batch_id: UUID, number: int, pause_s: float, states: list[str]
+) -> None:
+    connection.execute(
+        _POSTPONE, {"id": batch_id, "number": number, "pause_s": pause_s, "states": states}
+    )
 
 
 def refuse_pending(connection: DictConnection, batch_id: UUID, error: dict[str, Any]) -> int:

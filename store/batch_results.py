@@ -19,7 +19,7 @@ LONG_BYTES = 256 << 10
 # its key: for a batch of unknown size the planner would rather read whole tables and join them.
 # Both states are named for their index's sake, which doesn't hold the lines that are written.
 _OVER = f"""
-SELECT l.number, l.custom_id, l.error, p.request, r.last_seq, j.*, size.is_long,
+SELECT l.number, l.custom_id, l.error, l.num_tries, p.request, r.last_seq, j.*, size.is_long,
     CASE WHEN size.is_long THEN {OUTPUT} ELSE r.output END AS output
 FROM batch_lines l
 LEFT JOIN LATERAL (SELECT * FROM jobs WHERE id = l.job_id LIMIT 1) j ON true
@@ -30,6 +30,7 @@ CROSS JOIN LATERAL (
 ) size
 WHERE l.batch_id = %(batch_id)s
     AND l.state IN ('refused', 'submitted') AND (l.state = 'refused' OR j.finished_at IS NOT NULL)
+    AND (l.try_at IS NULL OR l.try_at <= now())
 LIMIT %(limit)s
 """
 
@@ -37,8 +38,9 @@ LIMIT %(limit)s
 def lines_to_write(
     connection: DictConnection, batch_id: UUID, *, limit: int, long_bytes: int = LONG_BYTES
 ) -> Generator[dict[str, Any]]:
-    """Refused lines, and lines whose jobs are over: the job's row with `output`, `request`, and
-    whether it `is_long`: then where a choice has log-probabilities it says `true`.
+    """Refused lines, and lines whose jobs are over, but for those put off: the job's row with
+    `output`, `request`, and whether it `is_long`: then where a choice has log-probabilities it says
+    `true`.
 
     One row in memory at a time. Close it if it isn't read to its end.
     """

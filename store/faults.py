@@ -11,12 +11,12 @@ from psycopg import DataError, Error, IntegrityError, InterfaceError, Operationa
 _OUTAGES = ("08", "25006", "53100", "53300", "57P")
 
 # What the unit's own row or another's lock makes slow, or meets at a bad moment: the statement's
-# time limit, a lock that wasn't got in time, a deadlock, a conflict of transactions.
-_PASSING = ("57014", "55P03", "40")
+# time limit, a lock that wasn't got in time, a deadlock, a conflict of transactions, no memory.
+_PASSING = ("57014", "55P03", "40", "53200")
 
-# Values that fit no column, broken rules of a table, what functions and triggers raise, memory and
-# sizes, rows that can't be read.
-_UNITS = ("21", "22", "23", "53200", "54", "P0", "XX")
+# Values that fit no column, broken rules of a table, what functions and triggers raise, sizes, rows
+# that can't be read.
+_UNITS = ("21", "22", "23", "54", "P0", "XX")
 
 
 def is_outage(error: BaseException) -> bool:

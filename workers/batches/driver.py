@@ -21,8 +21,9 @@ from store.pools import AsyncPool, SyncPool
 from tasks.errors import InternalError
 from workers.batches.reading import FileReader, LeaseLost
 from workers.batches.rests import MAX_TRIES, TURN_S, after_failure, rest_of, same_again
+from workers.batches.showing import ended_error
 from workers.batches.submitting import LineSubmitter
-from workers.batches.writing import LineWriter, LineWriterFenced, ended_error
+from workers.batches.writing import LineWriter, LineWriterFenced
 
 log = structlog.get_logger(__name__)
 

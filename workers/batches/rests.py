@@ -1,4 +1,4 @@
-"""How long a batch rests after a step, and how often one that fails is tried again."""
+"""How long a batch rests after a step, and how often it, or a line of it, is tried again."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ MAX_PAUSE_S = 2.0  # of a batch whose jobs run
 FIRST_WAIT_S, MAX_WAIT_S = 1.0, 60.0  # of one that waits for credit or the like
 MAX_TRIES = 10  # failed steps in a row: then the batch is given up, after a quarter of an hour
 MAX_TRY_PAUSE_S = 300.0
+# A line that fails by no fault of its own that has a name, or by one that may pass.
+MAX_LINE_TRIES = 12
+MAX_WRITES = 24  # of one that is paid for: more than an hour
+FIRST_RETRY_S, MAX_RETRY_S = 1.0, 300.0
 
 
 def rest_of(batch: BatchRow, *, is_busy: bool, waits_for: dict[str, Any] | None) -> Rest:
@@ -48,6 +52,11 @@ def same_again(batch: BatchRow) -> Rest:
     )
 
 
-def is_last_try(batch: BatchRow) -> bool:
-    """Whether the batch is given up if this step fails too."""
-    return bool(batch["num_tries"] + 1 >= MAX_TRIES)
+def line_pause_s(num_tries: int) -> float:
+    """Until a line is tried again that has been so often before."""
+    return min(FIRST_RETRY_S * 2.0**num_tries, MAX_RETRY_S)
+
+
+def is_last_write(line: dict[str, Any]) -> bool:
+    """Whether a line that can't be shown now either is given up."""
+    return bool(line["num_tries"] + 1 >= MAX_WRITES)

@@ -22,7 +22,8 @@ from store.tenants import ApiKey, find_api_key
 from tasks.errors import InsufficientQuota, InternalError, InvalidApiKey, ServiceError
 from tasks.jobs import OnDisconnect
 from workers.batches.endpoints import ENDPOINTS
-from workers.batches.writing import request_error
+from workers.batches.rests import MAX_LINE_TRIES, line_pause_s
+from workers.batches.showing import request_error
 
 log = structlog.get_logger(__name__)
 
@@ -32,9 +33,6 @@ STEP_LINES = 64
 STEP_BYTES = 4 << 20
 STEP_S = 0.5
 MIN_DEADLINE_S = 1.0
-# A line that fails by no fault of its own that has a name, or by one that may pass.
-MAX_LINE_TRIES = 12
-FIRST_RETRY_S, MAX_RETRY_S = 1.0, 300.0
 
 WaitsFor = dict[str, Any]
 
@@ -98,7 +96,7 @@ class LineSubmitter:
         if line["num_tries"] + 1 >= MAX_LINE_TRIES:
             await self._refuse(batch, line, error)
             return
-        pause_s = min(FIRST_RETRY_S * 2 ** line["num_tries"], MAX_RETRY_S)
+        pause_s = line_pause_s(line["num_tries"])
         await self._call(batch_driving.postpone_line, batch["id"], line["number"], pause_s=pause_s)
 
     async def _refuse(self, batch: BatchRow, line: dict[str, Any], error: ServiceError) -> None:

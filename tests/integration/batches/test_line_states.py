@@ -102,6 +102,7 @@ OTHERS: dict[str, Act] = {
     "note_submitted": lambda c, b: batch_driving.note_submitted(c, b["id"], 1, uuid7()),
     "note_refused": lambda c, b: batch_driving.note_refused(c, b["id"], 1, ERROR),
     "postpone": lambda c, b: batch_driving.postpone_line(c, b["id"], 1, pause_s=9),
+    "postpone_result": lambda c, b: batch_driving.postpone_result(c, b["id"], 4, pause_s=9),
     "refuse_pending": lambda c, b: batch_driving.refuse_pending(c, b["id"], ERROR),
     "forget": lambda c, b: batch_driving.forget_lines(c, b["id"]),
     "take_over": batch_driving.take_over,
@@ -189,6 +190,8 @@ def test_lines_change_their_state_from_the_right_one_alone(
         batch_driving.note_submitted(worker, batch, number, uuid7())
         batch_driving.note_refused(worker, batch, number, {})
         batch_driving.postpone_line(worker, batch, number, pause_s=9)
+    for number in (1, 5):
+        batch_driving.postpone_result(worker, batch, number, pause_s=9)
     assert _rows_of(rows, batch) == before
     assert batch_driving.refuse_pending(worker, batch, ERROR) == 1
 
@@ -215,6 +218,24 @@ def test_a_line_that_is_postponed_is_not_pending_until_its_time(
     assert row["num_tries"] == 1
     assert 50 < row["pause_s"] <= 60
     assert [(line["number"], line["num_tries"]) for line in due] == [(1, 1), (2, 0)]
+
+
+def test_a_result_that_is_postponed_is_not_written_until_its_time(
+    worker: DictConnection, rows: Rows
+) -> None:
+    batch, _ = _full(rows, rows.tenant())
+
+    def found() -> list[tuple[int, int]]:
+        lines = batch_results.lines_to_write(worker, batch, limit=9)
+        return sorted((line["number"], line["num_tries"]) for line in lines)
+
+    before = found()
+    batch_driving.postpone_result(worker, batch, 3, pause_s=60)
+    waiting = found()
+    rows.connection.execute("UPDATE batch_lines SET try_at = now() WHERE number = 3")
+
+    assert (before, waiting, found()) == ([(3, 0), (4, 0)], [(4, 0)], [(3, 1), (4, 0)])
+    assert batch_driving.left(worker, batch) == Left(2, 1, has_pending=True)
 
 
 def test_lines_that_begin_alike_are_submitted_beside_each_other(

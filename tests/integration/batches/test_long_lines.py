@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import tempfile
 import tracemalloc
 from pathlib import Path
@@ -12,8 +14,9 @@ import pytest
 
 from store.jobs import LOGPROBS_A_QUERY
 from tests.integration.batches.conftest import Batches
+from workers.batches import showing
 from workers.batches.driver import Driver
-from workers.batches.writing import LineNotShown, LineWriter
+from workers.batches.writing import LineWriter
 
 # A result of so many choices, each with so many tokens that have twenty candidates each.
 _LOGPROBS = """
@@ -108,17 +111,51 @@ def test_a_long_line_is_never_in_memory_as_a_whole(batches: Batches) -> None:
     assert peak < 16_000_000
 
 
-def test_a_long_line_waits_for_room_on_the_disk(
-    batches: Batches, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def _shorten(batches: Batches, batch: UUID, *, from_number: int) -> None:
+    batches.rows.connection.execute(
+        'UPDATE job_results SET output = \'[{"index": 0, "text": "x", "finish_reason": "stop"}]\''
+        " WHERE job_id IN (SELECT job_id FROM batch_lines WHERE batch_id = %s AND number >= %s)",
+        (batch, from_number),
+    )
+
+
+class _Full(io.BytesIO):
+    """A file for whose last bytes there is no room, as the kernel says once they are flushed."""
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _nowhere(patch: pytest.MonkeyPatch, tmp_path: Path, _opened: list[_Full]) -> None:
+    patch.setattr(tempfile, "tempdir", str(tmp_path / "there is none"))
+
+
+def _too_small(patch: pytest.MonkeyPatch, _: Path, opened: list[_Full]) -> None:
+    def open_full() -> _Full:
+        opened.append(_Full())
+        return opened[-1]
+
+    patch.setattr(showing, "TemporaryFile", open_full)
+
+
+@pytest.mark.parametrize("fill_up", [_nowhere, _too_small])
+def test_a_long_line_waits_for_room_on_the_disk_and_holds_up_none_behind_it(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fill_up: Any
 ) -> None:
-    batch = _over(batches, 1, num_choices=1, num_tokens=3)
+    batch = _over(batches, 4, num_choices=1, num_tokens=60)
+    _shorten(batches, batch, from_number=3)
+    opened: list[_Full] = []
     with monkeypatch.context() as patch:
-        patch.setattr(tempfile, "tempdir", str(tmp_path / "there is none"))
-        with pytest.raises(LineNotShown):
-            _write(batches, batch, long_bytes=0)
+        fill_up(patch, tmp_path, opened)
+        assert _write(batches, batch, long_bytes=900) == [1, 1, 2]  # each long one is put off
+    assert all(file.closed for file in opened)  # else they would take what room there is
+    assert [line["custom_id"] for line in batches.lines(batch)] == ["line-3", "line-4"]
+    query = "SELECT array_agg(num_tries ORDER BY number) AS nums FROM batch_lines"
+    assert batches.rows.one(query)["nums"] == [1, 1, 0, 0]
     batches.rows.connection.execute("UPDATE batches SET leased_until = now() - interval '1 s'")
 
-    assert _write(batches, batch, long_bytes=0) == [1]
+    assert _write(batches, batch, long_bytes=900) == [1, 1]
 
-    [[choice]] = _shown(batches, batch)
-    assert len(choice["logprobs"]["content"]) == 3
+    assert batches.row(batch)["error_file_id"] is None
+    nums = [len(choice["logprobs"]["content"]) for [choice] in _shown(batches, batch)[2:]]
+    assert nums == [60, 60]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,7 +11,13 @@ from uuid import UUID
 
 import pytest
 from psycopg import OperationalError
-from psycopg.errors import DataCorrupted, LockNotAvailable, QueryCanceled, UndefinedColumn
+from psycopg.errors import (
+    DataCorrupted,
+    LockNotAvailable,
+    OutOfMemory,
+    QueryCanceled,
+    UndefinedColumn,
+)
 from structlog.testing import capture_logs
 
 from store import batch_driving
@@ -18,8 +25,10 @@ from tests.integration.batches.conftest import URL, Batches
 from tests.integration.batches.test_long_lines import _files, _num_submitted
 from workers.batches.driver import Driver
 from workers.batches.endpoints import ENDPOINTS
-from workers.batches.rests import MAX_TRIES
-from workers.batches.writing import LineNotShown, LineWriter, LineWriterFenced
+from workers.batches.rests import MAX_WRITES
+from workers.batches.showing import LineShower
+from workers.batches.submitting import WINDOW
+from workers.batches.writing import LineWriter, LineWriterFenced
 
 
 def _over(batches: Batches, num_lines: int) -> UUID:
@@ -141,9 +150,9 @@ def test_a_line_is_shown_though_its_model_and_its_request_are_gone(batches: Batc
     assert (line["custom_id"], line["response"]["body"]["model"]) == ("line-1", "gone")
 
 
-def _writer(model: Any = None) -> LineWriter:
+def _shower(model: Any = None) -> LineShower:
     registry = cast(Any, SimpleNamespace(find=lambda _name: model))
-    return LineWriter(cast(Any, None), cast(Any, None), registry)
+    return LineShower(cast(Any, None), registry)
 
 
 BATCH = {"id": UUID(int=1), "endpoint": URL, "is_late": False, "status": "in_progress"}
@@ -177,7 +186,7 @@ def test_a_line_is_shown_by_its_endpoint_with_what_was_asked(
     codec = SimpleNamespace(vocabulary=vocabulary)
     model = SimpleNamespace(codec=codec) if vocabulary else None
 
-    is_good, content = _writer(model)._content(BATCH, ROW | {"request": request_})
+    is_good, content = _shower(model)._content(BATCH, ROW | {"request": request_})
 
     response = {"status_code": 200, "request_id": "job_" + UUID(int=2).hex, "body": {"a": 1}}
     assert (is_good, content) == (True, {"response": response, "error": None})
@@ -202,7 +211,7 @@ CANCELLED = ROW | {"status": "cancelled"}
 def test_a_line_without_an_answer_says_why(
     batch: dict[str, Any], row: dict[str, Any], code: str, status: int | None
 ) -> None:
-    is_good, content = _writer()._content(BATCH | batch, row | {"request": {}})
+    is_good, content = _shower()._content(BATCH | batch, row | {"request": {}})
 
     assert not is_good
     response = content["response"]
@@ -212,15 +221,16 @@ def test_a_line_without_an_answer_says_why(
 
 def _line_that_fails(
     monkeypatch: pytest.MonkeyPatch, error: Exception, *, num_tries: int
-) -> tuple[bool, Any]:
+) -> tuple[bool, Any] | None:
     def fail(job: Any) -> Any:
         raise error
 
     monkeypatch.setitem(cast(Any, ENDPOINTS), URL, SimpleNamespace(show=fail))
-    return _writer()._line(BATCH | {"num_tries": num_tries}, ROW | {"request": {}}, cast(Any, None))
+    row = ROW | {"request": {}, "num_tries": num_tries}
+    return _shower().show(BATCH, row, cast(Any, None))
 
 
-@pytest.mark.parametrize("num_tries", [0, MAX_TRIES])
+@pytest.mark.parametrize("num_tries", [0, MAX_WRITES])
 def test_an_outage_is_no_fault_of_a_line(monkeypatch: pytest.MonkeyPatch, num_tries: int) -> None:
     with pytest.raises(OperationalError):
         _line_that_fails(monkeypatch, OperationalError(), num_tries=num_tries)
@@ -230,6 +240,7 @@ OF_THE_MOMENT = (
     OSError(errno.ENOSPC, "No space left on device"),
     FileNotFoundError("No usable temporary directory found"),
     MemoryError(),
+    OutOfMemory(),
     QueryCanceled(),
     LockNotAvailable(),
     UndefinedColumn(),
@@ -240,14 +251,16 @@ OF_THE_MOMENT = (
 def test_what_may_be_wrong_with_the_moment_ends_no_line_while_tries_are_left(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    for num_tries in (0, MAX_TRIES - 2):
-        with pytest.raises(LineNotShown):  # no OSError: contents that are away cost no try
-            _line_that_fails(monkeypatch, error, num_tries=num_tries)
+    with capture_logs() as logs:
+        for num_tries in (0, MAX_WRITES - 2):
+            assert _line_that_fails(monkeypatch, error, num_tries=num_tries) is None
+        shown = _line_that_fails(monkeypatch, error, num_tries=MAX_WRITES - 1)
 
-    is_good, line = _line_that_fails(monkeypatch, error, num_tries=MAX_TRIES - 1)
-
+    assert shown is not None
+    is_good, line = shown
     assert not is_good
     assert b'"status_code":500' in line
+    assert [each["is_final"] for each in logs] == [False, False, True]
 
 
 @pytest.mark.parametrize("error", [ValueError(), DataCorrupted()], ids=lambda e: type(e).__name__)
@@ -255,9 +268,38 @@ def test_a_result_that_can_not_be_shown_is_an_error_at_once(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     with capture_logs() as logs:
-        is_good, line = _line_that_fails(monkeypatch, error, num_tries=0)
+        shown = _line_that_fails(monkeypatch, error, num_tries=0)
 
+    assert shown is not None
+    is_good, line = shown
     assert not is_good
     assert isinstance(line, bytes)
     assert b'"status_code":500' in line
     assert [each["event"] for each in logs] == ["batch_line_not_shown"]
+
+
+def test_a_line_that_can_not_be_shown_for_an_hour_is_an_error_and_holds_up_no_other(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window of jobs is over before the rest of the lines is submitted."""
+    num_lines = WINDOW + 10
+    batch = batches.add(batches.tenant(), [{"seed": number} for number in range(num_lines)])
+    show, nums_written = ENDPOINTS[URL].show, []
+
+    def fail_one(job: Any) -> Any:
+        if job.request["seed"] == 3:
+            nums_written.append(batches.row(batch)["num_completed"])
+            raise MemoryError
+        return show(job)
+
+    def is_over() -> bool:
+        batches.end_jobs()
+        return batches.row(batch)["status"] == "completed"
+
+    monkeypatch.setitem(cast(Any, ENDPOINTS), URL, replace(ENDPOINTS[URL], show=fail_one))
+    batches.drive(is_over)
+
+    assert len(nums_written) == MAX_WRITES
+    assert nums_written[-1] == num_lines - 1
+    [error] = batches.lines(batch, "error_file_id")
+    assert (error["custom_id"], error["response"]["status_code"]) == ("line-4", 500)

@@ -75,7 +75,6 @@ def test_all_is_done_at_once_if_nothing_fails() -> None:
         DataCorrupted,
         InternalError_,
         ProgramLimitExceeded,
-        OutOfMemory,
     ],
 )
 def test_halves_are_done_down_to_what_fails_alone(error: type[Error]) -> None:
@@ -95,7 +94,8 @@ def test_each_that_fails_alone_is_set_aside() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [QueryCanceled, LockNotAvailable, DeadlockDetected, SerializationFailure]
+    "error",
+    [QueryCanceled, LockNotAvailable, DeadlockDetected, SerializationFailure, OutOfMemory],
 )
 def test_what_took_too_long_or_met_another_is_found_by_few_statements(error: type[Error]) -> None:
     """Each of them takes seconds to fail. One of 500 is found by four."""

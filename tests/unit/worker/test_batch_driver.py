@@ -24,7 +24,8 @@ from workers.batches.driver import (
 )
 from workers.batches.reading import LeaseLost
 from workers.batches.rests import FIRST_WAIT_S, MAX_TRIES, TURN_S
-from workers.batches.writing import LineWriterFenced, ended_error
+from workers.batches.showing import ended_error
+from workers.batches.writing import LineWriterFenced
 
 BATCH, OTHER, JOB, TENANT = (UUID(int=number) for number in range(1, 5))
 WAITS = {"code": "insufficient_quota", "message": "No credit."}

@@ -31,8 +31,8 @@ from workers.batches.rests import (
     rest_of,
     same_again,
 )
+from workers.batches.showing import _failed_line, ended_error, request_error
 from workers.batches.submitting import _waits_for
-from workers.batches.writing import _failed_line, ended_error, request_error
 
 JOB_ID = UUID(int=7 << 76 | 2 << 62 | 0xABC)
 WAITS = {"code": "insufficient_quota", "message": "No credit."}

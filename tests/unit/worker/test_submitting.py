@@ -26,16 +26,15 @@ from tasks.errors import (
 from tasks.jobs import OnDisconnect
 from tests.support.caller import new_caller
 from workers.batches import submitting
+from workers.batches.rests import MAX_LINE_TRIES, MAX_RETRY_S
+from workers.batches.showing import request_error
 from workers.batches.submitting import (
-    MAX_LINE_TRIES,
-    MAX_RETRY_S,
     MIN_DEADLINE_S,
     STEP_BYTES,
     STEP_LINES,
     WINDOW,
     LineSubmitter,
 )
-from workers.batches.writing import request_error
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "x"}], "unknown": 1}
 

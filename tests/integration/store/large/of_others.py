@@ -194,6 +194,7 @@ CASES: dict[str, Any] = {
     "batch_driving.note_submitted": _drives_id(batch_driving.note_submitted, 2, uuid7()),
     "batch_driving.note_refused": _drives_id(batch_driving.note_refused, 2, {}),
     "batch_driving.postpone_line": _drives_id(batch_driving.postpone_line, 2, pause_s=1),
+    "batch_driving.postpone_result": _drives_id(batch_driving.postpone_result, 2, pause_s=1),
     "batch_driving.running_jobs": _drives_id(batch_driving.running_jobs, limit=10),
     "batch_driving.left": _drives_id(batch_driving.left),
     "batch_results.lines_to_write": _drives_id(
