@@ -5,13 +5,14 @@ written where it is needed.
 from __future__ import annotations
 
 import select
+import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from psycopg import AsyncConnection, Connection, Error, OperationalError
+from psycopg import AsyncConnection, Connection, Error
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
@@ -23,6 +24,7 @@ STATEMENT_TIMEOUT_MS = 5_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 10_000
 CONNECT_TIMEOUT_S = 5
 CHECKOUT_TIMEOUT_S = 5.0
+RECONNECT_S = 5.0  # then anew, so that no try is more than two seconds after the one before
 OUR_SQLSTATES = "MR"  # what our functions and triggers raise begins so
 
 DictConnection = Connection[DictRow]
@@ -34,10 +36,13 @@ class SyncPool(ConnectionPool[DictConnection]):
 
     def getconn(self, timeout: float | None = None) -> DictConnection:
         """As the base, which gives one that is gone too: each would fail somebody's statement."""
-        while _is_gone(connection := super().getconn(timeout)):
+        give_up_at = time.monotonic() + (self.timeout if timeout is None else timeout)
+        while True:
+            connection = super().getconn(give_up_at - time.monotonic())
+            if not _is_gone(connection):
+                return connection
             connection.close()
             self.putconn(connection)  # another takes its place
-        return connection
 
 
 class AsyncPool(AsyncConnectionPool[AsyncDictConnection]):
@@ -47,10 +52,13 @@ class AsyncPool(AsyncConnectionPool[AsyncDictConnection]):
 
     async def getconn(self, timeout: float | None = None) -> AsyncDictConnection:
         """As that of `SyncPool`."""
-        while _is_gone(connection := await super().getconn(timeout)):
+        give_up_at = time.monotonic() + (self.timeout if timeout is None else timeout)
+        while True:
+            connection = await super().getconn(give_up_at - time.monotonic())
+            if not _is_gone(connection):
+                return connection
             await connection.close()
             await self.putconn(connection)
-        return connection
 
     def turn(self, tenant_id: UUID) -> AbstractAsyncContextManager[None]:
         """What a tenant waits for before it asks for a connection."""
@@ -66,7 +74,7 @@ def _is_gone(connection: DictConnection | AsyncDictConnection) -> bool:
         arrivals.register(connection.fileno(), select.POLLIN)
         while arrivals.poll(0):  # what it said last, then its end
             connection.pgconn.consume_input()
-    except OperationalError:
+    except (Error, OSError, ValueError):  # it has no socket any more, or can't be asked
         return True
     return False
 
@@ -115,6 +123,8 @@ def sync_pool(
         min_size=min_size,
         max_size=max_size,
         timeout=CHECKOUT_TIMEOUT_S,
+        reconnect_timeout=RECONNECT_S,
+        reconnect_failed=SyncPool.check,
         open=False,
         name=application_name,
     )
@@ -140,6 +150,8 @@ def async_pool(
         min_size=min_size,
         max_size=max_size,
         timeout=CHECKOUT_TIMEOUT_S,
+        reconnect_timeout=RECONNECT_S,
+        reconnect_failed=AsyncPool.check,
         open=False,
         name=application_name,
     )

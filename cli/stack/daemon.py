@@ -61,6 +61,8 @@ def _say(step: Step, text: str) -> None:
         print(json.dumps({"step": step, "text": text}), flush=True)
     except BrokenPipeError:
         _let_go_of_stdout()
+    except OSError:  # stdout is the log by now, and its disk is full: nobody is told
+        return
 
 
 def _let_go_of_stdout() -> None:

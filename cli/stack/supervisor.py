@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 SERVICES = ("postgres", "redis")  # adopted by the next start, not ended by it
 _POLL_S = 0.1
-_LOGS_S = 2.0  # between two looks at how large they are
+_FILES_S = 2.0  # between two looks at how large logs are, and two tries to write the record
 _FIRST_DELAY_S = 0.5
 _MAX_DELAY_S = 30.0
 _HEALTHY_AFTER_S = 60.0  # a process that ran this long starts again without delay
@@ -77,7 +77,7 @@ class Supervisor:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         pid = os.getpid()
-        self._is_saved = True
+        self._save_at: float | None = None  # monotonic; None: the record says what is so
         self._logs_due = 0.0  # monotonic
         own = ProcessRecord("supervisor", pid, start_moment(pid) or "", time.time())
         self._running = Running(state_dir=str(state.path), supervisor=own)
@@ -117,10 +117,9 @@ class Supervisor:
         while not self._stopping.wait(_POLL_S):
             for unit in self._units:
                 self._try(partial(self._check, unit), unit.name)
-            if not self._is_saved:
-                self._try(self._save, "state")
+            self._try(self._save_changes, "state")
             if time.monotonic() >= self._logs_due:
-                self._logs_due = time.monotonic() + _LOGS_S
+                self._logs_due = time.monotonic() + _FILES_S
                 self._try(self._state.bound_logs, "logs")
 
     def _try(self, work: Callable[[], None], name: str) -> None:
@@ -151,12 +150,16 @@ class Supervisor:
     def _restart(self, unit: Unit) -> None:
         try:
             self._start(unit)
-        except (StackError, OSError) as error:
+        except Exception as error:  # whatever it was: it isn't tried ten times a second
             unit.restart_at = time.monotonic() + unit.backoff.after(0.0)
-            log.warning("process_not_started", name=unit.name, error=str(error))
+            is_known = isinstance(error, StackError | OSError)
+            log.warning(
+                "process_not_started", name=unit.name, error=str(error), exc_info=not is_known
+            )
             return
         unit.num_restarts += 1
-        self._is_saved = False
+        with self._lock:
+            self._save_at = 0.0
         log.info("process_restarted", name=unit.name, num_restarts=unit.num_restarts)
 
     def _start(self, unit: Unit) -> None:
@@ -165,11 +168,16 @@ class Supervisor:
         unit.started_at = time.time()
         unit.up_since = time.monotonic()
 
+    def _save_changes(self) -> None:
+        if self._save_at is not None and time.monotonic() >= self._save_at:
+            self._save()
+
     def _save(self) -> None:
         with self._lock:
+            self._save_at = time.monotonic() + _FILES_S  # if it fails
             self._running.processes = [_record(unit) for unit in self._units if unit.child]
             self._state.write_running(self._running)
-            self._is_saved = True
+            self._save_at = None
 
 
 def stop_together(children: Sequence[tuple[Child, int, float]], *, is_urgent: bool = False) -> None:

@@ -20,8 +20,7 @@ from tests.integration.batches.conftest import URL, Batches
 from tests.support.poison import refuse
 from workers.batches.driver import Driver
 from workers.batches.reading import SLICE_LINES, FileReader, LeaseLost
-from workers.batches.rests import MAX_TRIES
-from workers.batches.submitting import MAX_LINE_TRIES
+from workers.batches.rests import MAX_LINE_TRIES, MAX_TRIES
 from workers.batches.writing import LineWriter, LineWriterFenced
 
 

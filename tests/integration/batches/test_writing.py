@@ -294,7 +294,7 @@ def test_a_line_that_can_not_be_shown_for_an_hour_is_an_error_and_holds_up_no_ot
 
     def is_over() -> bool:
         batches.end_jobs()
-        return batches.row(batch)["status"] == "completed"
+        return bool(batches.row(batch)["status"] == "completed")
 
     monkeypatch.setitem(cast(Any, ENDPOINTS), URL, replace(ENDPOINTS[URL], show=fail_one))
     batches.drive(is_over)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import subprocess
@@ -14,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from cli.stack.child import STATE_VARIABLE, Child, spawn, start_moment
+from cli.stack.daemon import _say
 from cli.stack.logs import MAX_LOG_BYTES
+from cli.stack.options import Step
 from cli.stack.state import ProcessRecord, Running, StateFolder
 from cli.stack.supervisor import Backoff, Supervisor, Unit, end_leftovers
 
@@ -320,3 +324,69 @@ def test_state_that_can_not_be_written_does_not_stop_the_watch(state: StateFolde
         wait_until(lambda: record.is_file() and recorded_pids(state) == [pid])
     finally:
         supervisor.stop()
+
+
+def test_record_for_which_there_is_no_room_is_not_tried_at_every_turn(
+    state: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = Supervisor(state)
+    watched = unit(state)
+    tries: list[Running] = []
+    first = supervisor.add(watched)
+
+    def fail(_: StateFolder, running: Running) -> None:
+        tries.append(running)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(StateFolder, "write_running", fail)
+    monkeypatch.setattr("cli.stack.supervisor._FILES_S", 3600.0)
+    supervisor.watch()
+    try:
+        first.kill()
+        wait_until(lambda: tries)
+        assert watched.child is not None
+        watched.child.kill()
+        wait_until(lambda: watched.num_restarts == 2)  # a second later, ten turns
+        wait_until(lambda: len(tries) > 1)
+    finally:
+        supervisor.stop()
+    assert len(tries) == 2  # once a change, and then after an hour
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), OSError(errno.ENOMEM, "no")])
+def test_start_that_fails_by_whatever_is_tried_ever_more_slowly(
+    state: StateFolder, error: Exception
+) -> None:
+    supervisor = Supervisor(state)
+    watched = unit(state)
+    first = supervisor.add(watched)
+    begin, tries = watched.start, []
+
+    def fail_twice() -> Child:
+        tries.append(watched.backoff.next_s)
+        if len(tries) <= 2:
+            raise error
+        return begin()
+
+    watched.start = fail_twice
+    supervisor.watch()
+    try:
+        first.kill()
+        wait_until(lambda: watched.num_restarts == 1)
+    finally:
+        supervisor.stop()
+    assert tries == [1.0, 2.0, 4.0]
+
+
+class _FullLog(io.StringIO):
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_daemon_whose_log_has_no_room_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = _FullLog()
+    monkeypatch.setattr(sys, "stdout", log)
+
+    _say(Step.NOTE, "billing died")
+
+    assert "billing died" in log.getvalue()

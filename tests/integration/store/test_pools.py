@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import ExitStack
 from uuid import UUID, uuid4
 
 import pytest
 from psycopg import DatabaseError
+from psycopg.conninfo import make_conninfo
 from psycopg.errors import DivisionByZero
+from psycopg_pool import PoolTimeout
+from psycopg_pool.base import AttemptWithBackoff
 
+from store import pools
 from store.pools import AsyncPool, as_tenant, async_pool, connect, sync_pool
 from tests.integration.store.conftest import AsApi
+from tests.support.waiting import until, wait_until
 
 NUM_BEFORE_PREPARED = 5  # psycopg's threshold
 
@@ -119,3 +125,67 @@ def test_an_idle_connection_is_used_again(as_api: AsApi) -> None:
             return {await _backend(pool, uuid4()) for _ in range(5)}
 
     assert len(asyncio.run(ask())) == 1
+
+
+# An outage: the sixth try would come after 31 times the first pause, and that's how long a pool of
+# one would stay empty once Postgres is back. Here a pause is 0.1 s.
+
+
+@pytest.fixture
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AttemptWithBackoff, "INITIAL_DELAY", 0.1)
+    monkeypatch.setattr(pools, "RECONNECT_S", 0.5)
+
+
+AWAY = "1"  # the port of nobody
+NUM_FAILED = 6
+
+
+@pytest.mark.usefixtures("_patience")
+@pytest.mark.parametrize("min_size", [1, 2])
+def test_a_pool_that_waited_long_for_postgres_has_connections_soon_after(
+    as_api: AsApi, min_size: int
+) -> None:
+    there, away = as_api.urls.worker, make_conninfo(as_api.urls.worker, port=AWAY)
+    with sync_pool(away, application_name="test", min_size=min_size, max_size=2) as pool:
+        wait_until(lambda: pool.get_stats().get("connections_errors", 0) >= NUM_FAILED)
+
+        pool.conninfo = there
+
+        pool.wait(timeout=1.0)
+        with pool.connection(timeout=1.0) as connection:
+            assert connection.execute("SELECT 7 AS seven").fetchone() == {"seven": 7}
+
+
+@pytest.mark.usefixtures("_patience")
+def test_so_has_one_of_a_loop(as_api: AsApi) -> None:
+    there, away = as_api.urls.api, make_conninfo(as_api.urls.api, port=AWAY)
+
+    async def ask() -> int:
+        async with async_pool(away, application_name="test", max_size=1) as pool:
+            await until(lambda: pool.get_stats().get("connections_errors", 0) >= NUM_FAILED)
+            pool.conninfo = there
+            await pool.wait(timeout=1.0)
+            return await _ask(pool, 1)
+
+    assert asyncio.run(ask()) == 7
+
+
+def test_whoever_is_given_none_but_what_is_gone_waits_no_longer_than_told(
+    as_api: AsApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "_is_gone", lambda _: True)
+
+    async def ask() -> None:
+        async with async_pool(as_api.urls.api, application_name="test", max_size=2) as pool:
+            await pool.getconn(timeout=0.5)
+
+    began = time.monotonic()
+    with pytest.raises(PoolTimeout):
+        asyncio.run(ask())
+    with (
+        sync_pool(as_api.urls.worker, application_name="test", max_size=2) as pool,
+        pytest.raises(PoolTimeout),
+    ):
+        pool.getconn(timeout=0.5)
+    assert time.monotonic() - began < 10  # not for ever
