@@ -153,10 +153,6 @@ class Settler(bootsteps.StartStopStep):
         if Settler.thread is not None:
             Settler.thread.stop()
 
-    def terminate(self, worker: Any) -> None:
-        """In a hurry too."""
-        self.stop(worker)
-
 
 app.steps["worker"].add(Settler)
 

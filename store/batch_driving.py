@@ -23,7 +23,7 @@ FORGET_AT_ONCE = 2_000  # lines: what is deleted or refused by one statement sta
 
 # What a driver of the release before submitted and died before it could say so.
 _TAKE_OVER = """
-UPDATE batch_lines l SET state = 'submitted', job_id = j.id
+UPDATE batch_lines l SET state = 'submitted', job_id = j.id, num_tries = 0, try_at = NULL
 FROM jobs j
 WHERE l.batch_id = %(id)s AND l.state = 'pending' AND j.batch_id = %(id)s
     AND j.deleted_at IS NULL AND j.idempotency_key = %(keys)s || l.number
@@ -83,7 +83,8 @@ SELECT number, custom_id, body, num_tries FROM (
 """
 
 _REFUSE_PENDING = f"""
-UPDATE batch_lines SET state = 'refused', error = %(error)s, body = NULL
+UPDATE batch_lines SET state = 'refused', error = %(error)s, body = NULL,
+    num_tries = 0, try_at = NULL
 WHERE batch_id = %(id)s AND state = 'pending' AND number IN (
     SELECT number FROM batch_lines WHERE batch_id = %(id)s AND state = 'pending'
     LIMIT {FORGET_AT_ONCE}
@@ -256,7 +257,7 @@ def pending_lines(
 def note_submitted(connection: DictConnection, batch_id: UUID, number: int, job_id: UUID) -> None:
     """A line has a job that was there already."""
     connection.execute(
-        "UPDATE batch_lines SET state = 'submitted', job_id = %s"
+        "UPDATE batch_lines SET state = 'submitted', job_id = %s, num_tries = 0, try_at = NULL"
         " WHERE batch_id = %s AND number = %s AND state = 'pending'",
         (job_id, batch_id, number),
     )
@@ -267,7 +268,8 @@ def note_refused(
 ) -> None:
     """A line that no job can be made of."""
     connection.execute(
-        "UPDATE batch_lines SET state = 'refused', error = %s, body = NULL"
+        "UPDATE batch_lines SET state = 'refused', error = %s, body = NULL,"
+        " num_tries = 0, try_at = NULL"
         " WHERE batch_id = %s AND number = %s AND state = 'pending'",
         (Jsonb(error), batch_id, number),
     )

@@ -15,6 +15,10 @@ from store.pools import DictConnection, SyncPool
 # As stored, compressed. Shown, log-probabilities take some fifty times as much memory.
 LONG_BYTES = 256 << 10
 
+_TO_WRITE = """l.batch_id = %(batch_id)s
+    AND l.state IN ('refused', 'submitted') AND (l.state = 'refused' OR j.finished_at IS NOT NULL)
+    AND (l.try_at IS NULL OR l.try_at <= now())"""
+
 # A long result's log-probabilities are left out, as in store/jobs.py. LIMIT 1 has each row found by
 # its key: for a batch of unknown size the planner would rather read whole tables and join them.
 # Both states are named for their index's sake, which doesn't hold the lines that are written.
@@ -28,25 +32,43 @@ LEFT JOIN LATERAL (SELECT * FROM job_payloads WHERE job_id = l.job_id LIMIT 1) p
 CROSS JOIN LATERAL (
     SELECT coalesce(pg_column_size(r.output) > %(long_bytes)s, false) AS is_long
 ) size
-WHERE l.batch_id = %(batch_id)s
-    AND l.state IN ('refused', 'submitted') AND (l.state = 'refused' OR j.finished_at IS NOT NULL)
-    AND (l.try_at IS NULL OR l.try_at <= now())
+WHERE {_TO_WRITE} AND (%(number)s::integer IS NULL OR l.number = %(number)s)
 LIMIT %(limit)s
+"""
+
+_HEADS = f"""
+SELECT l.number, l.custom_id, l.num_tries, l.job_id AS id, j.input_tokens, j.cached_tokens,
+    j.output_tokens
+FROM batch_lines l
+LEFT JOIN LATERAL (SELECT * FROM jobs WHERE id = l.job_id LIMIT 1) j ON true
+WHERE {_TO_WRITE} LIMIT %(limit)s
 """
 
 
 def lines_to_write(
-    connection: DictConnection, batch_id: UUID, *, limit: int, long_bytes: int = LONG_BYTES
+    connection: DictConnection,
+    batch_id: UUID,
+    *,
+    limit: int,
+    long_bytes: int = LONG_BYTES,
+    number: int | None = None,
 ) -> Generator[dict[str, Any]]:
     """Refused lines, and lines whose jobs are over, but for those put off: the job's row with
     `output`, `request`, and whether it `is_long`: then where a choice has log-probabilities it says
     `true`.
 
-    One row in memory at a time. Close it if it isn't read to its end.
+    One row in memory at a time. Close it if it isn't read to its end. `number`: that line alone.
     """
-    parameters = {"batch_id": batch_id, "limit": limit, "long_bytes": long_bytes}
+    parameters = {"batch_id": batch_id, "limit": limit, "long_bytes": long_bytes, "number": number}
     with connection.cursor() as cursor:
         yield from cursor.stream(_OVER, parameters)
+
+
+def heads_to_write(
+    connection: DictConnection, batch_id: UUID, *, limit: int
+) -> list[dict[str, Any]]:
+    """The same without results: number, custom_id, num_tries, their jobs' id and tokens."""
+    return connection.execute(_HEADS, {"batch_id": batch_id, "limit": limit}).fetchall()
 
 
 def read_logprobs(

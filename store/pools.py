@@ -24,7 +24,7 @@ STATEMENT_TIMEOUT_MS = 5_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 10_000
 CONNECT_TIMEOUT_S = 5
 CHECKOUT_TIMEOUT_S = 5.0
-RECONNECT_S = 5.0  # then anew, so that no try is more than two seconds after the one before
+RECONNECT_S = 5.0  # of pauses that double: then a pool begins anew with the first, while it must
 OUR_SQLSTATES = "MR"  # what our functions and triggers raise begins so
 
 DictConnection = Connection[DictRow]
@@ -79,6 +79,24 @@ def _is_gone(connection: DictConnection | AsyncDictConnection) -> bool:
     return False
 
 
+def _must_grow(pool: ConnectionPool[Any] | AsyncConnectionPool[Any]) -> bool:
+    """Whether it has fewer connections than it keeps, or somebody waits for one."""
+    stats = pool.get_stats()
+    return stats["pool_size"] < stats["pool_min"] or stats.get("requests_waiting", 0) > 0
+
+
+def _try_again(pool: ConnectionPool[Any]) -> None:
+    """Else it would be tried again once somebody asks. An idle pool takes no place from others."""
+    if _must_grow(pool):
+        pool.check()
+
+
+async def _try_again_async(pool: AsyncConnectionPool[Any]) -> None:
+    """The same."""
+    if _must_grow(pool):
+        await pool.check()
+
+
 def connection_options(application_name: str, *, plans_once: bool = False) -> dict[str, Any]:
     """Keyword arguments for a psycopg connection of this process.
 
@@ -124,7 +142,7 @@ def sync_pool(
         max_size=max_size,
         timeout=CHECKOUT_TIMEOUT_S,
         reconnect_timeout=RECONNECT_S,
-        reconnect_failed=SyncPool.check,
+        reconnect_failed=_try_again,
         open=False,
         name=application_name,
     )
@@ -151,7 +169,7 @@ def async_pool(
         max_size=max_size,
         timeout=CHECKOUT_TIMEOUT_S,
         reconnect_timeout=RECONNECT_S,
-        reconnect_failed=AsyncPool.check,
+        reconnect_failed=_try_again_async,
         open=False,
         name=application_name,
     )

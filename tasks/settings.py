@@ -75,7 +75,6 @@ broker_connection_max_retries = None  # never give up on Redis
 # Nor on one that answers and takes no writes: its disk is full, it has become a replica. Without
 # this, such an answer ends the worker, and each of its jobs loses an attempt.
 broker_channel_error_retry = True
-worker_consumer = "tasks.consumer:Consumer"  # whose patience ends where that is no outage
 broker_pool_limit = 20
 broker_transport_options = {
     "priority_steps": [0],  # message priorities outrank queue order in BRPOP and break fairness

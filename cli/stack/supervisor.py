@@ -169,7 +169,8 @@ class Supervisor:
         unit.up_since = time.monotonic()
 
     def _save_changes(self) -> None:
-        if self._save_at is not None and time.monotonic() >= self._save_at:
+        save_at = self._save_at
+        if save_at is not None and time.monotonic() >= save_at:
             self._save()
 
     def _save(self) -> None:

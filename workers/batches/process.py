@@ -51,10 +51,6 @@ class DriverThread(bootsteps.StartStopStep):
                 self._task.get_loop().call_soon_threadsafe(self._task.cancel)
         self._thread.join(timeout=10)
 
-    def terminate(self, worker: Any) -> None:
-        """In a hurry too."""
-        self.stop(worker)
-
     def _run(self) -> None:
         with vital("batch-driver"):
             try:

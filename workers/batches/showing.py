@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 
 # A long one is on disk: its log-probabilities may take more than the worker has.
 Line = bytes | IO[bytes]
+Shown = tuple[bool, Line]  # whether it is of the output file, and the line
 
 
 class LineShower:
@@ -41,33 +42,32 @@ class LineShower:
         self._pool = pool
         self._registry = registry
 
-    def show(
-        self, batch: BatchRow, row: dict[str, Any], spools: ExitStack
-    ) -> tuple[bool, Line] | None:
-        """(Whether it is of the output file, the line). A result that can't be shown is an error,
-        whatever is wrong with it: the other lines go on. None: not at the moment; it has been paid
-        for, so it is to be tried again. Raises outages. `spools` closes what is on disk.
-        """
-        line = {
-            "id": f"batch_req_{batch['id'].hex}{row['number']:06x}",
-            "custom_id": row["custom_id"],
-        }
+    def show(self, batch: BatchRow, row: dict[str, Any], spools: ExitStack) -> Shown | None:
+        """A line that is over. Raises outages; see `not_shown`. `spools` closes what is on disk."""
         try:
             is_good, content = self._content(batch, row)
-            return is_good, self._line(row, pieces_of(line | content), spools)
+            return is_good, self._line(row, pieces_of(_name(batch, row) | content), spools)
         except Exception as error:
             if is_outage(error):
                 raise
-            is_final = is_lines_own(error) or is_last_write(row)
-            log.exception(
-                "batch_line_not_shown",
-                batch_id=batch["id"].hex,
-                line=row["number"],
-                is_final=is_final,
-            )
-            if not is_final:
-                return None
-            return False, orjson.dumps(line | request_error(InternalError(), row["id"])) + b"\n"
+            return self.not_shown(batch, row, error)
+
+    def not_shown(self, batch: BatchRow, row: dict[str, Any], error: Exception) -> Shown | None:
+        """A result that can't be shown is an error, whatever is wrong with it: the other lines go
+        on. None: not at the moment; it has been paid for, so it is to be tried again.
+        """
+        is_final = is_lines_own(error) or is_last_write(row)
+        log.error(
+            "batch_line_not_shown",
+            batch_id=batch["id"].hex,
+            line=row["number"],
+            is_final=is_final,
+            exc_info=error,
+        )
+        if not is_final:
+            return None
+        line = _name(batch, row) | request_error(InternalError(), row["id"])
+        return False, orjson.dumps(line) + b"\n"
 
     def _line(self, row: dict[str, Any], pieces: Sequence[Piece], spools: ExitStack) -> Line:
         match pieces:
@@ -102,6 +102,13 @@ class LineShower:
         body = ENDPOINTS[batch["endpoint"]].show(job)
         response = {"status_code": OK, "request_id": format_job_id(row["id"]), "body": body}
         return True, {"response": response, "error": None}
+
+
+def _name(batch: BatchRow, row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": f"batch_req_{batch['id'].hex}{row['number']:06x}",
+        "custom_id": row["custom_id"],
+    }
 
 
 def is_lines_own(error: Exception) -> bool:

@@ -3,70 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from typing import Any
-from uuid import UUID
 
 import structlog
 from psycopg import Error as DatabaseError
 
 from api.prompts.registry import ModelRegistry
-from store import batch_driving, batch_results
-from store.batch_driving import WrittenLines
+from store import batch_driving
 from store.batch_turns import BatchRow
 from store.file_contents import FileContents, PartWriter
 from store.file_output import append_part, begin_output, open_output, take_output
 from store.file_retention import abandon_uploads
 from store.pools import DictConnection, SyncPool
+from workers.batches.gathering import LineGatherer, Step, Written
 from workers.batches.rests import line_pause_s
-from workers.batches.showing import Line, LineShower
+from workers.batches.showing import Line
 
-LINES_A_PART = 500
-PART_BYTES = 4 << 20  # and a line: what a step holds in memory
 COPY_BYTES = 1 << 20
-_TOKENS = ("input_tokens", "cached_tokens", "output_tokens")
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class _Written:
-    """Lines on their way into one of the two files."""
-
-    filename: str
-    column: str  # of the batch's row: the file's id
-    lines: list[Line] = field(default_factory=list)
-    file_id: UUID | None = None
-
-
-@dataclass(slots=True)
-class _Step:
-    """What one step writes, and the lines it puts off."""
-
-    good: _Written = field(default_factory=lambda: _Written("output.jsonl", "output_file_id"))
-    bad: _Written = field(default_factory=lambda: _Written("errors.jsonl", "error_file_id"))
-    numbers: list[int] = field(default_factory=list)
-    num_bytes: int = 0
-    tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_TOKENS, 0))
-    not_shown: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, row: dict[str, Any], line: Line, *, is_good: bool) -> None:
-        (self.good if is_good else self.bad).lines.append(line)
-        self.numbers.append(row["number"])
-        self.num_bytes += len(line) if isinstance(line, bytes) else 0
-        for name in _TOKENS:  # none of them without a job
-            self.tokens[name] += row[name] or 0
-
-    def over(self) -> WrittenLines:
-        return WrittenLines(
-            numbers=self.numbers,
-            num_completed=len(self.good.lines),
-            num_failed=len(self.bad.lines),
-            output_file_id=self.good.file_id,
-            error_file_id=self.bad.file_id,
-            **self.tokens,
-        )
 
 
 class LineWriter:
@@ -77,68 +33,36 @@ class LineWriter:
         pool: SyncPool,
         contents: FileContents,
         registry: ModelRegistry,
-        *,
-        part_bytes: int = PART_BYTES,
-        long_bytes: int = batch_results.LONG_BYTES,
+        **limits: int,
     ) -> None:
+        """`limits` of what a step takes: see LineGatherer."""
         self._pool = pool
         self._contents = contents
-        self._shower = LineShower(pool, registry)
-        self._part_bytes = part_bytes
-        self._long_bytes = long_bytes
+        self._gatherer = LineGatherer(pool, registry, **limits)
 
     def write(self, batch: BatchRow) -> int:
-        """Results of lines that are over: how many were written or, since they couldn't be shown at
-        the moment, put off. Blocks. Raises LineWriterFenced.
-        """
+        """Results of lines that are over; how many. Blocks. Raises LineWriterFenced."""
         with ExitStack() as spools:
-            step = self._gather(batch, spools)
+            step = self._gatherer.gather(batch, spools)
             self._put_off(batch, step.not_shown)
             if step.numbers:
                 self._commit(batch, step)
-        return len(step.numbers) + len(step.not_shown)
-
-    def _gather(self, batch: BatchRow, spools: ExitStack) -> _Step:
-        """What a part holds. A long line has a step of its own, and no connection while it is read:
-        each piece takes one for itself.
-        """
-        step, long = _Step(), None
-        with self._pool.connection() as connection:
-            rows = batch_results.lines_to_write(
-                connection, batch["id"], limit=LINES_A_PART, long_bytes=self._long_bytes
-            )
-            with closing(rows):
-                for row in rows:
-                    if row["is_long"]:
-                        long = row
-                        break
-                    self._add(step, batch, row, spools)
-                    if step.num_bytes >= self._part_bytes:
-                        break
-        if long is not None and not step.numbers:
-            self._add(step, batch, long, spools)
-        return step
-
-    def _add(self, step: _Step, batch: BatchRow, row: dict[str, Any], spools: ExitStack) -> None:
-        shown = self._shower.show(batch, row, spools)
-        if shown is None:
-            step.not_shown.append(row)
-            return
-        is_good, line = shown
-        step.add(row, line, is_good=is_good)
+        return len(step.numbers)
 
     def _put_off(self, batch: BatchRow, rows: Sequence[dict[str, Any]]) -> None:
         """They hold up no line behind them."""
         if not rows:
             return
         with self._pool.connection() as connection, connection.transaction():
+            if not batch_driving.is_owned(connection, batch):
+                raise LineWriterFenced
             for row in rows:
                 pause_s = line_pause_s(row["num_tries"])
                 batch_driving.postpone_result(
                     connection, batch["id"], row["number"], pause_s=pause_s
                 )
 
-    def _commit(self, batch: BatchRow, step: _Step) -> None:
+    def _commit(self, batch: BatchRow, step: Step) -> None:
         written = [each for each in (step.good, step.bad) if each.lines]
         self._begin(batch, written)
         try:
@@ -147,7 +71,7 @@ class LineWriter:
             self._abandon(batch, written)
             raise
 
-    def _write(self, batch: BatchRow, step: _Step, written: Sequence[_Written]) -> None:
+    def _write(self, batch: BatchRow, step: Step, written: Sequence[Written]) -> None:
         with (
             self._pool.connection() as connection,
             connection.transaction(),
@@ -161,7 +85,7 @@ class LineWriter:
                 raise LineWriterFenced  # rolls all of it back
             undo.pop_all()  # from here on the commit decides, even if nobody learns how it went
 
-    def _begin(self, batch: BatchRow, written: Sequence[_Written]) -> None:
+    def _begin(self, batch: BatchRow, written: Sequence[Written]) -> None:
         """Files that are new are known before their first byte."""
         for each in written:
             each.file_id = batch[each.column]
@@ -169,7 +93,7 @@ class LineWriter:
                 with self._pool.connection() as connection:
                     each.file_id = begin_output(connection, batch["tenant_id"])
 
-    def _abandon(self, batch: BatchRow, written: Sequence[_Written]) -> None:
+    def _abandon(self, batch: BatchRow, written: Sequence[Written]) -> None:
         """Files that came to nothing count as nobody's any more. One whose commit got through after
         all is no upload, and isn't touched.
         """
@@ -181,7 +105,7 @@ class LineWriter:
             log.warning("output_not_abandoned", error=type(error).__name__)
 
     def _append(
-        self, connection: DictConnection, batch: BatchRow, written: _Written, undo: ExitStack
+        self, connection: DictConnection, batch: BatchRow, written: Written, undo: ExitStack
     ) -> None:
         tenant_id, file_id = batch["tenant_id"], written.file_id
         assert file_id is not None

@@ -75,10 +75,6 @@ class Loops(bootsteps.StartStopStep):
         for service in self._services:
             service.stop()
 
-    def terminate(self, worker: Any) -> None:
-        """In a hurry too."""
-        self.stop(worker)
-
 
 @worker_init.connect
 def use_threads(sender: Any, **_: object) -> None:

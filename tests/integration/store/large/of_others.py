@@ -200,6 +200,7 @@ CASES: dict[str, Any] = {
     "batch_results.lines_to_write": _drives_id(
         lambda worker, batch: list(batch_results.lines_to_write(worker, batch, limit=10))
     ),
+    "batch_results.heads_to_write": _drives_id(batch_results.heads_to_write, limit=10),
     "batch_driving.note_over": _written,
     "batches.create_batch": _create_batch,
     "batches.get_batch": lambda w: w.asks(batches.get_batch, w.flood, w.around.batch),
