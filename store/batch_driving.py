@@ -116,6 +116,7 @@ WHERE id = %(id)s AND owner = %(owner)s
 
 _LEFT = """
 SELECT count(*) FILTER (WHERE state = 'submitted') AS num_submitted,
+    count(*) FILTER (WHERE state = 'submitted' AND num_tries > 0) AS num_put_off,
     count(*) FILTER (WHERE state = 'refused') AS num_refused,
     EXISTS (SELECT FROM batch_lines WHERE batch_id = %(id)s AND state = 'pending') AS has_pending
 FROM batch_lines WHERE batch_id = %(id)s AND state IN ('submitted', 'refused')
@@ -129,6 +130,7 @@ class Left:
     num_submitted: int
     num_refused: int
     has_pending: bool
+    num_put_off: int = 0  # of those submitted: their results couldn't be written at the moment
 
     @property
     def is_nothing(self) -> bool:

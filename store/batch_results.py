@@ -33,12 +33,13 @@ CROSS JOIN LATERAL (
     SELECT coalesce(pg_column_size(r.output) > %(long_bytes)s, false) AS is_long
 ) size
 WHERE {_TO_WRITE} AND (%(number)s::integer IS NULL OR l.number = %(number)s)
+    AND NOT (%(skips_long)s AND size.is_long)
 LIMIT %(limit)s
 """
 
 _HEADS = f"""
-SELECT l.number, l.custom_id, l.num_tries, l.job_id AS id, j.input_tokens, j.cached_tokens,
-    j.output_tokens
+SELECT l.number, l.custom_id, l.num_tries, false AS is_long, l.job_id AS id, j.input_tokens,
+    j.cached_tokens, j.output_tokens
 FROM batch_lines l
 LEFT JOIN LATERAL (SELECT * FROM jobs WHERE id = l.job_id LIMIT 1) j ON true
 WHERE {_TO_WRITE} LIMIT %(limit)s
@@ -52,6 +53,7 @@ def lines_to_write(
     limit: int,
     long_bytes: int = LONG_BYTES,
     number: int | None = None,
+    skips_long: bool = False,
 ) -> Generator[dict[str, Any]]:
     """Refused lines, and lines whose jobs are over, but for those put off: the job's row with
     `output`, `request`, and whether it `is_long`: then where a choice has log-probabilities it says
@@ -59,7 +61,13 @@ def lines_to_write(
 
     One row in memory at a time. Close it if it isn't read to its end. `number`: that line alone.
     """
-    parameters = {"batch_id": batch_id, "limit": limit, "long_bytes": long_bytes, "number": number}
+    parameters = {
+        "batch_id": batch_id,
+        "limit": limit,
+        "long_bytes": long_bytes,
+        "number": number,
+        "skips_long": skips_long,
+    }
     with connection.cursor() as cursor:
         yield from cursor.stream(_OVER, parameters)
 
@@ -67,7 +75,7 @@ def lines_to_write(
 def heads_to_write(
     connection: DictConnection, batch_id: UUID, *, limit: int
 ) -> list[dict[str, Any]]:
-    """The same without results: number, custom_id, num_tries, their jobs' id and tokens."""
+    """The same without results: what names them, their tries, their jobs' ids and tokens."""
     return connection.execute(_HEADS, {"batch_id": batch_id, "limit": limit}).fetchall()
 
 

@@ -37,6 +37,12 @@ SELECT id FROM (
 ) heads ORDER BY next_step_at
 """
 
+# A step that is just about to commit holds the row, and needs no more time.
+_RENEW = f"""
+UPDATE batches SET leased_until = now() + interval '{LEASE_S} seconds'
+WHERE id = (SELECT id FROM batches WHERE {OWNED} FOR UPDATE SKIP LOCKED)
+"""
+
 _LEASE = f"""
 UPDATE batches b SET owner = %(owner)s, leased_until = now() + interval '{LEASE_S} seconds',
     num_tries = b.num_tries + CASE WHEN due.is_unfinished THEN 1 ELSE 0 END
@@ -91,6 +97,11 @@ def lease(connection: DictConnection, batch_id: UUID) -> BatchRow | None:
     None: it is not due any more, or somebody else's. `is_unfinished`: the last step never ended.
     """
     return connection.execute(_LEASE, {"id": batch_id, "owner": uuid4()}).fetchone()
+
+
+def renew(connection: DictConnection, batch: BatchRow) -> None:
+    """Its step takes longer. Nothing if it is another's by now."""
+    connection.execute(_RENEW, {"id": batch["id"], "owner": batch["owner"]})
 
 
 def release(connection: DictConnection, batch: BatchRow, rest: Rest) -> None:

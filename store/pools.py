@@ -80,9 +80,9 @@ def _is_gone(connection: DictConnection | AsyncDictConnection) -> bool:
 
 
 def _must_grow(pool: ConnectionPool[Any] | AsyncConnectionPool[Any]) -> bool:
-    """Whether it has fewer connections than it keeps, or somebody waits for one."""
+    """Whether it has fewer connections than it keeps."""
     stats = pool.get_stats()
-    return stats["pool_size"] < stats["pool_min"] or stats.get("requests_waiting", 0) > 0
+    return stats["pool_size"] < stats["pool_min"]
 
 
 def _try_again(pool: ConnectionPool[Any]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -87,7 +88,7 @@ def test_a_redis_that_takes_no_writes_ends_no_process_and_no_attempt(
         readings = [read_beside(reader, timeout_s=90) for reader in readers]
         cluster.wait_until(lambda: all(reader.last_seq > 20 for reader in readers))
 
-        num_fds = _num_fds(cluster)  # with all that is opened once
+        num_connections = _num_connections(cluster)  # with all that is opened once
         with refuse(client):
             time.sleep(REFUSES_S)  # the fault itself: how long it lasts is the point
             late = submit(http, seed=NUM_JOBS, max_tokens=5)
@@ -104,12 +105,21 @@ def test_a_redis_that_takes_no_writes_ends_no_process_and_no_attempt(
     assert [job["output"][0]["text"] for job in ended] == texts
     assert [reader.text for reader in readers] == texts[:NUM_READERS]
     assert _processes(cluster) == processes, cluster.logs()
-    left = [after - before for before, after in zip(num_fds, _num_fds(cluster), strict=True)]
+    after = _num_connections(cluster)
+    left = [num - before for before, num in zip(num_connections, after, strict=True)]
     assert max(left) < NUM_TRIES, left  # each try to connect in vain left three open
 
 
-def _num_fds(cluster: Cluster) -> list[int]:
-    return [psutil.Process(member.pid).num_fds() for member in cluster.members]
+def _num_connections(cluster: Cluster) -> list[int]:
+    """To Redis, of each process, whether or not it has closed its end."""
+    port = urlsplit(cluster.platform.redis_url).port
+    return [
+        sum(
+            bool(connection.raddr and connection.raddr.port == port)
+            for connection in psutil.Process(member.pid).net_connections("tcp")
+        )
+        for member in cluster.members
+    ]
 
 
 def _processes(cluster: Cluster) -> set[psutil.Process]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +24,7 @@ from tasks.errors import InternalError
 from workers.batches.reading import FileReader, LeaseLost
 from workers.batches.rests import MAX_TRIES, TURN_S, after_failure, rest_of, same_again
 from workers.batches.showing import ended_error
-from workers.batches.submitting import LineSubmitter
+from workers.batches.submitting import MAX_PUT_OFF, LineSubmitter
 from workers.batches.writing import LineWriter, LineWriterFenced
 
 log = structlog.get_logger(__name__)
@@ -30,6 +32,8 @@ log = structlog.get_logger(__name__)
 NUM_STEPPERS = 3  # steps at a time
 CLEARING_TRIES = 3  # failed ones to cancel and to forget what is left of one that is given up
 CANCELS_A_STEP = 100
+RENEW_S = batch_turns.LEASE_S / 3
+MAX_RENEWALS = 60  # five minutes: a step that hangs is another driver's then
 
 
 class Driver:
@@ -102,7 +106,8 @@ class Driver:
     async def _step(self, batch: BatchRow) -> None:
         """A batch's fault is noted down and holds up no other; an outage is nobody's."""
         try:
-            rest = await self._advance(batch)
+            async with self._renewed(batch):
+                rest = await self._advance(batch)
         except (LeaseLost, LineWriterFenced):
             log.warning("batch_lost", batch_id=batch["id"].hex)
             return
@@ -113,6 +118,23 @@ class Driver:
             log.exception("batch_step_failed", batch_id=batch["id"].hex)
             rest = after_failure(batch, error)
         await self._release(batch, rest)
+
+    @asynccontextmanager
+    async def _renewed(self, batch: BatchRow) -> AsyncIterator[None]:
+        """Keep its lease while a step takes long, such as one with a long line or a slow disk."""
+        renewing = asyncio.create_task(self._renew(batch))
+        try:
+            yield
+        finally:
+            renewing.cancel()
+
+    async def _renew(self, batch: BatchRow) -> None:
+        for _ in range(MAX_RENEWALS):
+            await asyncio.sleep(RENEW_S)
+            try:
+                await self._call(batch_turns.renew, batch)
+            except DatabaseError as error:  # the step meets it too
+                log.warning("batch_not_renewed", error=type(error).__name__)
 
     async def _release(self, batch: BatchRow, rest: Rest) -> None:
         try:
@@ -151,7 +173,8 @@ class Driver:
             await self._end(batch)
             return Rest(pause_s=0)
         if left.has_pending and not is_ending:
-            num_submitted, waits_for = await self._submitter.submit(batch, left.num_submitted)
+            num_running = left.num_submitted - min(left.num_put_off, MAX_PUT_OFF)
+            num_submitted, waits_for = await self._submitter.submit(batch, num_running)
             num_done += num_submitted
         return rest_of(batch, is_busy=num_done > 0, waits_for=waits_for)
 

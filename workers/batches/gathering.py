@@ -5,11 +5,13 @@ A line that can't be read or shown is put off or becomes an error line, and keep
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+import structlog
 from psycopg import Error as DatabaseError
 
 from api.prompts.registry import ModelRegistry
@@ -23,8 +25,11 @@ from workers.batches.showing import Line, LineShower, Shown
 LINES_A_PART = 500
 PART_BYTES = 4 << 20  # and a line: what a step holds in memory
 LINES_APART = 50  # read one by one, where all at once can't be read
+APART_S = 5.0
 MAX_NOT_SHOWN = 10  # each takes time, and a statement waits meanwhile
 _TOKENS = ("input_tokens", "cached_tokens", "output_tokens")
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -61,6 +66,11 @@ class Step:
             self.tokens[name] += row[name] or 0
 
     @property
+    def num_short_not_shown(self) -> int:
+        """How many of those put off were no long ones."""
+        return sum(not row["is_long"] for row in self.not_shown)
+
+    @property
     def is_empty(self) -> bool:
         """Whether no line was as much as looked at."""
         return not (self.numbers or self.not_shown)
@@ -93,42 +103,43 @@ class LineGatherer:
         self._part_bytes = part_bytes
         self._long_bytes = long_bytes
 
-    def gather(self, batch: BatchRow, spools: ExitStack) -> Step:
-        """What a part holds. A long line has a step of its own, unless it can't be shown: then the
-        short ones have it. Raises outages. `spools` closes what is on disk.
+    def gather(self, batch: BatchRow, spools: ExitStack, *, skips_long: bool = False) -> Step:
+        """What a part holds. A long line has a step of its own. `skips_long`: short ones alone.
+        `spools` closes what is on disk. Raises outages.
         """
         step = Step()
         try:
-            long = self._read(step, batch, spools)
+            long = self._read(step, batch, spools, skips_long)
             if long is not None and not step.numbers:
                 self._show(step, batch, long, spools)
-                if not step.numbers:
-                    self._read(step, batch, spools, skips_long=True)
         except (DatabaseError, MemoryError) as error:
             if is_outage(error):
                 raise
+            log.warning("batch_lines_not_read", batch_id=batch["id"].hex, error=repr(error))
             if step.is_empty:
                 self._read_apart(step, batch, spools)
         return step
 
     def _read(
-        self, step: Step, batch: BatchRow, spools: ExitStack, *, skips_long: bool = False
+        self, step: Step, batch: BatchRow, spools: ExitStack, skips_long: bool
     ) -> dict[str, Any] | None:
         """Short lines, up to a long one, which is returned: no connection is held while it is read,
         each piece takes one for itself.
         """
         with self._pool.connection() as connection:
             rows = batch_results.lines_to_write(
-                connection, batch["id"], limit=LINES_A_PART, long_bytes=self._long_bytes
+                connection,
+                batch["id"],
+                limit=LINES_A_PART,
+                long_bytes=self._long_bytes,
+                skips_long=skips_long,
             )
             with closing(rows):
                 for row in rows:
-                    if row["is_long"] and skips_long:
-                        continue
                     if row["is_long"]:
                         return row
                     self._show(step, batch, row, spools)
-                    if step.num_bytes >= self._part_bytes or len(step.not_shown) >= MAX_NOT_SHOWN:
+                    if self._is_full(step):
                         break
         return None
 
@@ -136,7 +147,10 @@ class LineGatherer:
         """One by one, up to one that can't be read: a row is broken, or too much for Postgres."""
         with self._pool.connection() as connection:
             heads = batch_results.heads_to_write(connection, batch["id"], limit=LINES_APART)
+        give_up_at = time.monotonic() + APART_S
         for head in heads:
+            if self._is_full(step) or time.monotonic() > give_up_at:
+                return
             try:
                 row = self._read_one(batch, head["number"])
             except (DatabaseError, MemoryError) as error:
@@ -156,6 +170,9 @@ class LineGatherer:
             )
             with closing(rows):
                 return next(rows, None)
+
+    def _is_full(self, step: Step) -> bool:
+        return step.num_bytes >= self._part_bytes or len(step.not_shown) >= MAX_NOT_SHOWN
 
     def _show(self, step: Step, batch: BatchRow, row: dict[str, Any], spools: ExitStack) -> None:
         step.add(row, self._shower.show(batch, row, spools))

@@ -13,6 +13,7 @@ MAX_PAUSE_S = 2.0  # of a batch whose jobs run
 FIRST_WAIT_S, MAX_WAIT_S = 1.0, 60.0  # of one that waits for credit or the like
 MAX_TRIES = 10  # failed steps in a row: then the batch is given up, after a quarter of an hour
 MAX_TRY_PAUSE_S = 300.0
+PAST_WINDOW_S = 3_600.0
 # A line that fails by no fault of its own that has a name, or by one that may pass.
 MAX_LINE_TRIES = 12
 MAX_WRITES = 24  # of one that is paid for: more than an hour
@@ -30,11 +31,11 @@ def rest_of(batch: BatchRow, *, is_busy: bool, waits_for: dict[str, Any] | None)
 
 
 def after_failure(batch: BatchRow, error: Exception) -> Rest:
-    """Contents may be away for hours: a batch waits for them until its window ends."""
+    """Contents may be away for hours: a batch waits for them until an hour after its window."""
     is_away = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
     cause = ServiceUnavailable() if is_away else InternalError()
     waits_for = {"code": cause.code, "message": "A step failed. It will be tried again."}
-    if is_away and not batch["is_late"]:
+    if is_away and batch["remaining_s"] > -PAST_WINDOW_S:
         rest = rest_of(batch, is_busy=False, waits_for=waits_for)
         return replace(rest, num_tries=batch["num_tries"])
     num = batch["num_tries"]

@@ -28,6 +28,7 @@ from workers.batches.showing import request_error
 log = structlog.get_logger(__name__)
 
 WINDOW = 256  # lines of a batch that are jobs at a time: the rest wait here, not in the queues
+MAX_PUT_OFF = 4 * WINDOW  # over, but not to be written at the moment: so many take no place of it
 # What one step takes at most, so that other tenants' turns come soon.
 STEP_LINES = 64
 STEP_BYTES = 4 << 20

@@ -41,13 +41,23 @@ class LineWriter:
         self._gatherer = LineGatherer(pool, registry, **limits)
 
     def write(self, batch: BatchRow) -> int:
-        """Results of lines that are over; how many. Blocks. Raises LineWriterFenced."""
+        """Results of lines that are over: how many were written, and how many short ones put off,
+        behind which there may be more. Blocks. Raises LineWriterFenced.
+        """
         with ExitStack() as spools:
-            step = self._gatherer.gather(batch, spools)
-            self._put_off(batch, step.not_shown)
+            step = self._gather(batch, spools)
+            num_put_off = step.num_short_not_shown
+            if len(step.not_shown) > num_put_off:  # a long one, which short ones don't wait for
+                step = self._gather(batch, spools, skips_long=True)
+                num_put_off += step.num_short_not_shown
             if step.numbers:
                 self._commit(batch, step)
-        return len(step.numbers)
+        return len(step.numbers) + num_put_off
+
+    def _gather(self, batch: BatchRow, spools: ExitStack, *, skips_long: bool = False) -> Step:
+        step = self._gatherer.gather(batch, spools, skips_long=skips_long)
+        self._put_off(batch, step.not_shown)
+        return step
 
     def _put_off(self, batch: BatchRow, rows: Sequence[dict[str, Any]]) -> None:
         """They hold up no line behind them."""

@@ -147,7 +147,7 @@ def test_a_long_line_waits_for_room_on_the_disk_and_holds_up_none_behind_it(
     opened: list[_Full] = []
     with monkeypatch.context() as patch:
         fill_up(patch, tmp_path, opened)
-        assert _write(batches, batch, long_bytes=900) == [2]  # each step puts a long one off
+        assert _write(batches, batch, long_bytes=900) == [2]  # a step puts one off
     assert all(file.closed for file in opened)  # else they would take what room there is
     assert [line["custom_id"] for line in batches.lines(batch)] == ["line-3", "line-4"]
     query = "SELECT array_agg(num_tries ORDER BY number) AS nums FROM batch_lines"

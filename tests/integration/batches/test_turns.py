@@ -87,6 +87,36 @@ def test_a_lease_is_of_one_batch_and_says_how_it_stands(worker: DictConnection, 
     assert batch_turns.due(worker) == [other]
 
 
+def test_a_lease_is_renewed_by_whose_it_is(worker: DictConnection, rows: Rows) -> None:
+    batch = _batch(rows, rows.tenant())
+    stale = batch_turns.lease(worker, batch)
+    rows.connection.execute("UPDATE batches SET leased_until = now() - interval '1 s'")
+    leased = batch_turns.lease(worker, batch)
+    assert stale is not None
+    assert leased is not None
+    rows.connection.execute("UPDATE batches SET leased_until = now() + interval '1 s'")
+
+    batch_turns.renew(worker, stale)
+    assert _row(rows, batch)["lease_s"] <= 1
+    batch_turns.renew(worker, leased)
+    assert LEASE_S - 5 < _row(rows, batch)["lease_s"] <= LEASE_S
+    batch_turns.release(worker, leased, Rest(pause_s=0))
+    batch_turns.renew(worker, leased)
+    assert _row(rows, batch)["owner"] is None
+
+
+def test_a_step_that_commits_is_not_waited_for_to_renew_it(
+    roles: Connections, worker: DictConnection, rows: Rows
+) -> None:
+    batch = _batch(rows, rows.tenant())
+    leased = batch_turns.lease(worker, batch)
+    assert leased is not None
+
+    with roles.owner.transaction():
+        roles.owner.execute("SELECT FROM batches FOR UPDATE")
+        batch_turns.renew(worker, leased)
+
+
 def test_a_batch_that_somebody_is_leasing_is_not_waited_for(
     roles: Connections, worker: DictConnection, rows: Rows
 ) -> None:

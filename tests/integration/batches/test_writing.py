@@ -23,8 +23,10 @@ from structlog.testing import capture_logs
 from store import batch_driving
 from tests.integration.batches.conftest import URL, Batches
 from tests.integration.batches.test_long_lines import _files, _num_submitted
+from workers.batches import submitting
 from workers.batches.driver import Driver
 from workers.batches.endpoints import ENDPOINTS
+from workers.batches.gathering import MAX_NOT_SHOWN
 from workers.batches.rests import MAX_WRITES
 from workers.batches.showing import LineShower
 from workers.batches.submitting import WINDOW
@@ -278,6 +280,20 @@ def test_a_result_that_can_not_be_shown_is_an_error_at_once(
     assert [each["event"] for each in logs] == ["batch_line_not_shown"]
 
 
+def test_a_step_tries_few_lines_in_vain(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes time, of a statement that has five seconds."""
+    batch = _over(batches, MAX_NOT_SHOWN + 3)
+
+    def fail(job: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setitem(cast(Any, ENDPOINTS), URL, replace(ENDPOINTS[URL], show=fail))
+    assert _steps(batches, batch, batches.lease(batch)) == [MAX_NOT_SHOWN, 3]
+
+    tried = "SELECT sum(num_tries) AS num, max(num_tries) AS most FROM batch_lines"
+    assert batches.rows.one(tried) == {"num": MAX_NOT_SHOWN + 3, "most": 1}
+
+
 def test_a_line_that_can_not_be_shown_for_an_hour_is_an_error_and_holds_up_no_other(
     batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +312,7 @@ def test_a_line_that_can_not_be_shown_for_an_hour_is_an_error_and_holds_up_no_ot
         batches.end_jobs()
         return bool(batches.row(batch)["status"] == "completed")
 
+    monkeypatch.setattr(submitting, "STEP_S", 60.0)  # a step's lines, however slow the machine
     monkeypatch.setitem(cast(Any, ENDPOINTS), URL, replace(ENDPOINTS[URL], show=fail_one))
     batches.drive(is_over)
 

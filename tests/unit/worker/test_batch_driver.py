@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID
@@ -19,12 +20,14 @@ from workers.batches import driver as driving
 from workers.batches.driver import (
     CANCELS_A_STEP,
     CLEARING_TRIES,
+    MAX_RENEWALS,
     NUM_STEPPERS,
     Driver,
 )
 from workers.batches.reading import LeaseLost
 from workers.batches.rests import FIRST_WAIT_S, MAX_TRIES, TURN_S
 from workers.batches.showing import ended_error
+from workers.batches.submitting import MAX_PUT_OFF, WINDOW
 from workers.batches.writing import LineWriterFenced
 
 BATCH, OTHER, JOB, TENANT = (UUID(int=number) for number in range(1, 5))
@@ -81,6 +84,7 @@ def _batch(**fields: Any) -> dict[str, Any]:
         "tenant_id": TENANT,
         "status": "in_progress",
         "is_late": False,
+        "remaining_s": 60.0,
         "is_unfinished": False,
         "num_pauses": 2,
         "num_tries": 0,
@@ -335,6 +339,60 @@ async def test_a_batch_that_ends_early_refuses_its_lines_and_cancels_its_jobs(
     assert cancelled == [(TENANT, job, "user") for job in running]
     is_busy = bool(num_refused or running)
     assert rest == (Rest(pause_s=0) if is_busy else Rest(pause_s=4 * TURN_S, num_pauses=3))
+
+
+@pytest.mark.parametrize(
+    ("num_submitted", "num_put_off", "num_running"),
+    [(7, 0, 7), (WINDOW + 9, WINDOW, 9), (9 * WINDOW, 8 * WINDOW, 9 * WINDOW - MAX_PUT_OFF)],
+)
+async def test_lines_that_were_put_off_take_no_place_of_others_but_for_very_many(
+    num_submitted: int, num_put_off: int, num_running: int
+) -> None:
+    batch = _batch()
+    driver = _Driver(left=Left(num_submitted, 0, has_pending=True, num_put_off=num_put_off))
+
+    await driver._advance(batch)
+
+    assert driver.calls[-1] == ("submit", batch, num_running)
+
+
+async def test_a_lease_is_renewed_while_a_step_lasts_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(driving, "RENEW_S", 0.01)
+    batch, enough = _batch(), threading.Event()
+    driver = _Driver(left=RUNNING, renew=_Each(None, QueryCanceled(), None, *[None] * 999))
+
+    def write(_row: dict[str, Any]) -> int:
+        assert enough.wait(10)
+        return 1
+
+    async def call(function: Any, *arguments: Any, **named: Any) -> Any:
+        if driver.names.count("renew") == 3:
+            enough.set()
+        return await _Driver._call(driver, function, *arguments, **named)
+
+    monkeypatch.setattr(driver, "_call", call)
+    monkeypatch.setattr(driver._writer, "write", write)
+    with capture_logs() as logs:
+        await driver._step(batch)
+
+    assert [line["event"] for line in logs] == ["batch_not_renewed"]
+    assert ("renew", batch) in driver.calls
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    await asyncio.gather(*others, return_exceptions=True)
+    assert driver.names[-1] == "release"
+
+
+async def test_a_step_that_hangs_is_renewed_for_a_while_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(driving, "RENEW_S", 0.0)
+    driver = _Driver()
+
+    await driver._renew(_batch())
+
+    assert driver.names == ["renew"] * MAX_RENEWALS
 
 
 # How it ends.

@@ -26,6 +26,7 @@ from workers.batches.rests import (
     MAX_PAUSE_S,
     MAX_TRY_PAUSE_S,
     MAX_WAIT_S,
+    PAST_WINDOW_S,
     TURN_S,
     after_failure,
     rest_of,
@@ -43,6 +44,7 @@ def _batch(**fields: Any) -> dict[str, Any]:
         "id": JOB_ID,
         "status": "in_progress",
         "is_late": False,
+        "remaining_s": 60.0,
         "num_pauses": 0,
         "num_tries": 0,
         "waits_for": None,
@@ -82,8 +84,9 @@ def test_a_step_that_failed_is_tried_again_ever_later() -> None:
     assert rests[0].num_pauses == 0
 
 
-def test_contents_that_are_away_are_waited_for_and_cost_no_try() -> None:
-    rest = after_failure(_batch(num_tries=3, num_pauses=1), OSError())
+@pytest.mark.parametrize("remaining_s", [60.0, -PAST_WINDOW_S + 1])
+def test_contents_that_are_away_are_waited_for_and_cost_no_try(remaining_s: float) -> None:
+    rest = after_failure(_batch(num_tries=3, num_pauses=1, remaining_s=remaining_s), OSError())
 
     assert (rest.num_tries, rest.num_pauses, rest.pause_s) == (3, 2, 2 * FIRST_WAIT_S)
     assert rest.waits_for is not None
@@ -91,13 +94,16 @@ def test_contents_that_are_away_are_waited_for_and_cost_no_try() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "is_late", "code"),
-    [(OSError(), True, "service_unavailable"), (FileNotFoundError(), False, "server_error")],
+    ("error", "remaining_s", "code"),
+    [
+        (OSError(), -PAST_WINDOW_S - 1, "service_unavailable"),
+        (FileNotFoundError(), 60.0, "server_error"),
+    ],
 )
 def test_contents_that_will_not_come_are_not_waited_for(
-    error: Exception, is_late: bool, code: str
+    error: Exception, remaining_s: float, code: str
 ) -> None:
-    rest = after_failure(_batch(num_tries=3, is_late=is_late), error)
+    rest = after_failure(_batch(num_tries=3, remaining_s=remaining_s), error)
 
     assert (rest.num_tries, rest.pause_s) == (4, 8)
     assert rest.waits_for is not None

@@ -178,6 +178,7 @@ CASES: dict[str, Any] = {
     "batch_turns.due": lambda w: w.works(batch_turns.due),
     "batch_turns.lease": _lease_batch,
     "batch_turns.release": _drives(batch_turns.release, Rest(pause_s=1)),
+    "batch_turns.renew": _drives(batch_turns.renew),
     "batch_turns.wake_for_credit": lambda w: w.works(batch_turns.wake_for_credit, w.flood),
     "batch_driving.is_owned": _drives(batch_driving.is_owned),
     "batch_driving.add_lines": lambda w: w.works_each(
@@ -199,6 +200,9 @@ CASES: dict[str, Any] = {
     "batch_driving.left": _drives_id(batch_driving.left),
     "batch_results.lines_to_write": _drives_id(
         lambda worker, batch: list(batch_results.lines_to_write(worker, batch, limit=10))
+    ),
+    "batch_results.lines_to_write of one": _drives_id(
+        lambda worker, batch: list(batch_results.lines_to_write(worker, batch, limit=1, number=2))
     ),
     "batch_results.heads_to_write": _drives_id(batch_results.heads_to_write, limit=10),
     "batch_driving.note_over": _written,
