@@ -37,6 +37,7 @@ WHERE {_TO_WRITE} AND (%(number)s::integer IS NULL OR l.number = %(number)s)
 LIMIT %(limit)s
 """
 
+# Whether one is long stands in what can't be read.
 _HEADS = f"""
 SELECT l.number, l.custom_id, l.num_tries, false AS is_long, l.job_id AS id, j.input_tokens,
     j.cached_tokens, j.output_tokens

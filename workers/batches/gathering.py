@@ -25,7 +25,7 @@ from workers.batches.showing import Line, LineShower, Shown
 LINES_A_PART = 500
 PART_BYTES = 4 << 20  # and a line: what a step holds in memory
 LINES_APART = 50  # read one by one, where all at once can't be read
-APART_S = 5.0
+APART_S = 5.0  # after which such a step takes no more: as long as a statement may take
 MAX_NOT_SHOWN = 10  # each takes time, and a statement waits meanwhile
 _TOKENS = ("input_tokens", "cached_tokens", "output_tokens")
 

@@ -13,7 +13,7 @@ MAX_PAUSE_S = 2.0  # of a batch whose jobs run
 FIRST_WAIT_S, MAX_WAIT_S = 1.0, 60.0  # of one that waits for credit or the like
 MAX_TRIES = 10  # failed steps in a row: then the batch is given up, after a quarter of an hour
 MAX_TRY_PAUSE_S = 300.0
-PAST_WINDOW_S = 3_600.0
+PAST_WINDOW_S = 3_600.0  # for which a batch that is late still waits for its files
 # A line that fails by no fault of its own that has a name, or by one that may pass.
 MAX_LINE_TRIES = 12
 MAX_WRITES = 24  # of one that is paid for: more than an hour

@@ -46,7 +46,7 @@ class LineShower:
         """A line that is over. Raises outages; see `not_shown`. `spools` closes what is on disk."""
         try:
             is_good, content = self._content(batch, row)
-            return is_good, self._line(row, pieces_of(_name(batch, row) | content), spools)
+            return is_good, self._line(row, pieces_of(_line_ids(batch, row) | content), spools)
         except Exception as error:
             if is_outage(error):
                 raise
@@ -66,7 +66,7 @@ class LineShower:
         )
         if not is_final:
             return None
-        line = _name(batch, row) | request_error(InternalError(), row["id"])
+        line = _line_ids(batch, row) | request_error(InternalError(), row["id"])
         return False, orjson.dumps(line) + b"\n"
 
     def _line(self, row: dict[str, Any], pieces: Sequence[Piece], spools: ExitStack) -> Line:
@@ -104,7 +104,7 @@ class LineShower:
         return True, {"response": response, "error": None}
 
 
-def _name(batch: BatchRow, row: dict[str, Any]) -> dict[str, Any]:
+def _line_ids(batch: BatchRow, row: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": f"batch_req_{batch['id'].hex}{row['number']:06x}",
         "custom_id": row["custom_id"],
