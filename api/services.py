@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -51,6 +52,7 @@ from api.settings import (
 from api.streams.hub import StreamHub
 from api.streams.open_streams import OpenStreams
 from api.streams.reader import Sources
+from api.streams.subscription import Subscription
 from store.api_keys import PEPPER_VERSION
 from store.batches import BatchQuota
 from store.file_contents import FileContents
@@ -120,7 +122,7 @@ async def open_services(
             urls.limits, timeout_s=LIMITS_TIMEOUT_S, checkout_s=LIMITS_TIMEOUT_S
         )
         stack.push_async_callback(limits_redis.aclose)
-        hub = StreamHub(core_pool, listening_redis)
+        hub = StreamHub(core_pool, partial(Subscription, listening_redis))
         await hub.start()
         stack.push_async_callback(hub.stop)
         canceller = Canceller(pool, redis, hub, grace_s=settings.disconnect_grace_s)

@@ -35,9 +35,10 @@ from tests.support.member import Tenant
 class PlatformClient:
     """Streaming clients of one API, in one event loop."""
 
-    def __init__(self, url: str, tenant: Tenant) -> None:
+    def __init__(self, url: str, tenant: Tenant, *, model: str = "m135") -> None:
         self._url = url
         self._headers = tenant.headers
+        self._model = model
 
     def throughput(self, *, seed: int, ramp_s: float, seconds: float) -> float:
         """Output tokens a second received by 32 clients, each with one job at a time."""
@@ -55,7 +56,7 @@ class PlatformClient:
         async def client() -> None:
             async with self._connection() as connection:
                 while time.monotonic() < start + seconds:
-                    async for num_tokens in _stream(connection, next(jobs)):
+                    async for num_tokens in self._stream(connection, next(jobs)):
                         if start <= time.monotonic() < start + seconds:
                             counts[0] += num_tokens
 
@@ -68,7 +69,7 @@ class PlatformClient:
             for job in itertools.islice(short(seed), num):
                 started = time.monotonic()
                 first: float | None = None
-                async for _ in _stream(connection, job):
+                async for _ in self._stream(connection, job):
                     first = first or time.monotonic() - started
                 times.append((first or 0.0) * 1000)
         return times
@@ -76,25 +77,23 @@ class PlatformClient:
     def _connection(self) -> Connection:
         return Connection(self._url, self._headers)
 
+    async def _stream(self, connection: Connection, job: Job) -> AsyncIterator[int]:
+        """Submit a job and follow it: the number of tokens of each token event."""
+        reply = await connection.post("/v1/jobs", self._body(job))
+        async for name, data in connection.events(reply["events_url"]):
+            if name == b"token":
+                yield len(orjson.loads(data)["token_ids"])
+            elif name == b"done":
+                status = orjson.loads(data)["job"]["status"]
+                assert status in ("completed", "incomplete"), status
 
-async def _stream(connection: Connection, job: Job) -> AsyncIterator[int]:
-    """Submit a job and follow it: the number of tokens of each token event."""
-    reply = await connection.post("/v1/jobs", _body(job))
-    async for name, data in connection.events(reply["events_url"]):
-        if name == b"token":
-            yield len(orjson.loads(data)["token_ids"])
-        elif name == b"done":
-            status = orjson.loads(data)["job"]["status"]
-            assert status in ("completed", "incomplete"), status
-
-
-def _body(job: Job) -> dict[str, Any]:
-    return {
-        "model": "m135",
-        "prompt": " ".join(map(random_model.word, job.prompt)),
-        "max_tokens": job.max_tokens,
-        "temperature": 0,
-    }
+    def _body(self, job: Job) -> dict[str, Any]:
+        return {
+            "model": self._model,
+            "prompt": " ".join(map(random_model.word, job.prompt)),
+            "max_tokens": job.max_tokens,
+            "temperature": 0,
+        }
 
 
 def measure_engine(

@@ -161,7 +161,7 @@ async def admit(pool: AsyncPool, job: NewJob) -> Admitted:
     LineNotPending (of a batch) and psycopg errors.
     """
     try:
-        async with as_tenant(pool, job.tenant_id) as connection:
+        async with as_tenant(pool, job.tenant_id, plans_once=True) as connection:
             cursor = await connection.execute(_ADMIT, _parameters(job))
             row = await cursor.fetchone()
     except Error as error:

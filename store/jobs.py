@@ -175,14 +175,14 @@ async def get_job(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> JobRow | No
     """A tenant's job with its output, None if it has no such job. `deleted_at` is for the caller to
     judge: a stream goes on to its end.
     """
-    async with as_tenant(pool, tenant_id) as connection:
+    async with as_tenant(pool, tenant_id, plans_once=True) as connection:
         cursor = await connection.execute(_GET, _named(tenant_id, job_id))
         return await cursor.fetchone()
 
 
 async def get_job_with_request(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> JobRow | None:
     """The same with `request`, the body it was asked for with; null once that is deleted."""
-    async with as_tenant(pool, tenant_id) as connection:
+    async with as_tenant(pool, tenant_id, plans_once=True) as connection:
         cursor = await connection.execute(_GET_WITH_REQUEST, _named(tenant_id, job_id))
         return await cursor.fetchone()
 
@@ -216,7 +216,7 @@ async def queue_position(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> int 
 
     None if it isn't queued.
     """
-    async with as_tenant(pool, tenant_id) as connection:
+    async with as_tenant(pool, tenant_id, plans_once=True) as connection:
         cursor = await connection.execute(_POSITION, (job_id,))
         [row] = await cursor.fetchall()
     position: int | None = row["position"]
@@ -228,7 +228,7 @@ async def request_cancel(
 ) -> CancelResult | None:
     """Cancel a job: at once if no attempt has begun, else its worker will. Idempotent."""
     parameters = {"job_id": job_id, "tenant_id": tenant_id, "by": by}
-    async with as_tenant(pool, tenant_id) as connection:
+    async with as_tenant(pool, tenant_id, plans_once=True) as connection:
         cursor = await connection.execute(_CANCEL, parameters)
         cancelled = await cursor.fetchone()
     row = await get_job(pool, tenant_id, job_id)

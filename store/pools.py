@@ -187,15 +187,21 @@ def connect(url: str, *, application_name: str, plans_once: bool = False) -> Dic
 
 
 SET_TENANT = "SELECT set_config('app.tenant_id', %s, true)"
+_SET_TENANT_AND_PLAN = f"{SET_TENANT}, set_config('plan_cache_mode', 'force_generic_plan', true)"
 
 
 @asynccontextmanager
-async def as_tenant(pool: AsyncPool, tenant_id: UUID) -> AsyncIterator[AsyncDictConnection]:
+async def as_tenant(
+    pool: AsyncPool, tenant_id: UUID, *, plans_once: bool = False
+) -> AsyncIterator[AsyncDictConnection]:
     """A connection in a pipeline whose statements see this tenant's rows only.
 
     The block is one implicit transaction: it commits when the block ends, and fails as a whole.
     The tenant and a single statement cost one round trip. Raises RateLimitExceeded if the pool has
     a gate and the tenant gets no turn in time.
+
+    `plans_once`: for statements about one row, of which a connection keeps the plan. To plan one
+    over all partitions takes longer than to run it.
     """
     async with (
         pool.turn(tenant_id),
@@ -203,7 +209,9 @@ async def as_tenant(pool: AsyncPool, tenant_id: UUID) -> AsyncIterator[AsyncDict
         _closed_by_failures(connection),
         connection.pipeline(),
     ):
-        await connection.execute(SET_TENANT, (str(tenant_id),))
+        await connection.execute(
+            _SET_TENANT_AND_PLAN if plans_once else SET_TENANT, (str(tenant_id),)
+        )
         yield connection
 
 

@@ -1,13 +1,13 @@
 """The token stream of a job: a capped log in Redis plus pub/sub as the live wake-up.
 
-A producer (one attempt of one job) opens the stream, then appends; the worker pipelines the appends
-of all its jobs. A reader subscribes, awaits the acknowledgement, replays after its last sequence
-number, then follows. All calls here do exactly one round trip.
+A producer (one attempt of one job) opens the stream, then appends; the worker sends the appends
+of all its jobs together. A reader subscribes, awaits the acknowledgement, replays after its last
+sequence number, then follows. All calls here do exactly one round trip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -29,6 +29,9 @@ OPEN_SCRIPT = (_LUA / "open.lua").read_text()
 # are 17 million), so that whatever was lost, earlier attempts gave lower numbers only: no number is
 # given to two events.
 SEQUENCE_JUMP = 100_000_000
+
+# Redis serves nobody else while a script runs: one call appends as many events at most, some ms.
+MAX_EVENTS_A_CALL = 256
 
 
 class Code(IntEnum):
@@ -59,27 +62,36 @@ class Append:
     events: Sequence[Event]
     is_final: bool = False
     resets_log: bool = False
+    renews: bool = True  # how long the stream is kept; what begins or ends it always does
 
     @property
     def begins_log(self) -> bool:
         """Whether it may make a log where there is none, so that no older owner is known there."""
         return self.resets_log or self.events[0].seq == 1
 
+    @property
+    def keys(self) -> tuple[str, str]:
+        """Those that append.lua writes."""
+        return keys.stream_meta(self.job_id), keys.stream_log(self.job_id)
+
     def arguments(self) -> tuple[Any, ...]:
-        """Keys and arguments of append.lua."""
-        ttl = keys.STREAM_FINAL_TTL_MS if self.is_final else keys.STREAM_RUNNING_TTL_MS
+        """The job's share of the arguments of append.lua."""
         return (
-            keys.stream_meta(self.job_id),
-            keys.stream_log(self.job_id),
             self.attempt,
             self.events[0].seq,
             int(self.is_final),
             int(self.resets_log),
-            ttl,
-            keys.STREAM_MAX_ENTRIES,
+            self._ttl_ms,
             keys.stream_channel(self.job_id),
+            len(self.events),
             *(event.payload for event in self.events),
         )
+
+    @property
+    def _ttl_ms(self) -> int:
+        if self.is_final:
+            return keys.STREAM_FINAL_TTL_MS
+        return keys.STREAM_RUNNING_TTL_MS if self.renews or self.begins_log else 0
 
 
 class StreamWriter:
@@ -99,7 +111,7 @@ class StreamWriter:
         return Reply(Code(answer[0]), answer[1])
 
     def append(self, appends: Sequence[Append]) -> list[Reply]:
-        """One pipeline for the whole batch. One that Redis refuses holds up no others. Raises
+        """One round trip for the whole batch. One that Redis refuses holds up no others. Raises
         redis.RedisError if nothing can be appended; safe to repeat as a whole.
         """
         if self._append_sha is None:
@@ -112,21 +124,37 @@ class StreamWriter:
 
     def _append_once(self, sha: str, appends: Sequence[Append]) -> list[Reply]:
         pipeline = self._client.pipeline(transaction=False)
-        for append in appends:
-            pipeline.evalsha(sha, 2, *append.arguments())
-        answers = pipeline.execute(raise_on_error=False)
-        errors = [answer for answer in answers if isinstance(answer, redis.ResponseError)]
-        of_all = next((e for e in errors if isinstance(e, redis.exceptions.NoScriptError)), None)
-        if of_all or len(errors) == len(answers):
-            raise of_all or errors[0]
-        return [
-            Reply(Code.REFUSED, 0) if answer in errors else Reply(Code(answer[0]), answer[1])
-            for answer in answers
-        ]
+        for call in _calls(appends):
+            names = [name for append in call for name in append.keys]
+            arguments = [argument for append in call for argument in append.arguments()]
+            pipeline.evalsha(sha, len(names), *names, keys.STREAM_MAX_ENTRIES, *arguments)
+        answers = [answer for of_call in pipeline.execute() for answer in of_call]
+        replies = [_reply(*answer) for answer in answers]
+        if all(reply.code is Code.REFUSED for reply in replies):
+            raise redis.ResponseError(answers[0][1].decode())
+        return replies
 
     def read_log(self, job_id: UUID) -> list[Event]:
         """All that the log holds. Raises redis.RedisError."""
         return _entries(self._client.xrange(keys.stream_log(job_id)))
+
+
+def _calls(appends: Sequence[Append]) -> Iterator[list[Append]]:
+    """A log that is begun anew from memory may have very many events."""
+    call: list[Append] = []
+    num_events = 0
+    for append in appends:
+        if call and num_events + len(append.events) > MAX_EVENTS_A_CALL:
+            yield call
+            call, num_events = [], 0
+        call.append(append)
+        num_events += len(append.events)
+    yield call
+
+
+def _reply(code: int, last_seq: int | bytes) -> Reply:
+    """Of a refusal Redis's words stand in the number's place."""
+    return Reply(Code(code), last_seq if isinstance(last_seq, int) else 0)
 
 
 async def drop_log(client: redis.asyncio.Redis, job_id: UUID) -> None:

@@ -24,6 +24,11 @@ class Encoder(Protocol):
     """One stream's. Not shared."""
 
     @property
+    def shows_position(self) -> bool:
+        """Whether it says where a job waits."""
+        ...
+
+    @property
     def is_broken(self) -> bool:
         """Whether the stream can't go on: what was encoded last ends it."""
         ...
@@ -40,6 +45,7 @@ class Encoder(Protocol):
 class NativeEncoder:
     """Our own events, one block each."""
 
+    shows_position = True
     is_broken = False
 
     def __init__(self) -> None:
@@ -62,6 +68,8 @@ class DialectEncoder:
     """A dialect's frames. The fold sees all events from the first on, since its state depends on
     them; the client gets what is behind its cursor.
     """
+
+    shows_position = False
 
     def __init__(self, fold: Fold, cursor: int) -> None:
         """`cursor` is the number of the last frame the client has, in the dialect's numbering."""

@@ -10,20 +10,18 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 from uuid import UUID
 
 import structlog
 from psycopg import Error as DatabaseError
-from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from api import metrics
 from api.streams.channel import Channel, Listener
+from api.streams.subscription import Message, Subscription
 from store.jobs import finished_jobs
 from store.pools import AsyncPool
 from tasks.events import parse_message
@@ -41,13 +39,15 @@ FINISHED_CHUNK = 2_000  # ids a query
 class StreamHub:
     """One an API process. Everything runs on its event loop."""
 
-    def __init__(self, pool: AsyncPool, redis: Redis) -> None:
-        """`redis` must not retry by itself: a silent reconnect would hide lost messages."""
+    def __init__(self, pool: AsyncPool, subscription: Callable[[], Subscription]) -> None:
+        """`subscription` makes a connection, not connected yet: one at first and after each that
+        broke.
+        """
         self._pool = pool
-        self._redis = redis
+        self._new_subscription = subscription
         self._channels: dict[UUID, Channel] = {}
         self._by_name: dict[bytes, Channel] = {}
-        self._pubsub: PubSub | None = None
+        self._subscription: Subscription | None = None
         # Held while channels come and go, so that commands are sent in the order of the changes.
         self._lock = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -123,18 +123,18 @@ class StreamHub:
             self.leave(job_id, listener)
 
     async def _subscribe(self, names: Iterable[str]) -> None:
-        if self._pubsub is None:
+        if self._subscription is None:
             return  # `_listen` subscribes to everything once it is connected
         with suppress(RedisError, OSError):  # `_listen` notices too, and starts over
-            await self._pubsub.subscribe(*names)
+            await self._subscription.subscribe(*names)
 
     async def _listen(self) -> None:
         backoff_s = 0.05
         while True:
             try:
-                async with self._connected() as pubsub:
+                async with self._connected() as subscription:
                     backoff_s = 0.05
-                    await self._read(pubsub)
+                    await self._read(subscription)
             except (RedisError, OSError) as error:
                 log.warning("hub_disconnected", error=type(error).__name__)
             except Exception:
@@ -144,43 +144,44 @@ class StreamHub:
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[PubSub]:
-        pubsub = self._redis.pubsub()
+    async def _connected(self) -> AsyncIterator[Subscription]:
+        subscription = self._new_subscription()
         try:
-            await pubsub.connect()  # type: ignore[no-untyped-call]
+            await subscription.connect()
             async with self._lock:
-                self._pubsub = pubsub
+                self._subscription = subscription
                 names = [channel.name for channel in self._channels.values()]
                 for begin in range(0, len(names), SUBSCRIBE_CHUNK):
-                    await pubsub.subscribe(*names[begin : begin + SUBSCRIBE_CHUNK])
-            yield pubsub
+                    await subscription.subscribe(*names[begin : begin + SUBSCRIBE_CHUNK])
+            yield subscription
         finally:
-            self._pubsub = None
+            self._subscription = None
             for channel in self._channels.values():
                 channel.is_subscribed = False
-            await pubsub.aclose()  # type: ignore[no-untyped-call]
+            await subscription.close()
 
-    async def _read(self, pubsub: PubSub) -> None:
+    async def _read(self, subscription: Subscription) -> None:
         num_silences = 0
         while True:
-            message = await pubsub.get_message(timeout=PING_AFTER_S)
-            if message is not None:
+            messages = await subscription.read(PING_AFTER_S)
+            if messages:
                 num_silences = 0
-                self._handle(message)
+                self._handle(messages, time.monotonic())
                 continue
             num_silences += 1
             if num_silences > 1:
                 raise RedisConnectionError("no answer to a ping")
-            await pubsub.ping()
+            await subscription.ping()
 
-    def _handle(self, message: dict[str, Any]) -> None:
-        channel = self._by_name.get(message["channel"] or b"")
-        if channel is None:
-            return  # an answer to a ping, or a message to a channel just left
-        if message["type"] == "message":
-            channel.hear(parse_message(message["data"]), time.monotonic())
-        elif message["type"] == "subscribe":
-            channel.confirm_subscription()
+    def _handle(self, messages: Iterable[Message], now: float) -> None:
+        for kind, name, data in messages:
+            channel = self._by_name.get(name)
+            if channel is None:
+                continue  # an answer to a ping, or a message to a channel just left
+            if kind == b"message":
+                channel.hear(parse_message(data), now)
+            elif kind == b"subscribe":
+                channel.confirm_subscription()
 
     async def _tick(self) -> None:
         for turn in itertools.count():
@@ -205,8 +206,8 @@ class StreamHub:
             for channel in deserted:
                 del self._channels[channel.job_id]
                 del self._by_name[channel.name.encode()]
-            if deserted and self._pubsub:
-                await self._pubsub.unsubscribe(*(channel.name for channel in deserted))
+            if deserted and self._subscription:
+                await self._subscription.unsubscribe(*(channel.name for channel in deserted))
 
     async def _ask_for_ends(self, now: float) -> None:
         """One query for all silent streams: a worker may die between its commit and its last event,

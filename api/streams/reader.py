@@ -79,7 +79,7 @@ class Reader:
         self._may_step_back = False
         self._is_waiting: bool = row["status"] == JobStatus.QUEUED
         self._position: int | None = None
-        self._position_is_due = self._is_waiting
+        self._position_is_due = False
         self.is_done = False
         self.finished: JobRow | None = None  # the job's last row, once it is done
 
@@ -147,7 +147,7 @@ class Reader:
         self._judge_at = now + JUDGE_AFTER_S if self._cursor else None
 
     def note_position_is_due(self) -> None:
-        """Say the place in the queue again, if it changed."""
+        """Say the place in the queue, if the job still waits and it changed."""
         self._position_is_due = self._is_waiting
 
     async def next(self) -> Sequence[Event]:

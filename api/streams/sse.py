@@ -29,6 +29,8 @@ from tasks.events import Event
 
 log = structlog.get_logger(__name__)
 
+# Most jobs start sooner than anybody would want to know where they wait.
+FIRST_POSITION_S = 0.25
 EVENTS_A_TURN = 64  # with log-probabilities they take a few ms
 
 _HEARTBEAT = b":\n"
@@ -72,6 +74,7 @@ class EventStreamResponse(Response):
         self._is_starting = False  # in its turn among the tenant's streams
         self._ending: str | None = None  # how it ends, once that is settled
         self._is_given_up = False
+        self._first_position: asyncio.TimerHandle | None = None
         self._sender: asyncio.Task[None] | None = None
         self._request: asyncio.Task[None] | None = None
         self._send: Send | None = None
@@ -101,8 +104,22 @@ class EventStreamResponse(Response):
             await self._write(opening)
         self._is_open = True
         self.wake()
+        if self._waits_visibly:
+            loop = asyncio.get_running_loop()
+            self._first_position = loop.call_later(FIRST_POSITION_S, self._look_for_position)
+
+    @property
+    def _waits_visibly(self) -> bool:
+        return self._encoder.shows_position and self._reader.is_waiting
+
+    def _look_for_position(self) -> None:
+        if self._reader.is_waiting:
+            self._reader.note_position_is_due()
+            self.wake()
 
     def _close(self) -> None:
+        if self._first_position:
+            self._first_position.cancel()
         self._hub.leave(self._reader.job_id, self)
         self._streams.remove(self)
         if self._sender:
@@ -144,10 +161,9 @@ class EventStreamResponse(Response):
             self._give_up("send_timeout")
         elif now > self._expires_at:
             self.end("max_age")
-        elif self._reader.is_waiting and now >= self._position_at:
+        elif self._waits_visibly and now >= self._position_at:
             self._position_at = now + self._streams.position_interval_s
-            self._reader.note_position_is_due()
-            self.wake()
+            self._look_for_position()
         elif self._reader.tick(now) or now - self._sent_at >= HEARTBEAT_S:
             self.wake()
 

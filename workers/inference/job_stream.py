@@ -31,6 +31,9 @@ _GRAVITY = (
 )
 _END_ALL = _GRAVITY[:2]
 
+# How long Redis keeps a running stream is said anew so often: each time costs as much as an event.
+RENEW_S = 300.0
+
 
 class JobStream:
     """The stream of one attempt, with the history it continues."""
@@ -51,6 +54,7 @@ class JobStream:
         self._is_closed = False
         self._acked = history[-1].seq if history else 0
         self._resets_log = False
+        self._renewed_at = time.monotonic()  # by opening it
         self._has_marker = False
         self._checkpointed = claimed.checkpoint.seq
 
@@ -179,14 +183,19 @@ class JobStream:
             events,
             is_final=events[-1].type == EventType.DONE,
             resets_log=self._resets_log,
+            renews=time.monotonic() - self._renewed_at >= RENEW_S,
         )
 
-    def confirm(self, reply: Reply) -> None:
-        """Note what Redis said to an append. One that was refused is pending still."""
+    def confirm(self, reply: Reply, *, renewed: bool = False) -> None:
+        """Note what Redis said to an append, and whether that renewed how long the stream is kept.
+        One that was refused is pending still.
+        """
         match reply.code:
             case Code.OK:
                 self._acked = reply.last_seq
                 self._resets_log = False
+                if renewed:
+                    self._renewed_at = time.monotonic()
             case Code.HOLE:
                 self.must_reset_log()
             case Code.FENCED | Code.FINAL:

@@ -1,4 +1,4 @@
-"""From engine steps to Redis: one thread, one pipeline a step for all running jobs.
+"""From engine steps to Redis: one thread, one round trip a step for all running jobs.
 
 The engine's thread only hands its outputs over. When Redis is away the events stay in memory and
 generation goes on; a finished job never waits for Redis longer than one failed call.
@@ -130,7 +130,7 @@ class Publisher:
         return [job for job in ended if job.is_over]
 
     def _publish(self) -> None:
-        """One pipeline; jobs it confirms are clean, the rest is tried again."""
+        """One round trip; jobs it confirms are clean, the rest is tried again."""
         now = time.monotonic()
         self._dirty = {
             job: until
@@ -160,11 +160,11 @@ class Publisher:
             log.warning("publish_unavailable", error=type(error).__name__)
             self._retry_at = now + RETRY_INTERVAL_S
             return
-        for (job, _), reply in zip(appends, replies, strict=True):
+        for (job, append), reply in zip(appends, replies, strict=True):
             if reply.code == Code.REFUSED:
                 log.warning("publish_refused", job_id=job.job_id.hex)
                 self._refused[job] = now + RETRY_INTERVAL_S
-            job.confirm(reply)
+            job.confirm(reply, renewed=append.renews)
 
 
 def _lost(output: TokenOutput) -> TokenOutput:

@@ -213,6 +213,32 @@ def test_running_stream_is_kept_longer_than_a_final_one(stream: StreamEnd) -> No
         assert 0.9 * keys.STREAM_FINAL_TTL_MS < ttl <= keys.STREAM_FINAL_TTL_MS
 
 
+def test_an_append_that_renews_nothing_leaves_how_long_the_stream_is_kept(
+    stream: StreamEnd,
+) -> None:
+    stream.open(1)
+    stream.append(tokens(1, 3))
+    for key in (keys.stream_meta(stream.job_id), keys.stream_log(stream.job_id)):
+        stream.client.pexpire(key, 10_000)
+
+    stream.writer.append([Append(stream.job_id, 1, tokens(4, 4), renews=False)])
+    kept = stream.ttls_ms()
+    stream.append(tokens(5, 5))
+
+    assert all(0 < ttl <= 10_000 for ttl in kept)
+    assert all(ttl > 0.9 * keys.STREAM_RUNNING_TTL_MS for ttl in stream.ttls_ms())
+
+
+def test_a_log_begun_anew_is_not_kept_for_ever(stream: StreamEnd) -> None:
+    stream.open(1)
+    stream.append(tokens(1, 3))
+
+    again = Append(stream.job_id, 1, tokens(7, 9), resets_log=True, renews=False)
+    stream.writer.append([again])
+
+    assert all(ttl > 0.9 * keys.STREAM_RUNNING_TTL_MS for ttl in stream.ttls_ms())
+
+
 def test_open_keeps_log_and_owner_equally_long(stream: StreamEnd) -> None:
     stream.open(1)
     stream.append(tokens(1, 3))
@@ -278,6 +304,15 @@ def test_log_gone_beside_its_owner_is_lost(stream: StreamEnd, last: int) -> None
     stream.client.delete(keys.stream_log(stream.job_id))
 
     assert stream.open(2, last) == Reply(Code.LOG_LOST, last)
+
+
+def test_a_repetition_does_not_hide_that_the_log_is_gone(stream: StreamEnd) -> None:
+    stream.open(1)
+    stream.append(tokens(1, 3))
+    stream.client.delete(keys.stream_log(stream.job_id))
+
+    assert stream.append(tokens(2, 3)) == Reply(Code.HOLE, 3)
+    assert stream.log() == []
 
 
 @pytest.mark.parametrize("last", [1, 3])
@@ -352,7 +387,7 @@ def test_scripts_are_loaded_again_after_a_restart(
     assert stream.open(2, 3) == Reply(Code.OK, 3)
 
 
-def test_pipeline_appends_to_64_jobs_at_once(stream: StreamEnd) -> None:
+def test_one_call_appends_to_64_jobs(stream: StreamEnd) -> None:
     job_ids = [uuid7() for _ in range(64)]
     for job_id in job_ids:
         stream.writer.open(job_id, 1, 0)
@@ -365,7 +400,7 @@ def test_pipeline_appends_to_64_jobs_at_once(stream: StreamEnd) -> None:
     assert logs == [tokens(1, 1 + i % 3) for i in range(64)]
 
 
-def test_one_refused_job_of_a_pipeline_leaves_the_others_alone(stream: StreamEnd) -> None:
+def test_one_fenced_job_of_a_call_leaves_the_others_alone(stream: StreamEnd) -> None:
     job_ids = [uuid7() for _ in range(3)]
     stream.writer.open(job_ids[1], 2, 0)
 

@@ -12,19 +12,19 @@ from uuid import UUID, uuid4
 
 import pytest
 from psycopg import OperationalError
-from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from api.streams import hub as hubs
 from api.streams.channel import SILENT_S
 from api.streams.hub import MAX_BACKOFF_S, PING_AFTER_S, SUBSCRIBE_CHUNK, StreamHub
+from api.streams.subscription import Message, Subscription
 from store.pools import AsyncPool
 from tasks.events import EventType, make_event
 from tasks.keys import stream_channel
 from tests.support.listeners import Listener
 
 
-class _SlowPubSub:
+class _SlowSubscription:
     """Takes its time with a subscription."""
 
     def __init__(self) -> None:
@@ -46,51 +46,44 @@ class _SlowPubSub:
             raise
         self.subscribed += names
 
-    async def get_message(self, timeout: float) -> None:
+    async def read(self, _timeout_s: float) -> list[Message]:
         self.is_read.set()
         await asyncio.Event().wait()
+        return []
 
-    async def aclose(self) -> None:
+    async def close(self) -> None:
         return None
 
 
-class _Redis:
-    def __init__(self, pubsub: _SlowPubSub) -> None:
-        self._pubsub = pubsub
-
-    def pubsub(self) -> _SlowPubSub:
-        return self._pubsub
-
-
 async def test_a_listener_that_leaves_halfway_breaks_nobodys_connection_and_is_forgotten() -> None:
-    pubsub, job_id = _SlowPubSub(), uuid4()
-    hub = StreamHub(cast(AsyncPool, None), cast(Redis, _Redis(pubsub)))
+    subscription, job_id = _SlowSubscription(), uuid4()
+    hub = _hub_with(lambda: subscription)
     await hub.start()
-    await pubsub.is_read.wait()
+    await subscription.is_read.wait()
 
     async def watch() -> None:
         async with hub.watch(job_id):
             raise AssertionError("it was cancelled before")
 
     leaving = asyncio.create_task(watch())
-    await pubsub.is_asked.wait()
+    await subscription.is_asked.wait()
     leaving.cancel()
     with suppress(asyncio.CancelledError):
         await leaving
-    pubsub.may_answer.set()
+    subscription.may_answer.set()
     other = await hub.join(uuid4(), Listener())
     await hub.stop()
 
-    assert pubsub.num_cancelled == 0
-    assert pubsub.subscribed == [stream_channel(job_id), other.name]
+    assert subscription.num_cancelled == 0
+    assert subscription.subscribed == [stream_channel(job_id), other.name]
     assert not hub.has_listeners(job_id)
 
 
-class _PubSub:
+class _Subscription:
     """One connection: says what it is given, None for a silence."""
 
     def __init__(self) -> None:
-        self.messages: asyncio.Queue[dict[str, Any] | Exception | None] = asyncio.Queue()
+        self.messages: asyncio.Queue[Message | Exception | None] = asyncio.Queue()
         self.commands: list[tuple[str, ...]] = []
         self.is_closed = False
         self.is_away = False
@@ -109,30 +102,33 @@ class _PubSub:
     async def ping(self) -> None:
         self.commands.append(("ping",))
 
-    async def get_message(self, timeout: float) -> dict[str, Any] | None:
-        assert timeout == PING_AFTER_S
+    async def read(self, timeout_s: float) -> list[Message]:
+        assert timeout_s == PING_AFTER_S
         message = await self.messages.get()
         if isinstance(message, Exception):
             raise message
-        return message
+        return [] if message is None else [message]
 
-    async def aclose(self) -> None:
+    async def close(self) -> None:
         self.is_closed = True
 
-    def say(self, kind: str, name: str | None, data: bytes = b"") -> None:
-        channel = None if name is None else name.encode()
-        self.messages.put_nowait({"type": kind, "channel": channel, "data": data})
+    def say(self, kind: str, name: str = "", data: bytes = b"") -> None:
+        self.messages.put_nowait(Message(kind.encode(), name.encode(), data))
 
 
 class _Connections:
     """A Redis that gives a new connection each time."""
 
     def __init__(self) -> None:
-        self.made: list[_PubSub] = []
+        self.made: list[_Subscription] = []
 
-    def pubsub(self) -> _PubSub:
-        self.made.append(_PubSub())
+    def __call__(self) -> _Subscription:
+        self.made.append(_Subscription())
         return self.made[-1]
+
+
+def _hub_with(connections: Callable[[], object]) -> StreamHub:
+    return StreamHub(cast(AsyncPool, None), cast(Callable[[], Subscription], connections))
 
 
 async def _settle() -> None:
@@ -144,7 +140,7 @@ async def _settle() -> None:
 @pytest.fixture
 async def hub() -> AsyncIterator[tuple[StreamHub, _Connections]]:
     connections = _Connections()
-    hub = StreamHub(cast(AsyncPool, None), cast(Redis, connections))
+    hub = _hub_with(connections)
     await hub.start()
     await _settle()
     yield hub, connections
@@ -182,7 +178,7 @@ async def test_a_message_wakes_those_who_listen_to_its_job(hub: Hub) -> None:
 
     connection.say("message", channel.name, _message(1))
     connection.say("message", "nobody", _message(1))
-    connection.say("pong", None)
+    connection.say("pong")
     await _settle()
 
     assert (mine.heard, other.heard) == (["wake"], [])
@@ -200,7 +196,7 @@ async def test_a_silent_connection_is_asked_and_one_that_does_not_answer_is_made
 
     for _ in range(2):
         connection.messages.put_nowait(None)
-        connection.say("pong", None)
+        connection.say("pong")
     await _settle()
     assert connection.commands.count(("ping",)) == 2
     assert channel.is_subscribed
@@ -337,7 +333,7 @@ class _Asyncio(SimpleNamespace):
 async def test_a_turn_ticks_some_channels_at_a_time_and_every_other_one_asks_for_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    streams = StreamHub(cast(AsyncPool, None), cast(Redis, _Connections()))
+    streams = _hub_with(_Connections())
     listeners = [Listener() for _ in range(5)]
     for listener in listeners:
         await streams.join(uuid4(), listener)
@@ -369,10 +365,10 @@ class _Unreachable(_Connections):
         super().__init__()
         self._is_away = list(is_away)
 
-    def pubsub(self) -> _PubSub:
-        pubsub = super().pubsub()
-        pubsub.is_away = bool(self._is_away and self._is_away.pop(0))
-        return pubsub
+    def __call__(self) -> _Subscription:
+        subscription = super().__call__()
+        subscription.is_away = bool(self._is_away and self._is_away.pop(0))
+        return subscription
 
 
 async def test_a_redis_that_is_away_is_tried_ever_later_and_anew_after_each_success(
@@ -380,7 +376,7 @@ async def test_a_redis_that_is_away_is_tried_ever_later_and_anew_after_each_succ
 ) -> None:
     noted: list[Any] = []
     connections = _Unreachable(*[True] * 7, False, True, False)
-    hub = StreamHub(cast(AsyncPool, None), cast(Redis, connections))
+    hub = _hub_with(connections)
     monkeypatch.setattr(hubs, "asyncio", _Asyncio(noted))
 
     listening = asyncio.create_task(hub._listen())
@@ -395,7 +391,7 @@ async def test_a_redis_that_is_away_is_tried_ever_later_and_anew_after_each_succ
 
 async def test_who_joins_while_redis_is_away_is_subscribed_once_it_is_back() -> None:
     connections = _Connections()
-    hub = StreamHub(cast(AsyncPool, None), cast(Redis, connections))
+    hub = _hub_with(connections)
     first = await hub.join(uuid4(), Listener())
     await hub.start()
     await _until(lambda: bool(connections.made))

@@ -18,7 +18,7 @@ from api.long_work import SHORT_CHARS
 from api.settings import HEARTBEAT_S, SEND_TIMEOUT_S
 from api.streams.channel import Listener
 from api.streams.open_streams import MIN_POSITION_INTERVAL_S, OpenStreams
-from api.streams.sse import EVENTS_A_TURN, EventStreamResponse
+from api.streams.sse import EVENTS_A_TURN, FIRST_POSITION_S, EventStreamResponse
 from tasks.errors import ServiceUnavailable
 from tasks.events import Event, EventType, make_event
 
@@ -101,6 +101,7 @@ class _Reader:
 
 class _Encoder:
     def __init__(self) -> None:
+        self.shows_position = True
         self.is_broken = False
         self.opening = b""
         self.calls: list[tuple[list[int], Any]] = []
@@ -454,6 +455,41 @@ async def test_a_reader_that_wants_to_look_is_let(client: _Client) -> None:
     await client.settles()
 
     assert (before, client.reader.num_asked) == (1, 2)
+
+
+@pytest.mark.parametrize(("waits_long", "notes"), [(True, ["position"]), (False, [])])
+async def test_the_place_in_the_queue_is_first_looked_up_once_a_job_has_waited(
+    client: _Client, waits_long: bool, notes: list[str]
+) -> None:
+    client.reader.is_waiting = True
+    await client.opens()
+    at_first, timer = list(client.reader.notes), client.response._first_position
+    now = asyncio.get_running_loop().time()
+
+    client.reader.is_waiting = waits_long
+    client.response._look_for_position()
+    await client.settles()
+
+    assert timer is not None
+    assert now < timer.when() <= now + FIRST_POSITION_S
+    assert (at_first, client.reader.notes) == ([], notes)
+    assert client.reader.num_asked == 1 + len(notes)
+    client.leaves.set()
+    await client.closes()
+    assert timer.cancelled()
+
+
+@pytest.mark.parametrize(("shows_position", "is_waiting"), [(False, True), (True, False)])
+async def test_no_place_is_looked_up_that_nobody_is_told(
+    client: _Client, shows_position: bool, is_waiting: bool
+) -> None:
+    client.encoder.shows_position, client.reader.is_waiting = shows_position, is_waiting
+
+    await client.opens()
+    client.response.tick(time.monotonic() + MIN_POSITION_INTERVAL_S)
+
+    assert client.response._first_position is None
+    assert client.reader.notes == []
 
 
 async def test_the_place_in_the_queue_is_looked_up_now_and_then(client: _Client) -> None:

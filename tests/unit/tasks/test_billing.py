@@ -28,10 +28,11 @@ def test_a_hint_that_the_broker_does_not_take_is_counted_and_those_behind_it_are
     monkeypatch.setattr(app, "send_task", send_task)
     num_lost, num_sent = _num_lost("failed"), billing.SENT._value.get()
     jobs = [uuid4().hex, uuid4().hex]
-    sender = billing._Sender()
+    sender = billing._Sender(interval_s=0.01)
 
-    for job_id in jobs:
+    for num, job_id in enumerate(jobs, start=1):
         sender.put(billing.SettleArgs(job_id))
+        wait_until(lambda num=num: len(sent) == num)  # type: ignore[misc]
 
     wait_until(lambda: billing.SENT._value.get() == num_sent + 1)
     assert _num_lost("failed") == num_lost + 1
@@ -46,7 +47,7 @@ def test_all_hints_go_over_one_thread_and_another_if_that_has_ended(
     monkeypatch.setattr(
         app, "send_task", lambda *_, **__: senders.append(threading.current_thread())
     )
-    sender = billing._Sender()
+    sender = billing._Sender(interval_s=0.01)
     ended = threading.Thread(target=int)
     ended.start()
     ended.join()
@@ -73,21 +74,25 @@ def test_a_settled_jobs_hint_is_its_id_in_billings_queue(monkeypatch: pytest.Mon
     assert sent == [("billing.settle", (job_id.hex,), "billing")]
 
 
-def test_hints_beyond_the_bound_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    is_stuck, may_go_on = threading.Event(), threading.Event()
+def test_hints_that_come_close_together_go_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_sending, may_go_on = threading.Event(), threading.Event()
+    sent: list[tuple[Any, ...]] = []
 
-    def send_task(*_: Any, **__: Any) -> None:
-        is_stuck.set()
+    def send_task(_name: str, *, args: tuple[Any, ...], queue: str) -> None:
+        sent.append(args)
+        is_sending.set()
         may_go_on.wait()
 
     monkeypatch.setattr(app, "send_task", send_task)
-    num_lost = _num_lost("full")
-    sender = billing._Sender()
-    sender.put(billing.SettleArgs(uuid4().hex))
-    assert is_stuck.wait(10)
+    sender = billing._Sender(interval_s=0.01)
+    first, *later = (uuid4().hex for _ in range(100))
+    sender.put(billing.SettleArgs(first))
+    assert is_sending.wait(10)
 
-    for _ in range(billing.MAX_WAITING_HINTS + 2):
-        sender.put(billing.SettleArgs(uuid4().hex))
-
-    assert _num_lost("full") == num_lost + 2
+    for job_id in later:
+        sender.put(billing.SettleArgs(job_id))
     may_go_on.set()
+
+    wait_until(lambda: len(sent) == 2)
+    assert sent == [(first,), (later[-1],)]
+    assert not sender._is_due.is_set()

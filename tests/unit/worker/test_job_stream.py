@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,13 +11,14 @@ import pytest
 from store.attempts import Checkpoint, Claimed
 from tasks.events import Event, decompress_event_log, make_gap, texts_of
 from tasks.ids import uuid7
-from tasks.stream import Code, Reply
+from tasks.stream import Append, Code, Reply
 from tasks.token_ids import pack_token_ids, unpack_token_ids
 from tests.support.jobs import PRICES
+from workers.inference import job_stream
 from workers.inference.choices import from_checkpoint
 from workers.inference.engine.errors import EngineError
 from workers.inference.engine.protocol import FinishReason, TokenLogprobs, TokenOutput
-from workers.inference.job_stream import JobStream
+from workers.inference.job_stream import RENEW_S, JobStream
 
 
 def new_stream(
@@ -69,6 +72,32 @@ def test_events_are_pending_until_redis_confirms_them() -> None:
     stream.confirm(Reply(Code.OK, 2))
 
     assert (before, after_one, pending_numbers(stream)) == ([1, 2], [2], [])
+
+
+def test_how_long_the_stream_is_kept_is_renewed_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SimpleNamespace(now=time.monotonic())
+    monkeypatch.setattr(job_stream, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    stream = new_stream()
+    stream.add_started()
+
+    first = _pending(stream).renews
+    clock.now += RENEW_S
+    due = [_pending(stream).renews for _ in range(2)]
+    stream.confirm(Reply(Code.HOLE, 0), renewed=True)
+    still_due = _pending(stream).renews
+    stream.confirm(Reply(Code.OK, 1), renewed=True)
+    stream.add_output(output("a", 1))
+
+    assert (first, due, still_due) == (False, [True, True], True)
+    assert not _pending(stream).renews
+
+
+def _pending(stream: JobStream) -> Append:
+    append = stream.pending()
+    assert append is not None
+    return append
 
 
 def test_hole_makes_everything_pending_again() -> None:
