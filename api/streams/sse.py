@@ -1,7 +1,8 @@
-"""Server-sent events as an ASGI response of our own.
+"""A job's events as sse-starlette's response, but for how they are sent.
 
-An idle stream costs the request's own task and nothing else: that task waits for the client to
-leave. When there is something to send, a task of its own sends it and ends.
+There a stream is four tasks, one of which pings; here an idle one costs the request's own task and
+nothing else: that task waits for the client to leave. When there is something to send, a task of
+its own sends it and ends. `benchmarks.http --stock` shows what that saves.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Self
 
 import structlog
 from psycopg import Error as DatabaseError
-from starlette.responses import Response
+from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from api import metrics
@@ -20,7 +22,7 @@ from api.job_view import num_chars
 from api.json_pieces import LaterList, Piece
 from api.long_work import SHORT_CHARS
 from api.settings import HEARTBEAT_S, SEND_TIMEOUT_S
-from api.streams.encoder import Encoder
+from api.streams.encoder import LINE_END, Encoder
 from api.streams.hub import StreamHub
 from api.streams.open_streams import OpenStreams
 from api.streams.reader import Reader
@@ -34,16 +36,25 @@ FIRST_POSITION_S = 0.25
 EVENTS_A_TURN = 64  # with log-probabilities they take a few ms
 
 _HEARTBEAT = b":\n"
-_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache, no-store, no-transform"),
-    (b"x-accel-buffering", b"no"),
-]
+_HEADERS = {"Cache-Control": "no-cache, no-store, no-transform"}
 # Ends that a client brought about; after the others it comes back, or has all there is.
 _LEFT = frozenset({None, "send_timeout"})
 
 
-class EventStreamResponse(Response):
+class _Pushed:
+    """What the library would ask for events: ours are pushed."""
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        raise StopAsyncIteration
+
+
+_PUSHED = _Pushed()
+
+
+class EventStreamResponse(EventSourceResponse):
     """Streams a job's events until `done`, or until one of the other ends (see the package)."""
 
     def __init__(
@@ -58,9 +69,9 @@ class EventStreamResponse(Response):
         on_left: Callable[[], None] | None = None,
     ) -> None:
         """`on_left` is called when the client goes before the end."""
-        super().__init__()
+        super().__init__(_PUSHED, headers=_HEADERS | dict(headers or {}), sep=LINE_END)
+        del self.headers["connection"]  # the server's word: it may be about to stop
         self._encoder = encoder
-        self._extra_headers = headers or {}
         self._on_left = on_left
         self._hub = hub
         self._streams = streams
@@ -80,6 +91,9 @@ class EventStreamResponse(Response):
         self._send: Send | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD":
+            await super().__call__(scope, receive, send)
+            return
         # Everything is taken here and released here: a response may be made and never called.
         self._send, self._request = send, asyncio.current_task()
         self._streams.add(self)
@@ -236,9 +250,8 @@ class EventStreamResponse(Response):
 
     async def _write_start(self) -> None:
         assert self._send is not None
-        extra = [(k.lower().encode(), v.encode()) for k, v in self._extra_headers.items()]
-        headers = [*_HEADERS, *extra]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await self._send({"type": "http.response.start", **start})
 
     def _give_up(self, how: str) -> None:
         """End the request's task, which waits for a client that may never say that it left."""

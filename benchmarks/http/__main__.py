@@ -1,4 +1,7 @@
-"""Runs the three measurements; the arms of the first two by turns."""
+"""Runs the three measurements; the arms of the first two by turns.
+
+`--stock` runs the second and the third over sse-starlette's own response.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from benchmarks.figures import finish, machine, median_of, range_of
 from benchmarks.http.enqueue import accepted_per_s, empty_queues, sent_per_s
 from benchmarks.http.fanout import platform_events_per_cpu_s, uvicorn_events_per_cpu_s
 from benchmarks.http.idle import kib_per_stream
-from tests.support.cluster import Cluster
+from tests.support.cluster import API_MODULE, Cluster
 
 # All streams are of one tenant and one key.
 _ONE_TENANT = {"MILLRACE_MAX_TENANT_WAITING": "20000", "MILLRACE_MAX_KEY_WAITING": "20000"}
@@ -24,12 +27,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each arm of P5")
     parser.add_argument("--streams", type=int, default=10_000)
+    parser.add_argument("--stock", action="store_true", help="streams as sse-starlette sends them")
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the API inherits it
     figures: dict[str, object] = {"load_before": os.getloadavg()[0], "machine": machine()}
     with Cluster(
-        num_workers=0, num_billing=0, num_maintenance=0, environment=_ONE_TENANT
+        num_workers=0,
+        num_billing=0,
+        num_maintenance=0,
+        environment=_ONE_TENANT,
+        api_module="benchmarks.http.stock" if options.stock else API_MODULE,
     ) as cluster:
         tenant = cluster.create_tenant("bench", credit_micros=10**15)
         accepted_per_s(cluster, tenant, seconds=2.0)  # warm

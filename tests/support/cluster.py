@@ -37,12 +37,15 @@ from tasks.limits import NO_LIMITS, Limits
 from tests.support.member import Member, Tenant
 from tests.support.services import Services
 
+API_MODULE = "api.server"
+
 
 class Cluster:
     """The processes of one platform with their own Postgres and Redis.
 
     engine="stub" is deterministic and needs no model; environment is added to every process,
-    worker_environment to inference workers. Members can be added while it runs.
+    worker_environment to inference workers. Members can be added while it runs. `api_module` is
+    what an API process runs instead.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Cluster:
         environment: Mapping[str, str] | None = None,
         worker_environment: Mapping[str, str] | None = None,
         redis_program: Path | None = None,
+        api_module: str = API_MODULE,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="millrace-cluster-"))
         self.services = Services(self.folder, redis_program=redis_program)
@@ -69,6 +73,7 @@ class Cluster:
         self.maintenance: list[Member] = []
         self.batches: list[Member] = []
         self._counts = (num_apis, num_workers, num_billing, num_maintenance, num_batches)
+        self._api_module = api_module
         self._engine = engine
         self._pool = pool
         self._device = device
@@ -111,7 +116,8 @@ class Cluster:
         name = _next_name("api", self.apis)
         port, metrics_port = ports.choose(), ports.choose()
         spec = processes.api(self.platform, port=port, metrics_port=metrics_port, name=name)
-        return self._add(self.apis, spec, wait)
+        argv = (self._api_module if word == API_MODULE else word for word in spec.argv)
+        return self._add(self.apis, replace(spec, argv=tuple(argv)), wait)
 
     def add_worker(
         self,

@@ -44,7 +44,7 @@ async def test_headers_and_framing_fit_stock_clients(
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert "no-cache" in answer.headers["cache-control"]
     assert answer.headers["x-accel-buffering"] == "no"
-    assert answer.content.startswith(b"id: 1\nretry: 1000\nevent: started\ndata: {")
+    assert answer.content.startswith(b"id: 1\nevent: started\nretry: 1000\ndata: {")
     assert answer.content.endswith(b"\n\n")
 
 
@@ -96,7 +96,7 @@ async def test_reader_joins_in_the_middle_by_header_or_query(
 
     assert by_query.content == by_header.content
     assert by_query.content.startswith(b"id: 4\n")
-    assert after_done.content.startswith(b"id: 5\nretry: 1000\nevent: done\n")
+    assert after_done.content.startswith(b"id: 5\nevent: done\nretry: 1000\n")
 
 
 async def test_readers_that_drop_again_and_again_get_exactly_the_text(

@@ -98,7 +98,7 @@ async def test_heartbeat_is_one_line_that_dispatches_nothing(
         first = await anext(chunks)
         second = await anext(chunks)
 
-    assert first.startswith(b"retry: 1000\nevent: queued\n")
+    assert first.startswith(b"event: queued\nretry: 1000\n")
     assert second == b":\n"
 
 

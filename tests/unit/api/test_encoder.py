@@ -78,7 +78,7 @@ def test_a_native_stream_is_its_events_and_at_last_the_job() -> None:
 
     assert (encoder.begin(), encoder.is_broken) == (b"", False)
     assert first == (
-        RETRY + b"event: queued\ndata: " + queued.data + b"\n\n"
+        b"event: queued\n" + RETRY + b"data: " + queued.data + b"\n\n"
         b"id: 1\nevent: token\ndata: " + token.data + b"\n\n"
     )
     head, data = last.split(b"data: ")
@@ -89,7 +89,7 @@ def test_a_native_stream_is_its_events_and_at_last_the_job() -> None:
 def test_a_marker_whose_job_is_unknown_is_sent_as_it_is() -> None:
     [block] = NativeEncoder().encode([_done(2)], None)
 
-    assert block == b"id: 2\n" + RETRY + b"event: done\ndata: " + _done(2).data + b"\n\n"
+    assert block == b"id: 2\nevent: done\n" + RETRY + b"data: " + _done(2).data + b"\n\n"
 
 
 def test_lists_that_are_read_later_stand_between_bytes() -> None:
@@ -100,7 +100,7 @@ def test_lists_that_are_read_later_stand_between_bytes() -> None:
 
     encoded = encoder.encode([_token(1)], None)
 
-    assert encoded == [b"id: 1\n" + RETRY + b"event: kind\ndata: ", b"[", later, b"]", b"\n\n"]
+    assert encoded == [b"id: 1\nevent: kind\n" + RETRY + b"data: ", b"[", later, b"]", b"\n\n"]
     assert join_bytes(encoded).endswith(b"data: []\n\n")
 
 

@@ -23,6 +23,7 @@ from tasks.errors import ServiceUnavailable
 from tasks.events import Event, EventType, make_event
 
 MAX_AGE_S = 100.0
+SCOPE = {"type": "http", "method": "GET"}
 
 
 class _Hub:
@@ -152,7 +153,7 @@ class _Client:
         self.messages.append(message)
 
     async def opens(self) -> None:
-        self.task = asyncio.create_task(self.response({}, self.receive, self.send))
+        self.task = asyncio.create_task(self.response(SCOPE, self.receive, self.send))
         await self.settles()
 
     async def settles(self) -> None:
@@ -202,27 +203,33 @@ async def test_a_stream_from_its_head_to_its_end(client: _Client) -> None:
     await client.opens()
     await client.closes()
 
-    assert client.messages == [
-        {
-            "type": "http.response.start",
-            "status": 200,
-            "headers": [
-                (b"content-type", b"text/event-stream; charset=utf-8"),
-                (b"cache-control", b"no-cache, no-store, no-transform"),
-                (b"x-accel-buffering", b"no"),
-                (b"x-job", b"7"),
-            ],
-        },
-        *(
-            {"type": "http.response.body", "body": body, "more_body": more}
-            for body, more in [(b"hello", True), (b"<1><2>", True), (b"<3>", True), (b"", False)]
-        ),
+    start, *bodies = client.messages
+    headers = start.pop("headers")
+    assert start == {"type": "http.response.start", "status": 200}
+    assert sorted(headers) == [
+        (b"cache-control", b"no-cache, no-store, no-transform"),
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"x-accel-buffering", b"no"),
+        (b"x-job", b"7"),
+    ]
+    assert bodies == [
+        {"type": "http.response.body", "body": body, "more_body": more}
+        for body, more in [(b"hello", True), (b"<1><2>", True), (b"<3>", True), (b"", False)]
     ]
     assert client.hub.joined == [(client.reader.job_id, client.response)]
     [(channel, now)] = client.reader.attached
     assert channel == "channel"
     assert began <= now <= time.monotonic()
     assert client.num_left == 0
+
+
+async def test_who_asks_for_the_head_alone_opens_no_stream(client: _Client) -> None:
+    await client.response(SCOPE | {"method": "HEAD"}, client.receive, client.send)
+
+    start, end = client.messages
+    assert (start["status"], end["body"], end["more_body"]) == (200, b"", False)
+    assert (b"content-type", b"text/event-stream; charset=utf-8") in start["headers"]
+    assert client.hub.joined == []
 
 
 async def test_nothing_to_say_is_nothing_written(client: _Client) -> None:
@@ -575,7 +582,7 @@ async def test_a_stream_that_there_is_no_room_for_is_refused(client: _Client) ->
     client.streams.end_all()
 
     with pytest.raises(ServiceUnavailable):
-        await client.response({}, client.receive, client.send)
+        await client.response(SCOPE, client.receive, client.send)
 
     assert client.hub.joined == []
 
@@ -645,7 +652,7 @@ async def test_what_else_a_client_sends_is_no_farewell(client: _Client) -> None:
     async def receive() -> dict[str, Any]:
         return {"type": messages.pop()} if messages else await client.receive()
 
-    client.task = asyncio.create_task(client.response({}, receive, client.send))
+    client.task = asyncio.create_task(client.response(SCOPE, receive, client.send))
     await client.settles()
 
     assert messages == []
