@@ -76,16 +76,11 @@ class Append:
 
     def arguments(self) -> tuple[Any, ...]:
         """The job's share of the arguments of append.lua."""
-        return (
-            self.attempt,
-            self.events[0].seq,
-            int(self.is_final),
-            int(self.resets_log),
-            self._ttl_ms,
-            keys.stream_channel(self.job_id),
-            len(self.events),
-            *(event.payload for event in self.events),
+        numbers = (
+            f"{self.attempt} {self.events[0].seq} {len(self.events)}"
+            f" {self.is_final:d} {self.resets_log:d} {self._ttl_ms}"
         )
+        return (numbers, *(event.payload for event in self.events))
 
     @property
     def _ttl_ms(self) -> int:

@@ -171,9 +171,14 @@ class JobStream:
         marker = [] if self._has_marker else [make_event(self.marker_seq(), EventType.DONE)]
         return compress_event_log([*self._events, *marker])
 
+    @property
+    def has_pending(self) -> bool:
+        """Whether there is something that Redis has not confirmed."""
+        return self.last_seq > self._acked
+
     def pending(self) -> Append | None:
         """What Redis has not confirmed yet."""
-        if self.last_seq <= self._acked:
+        if not self.has_pending:
             return None
         # Their numbers are consecutive.
         events = self._events[max(0, self._acked - self._events[0].seq + 1) :]

@@ -147,9 +147,7 @@ class Publisher:
         ]
         if appends:
             self._send(appends, now)
-        self._dirty = {
-            job: until for job, until in self._dirty.items() if job.pending() is not None
-        }
+        self._dirty = {job: until for job, until in self._dirty.items() if job.has_pending}
         self._refused = {job: at for job, at in self._refused.items() if job in self._dirty}
 
     def _send(self, appends: list[tuple[JobStream, Append]], now: float) -> None:

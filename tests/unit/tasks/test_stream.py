@@ -83,13 +83,7 @@ def test_an_append_says_all_that_the_script_asks(
 
     assert append.keys == (keys.stream_meta(JOB), keys.stream_log(JOB))
     assert append.arguments() == (
-        3,
-        7,
-        is_final,
-        resets_log,
-        ttl_ms,
-        keys.stream_channel(JOB),
-        2,
+        f"3 7 2 {is_final:d} {resets_log:d} {ttl_ms}",
         events[0].payload,
         events[1].payload,
     )
@@ -98,7 +92,7 @@ def test_an_append_says_all_that_the_script_asks(
 def test_the_first_event_of_a_log_says_how_long_it_is_kept() -> None:
     append = Append(JOB, 1, _events(1), renews=False)
 
-    assert keys.STREAM_RUNNING_TTL_MS in append.arguments()
+    assert append.arguments()[0] == f"1 1 1 0 0 {keys.STREAM_RUNNING_TTL_MS}"
 
 
 def test_the_script_is_loaded_once_and_takes_all_jobs_at_once() -> None:
