@@ -102,6 +102,9 @@ def list_(
         print_json([batch.raw for batch in page.data])
     else:
         _show(page.data)
+        for batch in page.data:
+            if batch.waits_for:
+                print(f"{batch.id} waits: {batch.waits_for}")
         if page.has_more:
             print(f"more: --after {page.last_id}")
 
