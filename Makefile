@@ -6,6 +6,10 @@ PACKAGES := api billing cli millrace models store tasks workers benchmarks tests
 STAMP := .venv/.installed
 TRITON := .venv/.triton
 
+ifneq ($(filter-out cpu cuda,$(TORCH)),)
+$(error TORCH=$(TORCH) is unknown: use cpu or cuda)
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help install up down status test test-slow test-compat test-bare mutants check fmt lock clean purge
 
