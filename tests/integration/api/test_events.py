@@ -93,10 +93,15 @@ async def test_reader_joins_in_the_middle_by_header_or_query(
     by_query = await http.get(f"/v1/jobs/{running.id}/events?starting_after=3")
     by_header = await http.get(f"/v1/jobs/{running.id}/events", headers={"Last-Event-ID": "3"})
     after_done = await http.get(f"/v1/jobs/{running.id}/events?starting_after=5")
+    beyond = [
+        await http.get(f"/v1/jobs/{running.id}/events", headers={"Last-Event-ID": number})
+        for number in ("6", "1000", str(2**53))
+    ]
 
     assert by_query.content == by_header.content
     assert by_query.content.startswith(b"id: 4\n")
     assert after_done.content.startswith(b"id: 5\nretry: 1000\nevent: done\n")
+    assert {answer.content for answer in beyond} == {after_done.content}
 
 
 async def test_readers_that_drop_again_and_again_get_exactly_the_text(
