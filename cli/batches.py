@@ -28,7 +28,6 @@ _REQUEST = (
 _EXAMPLES = examples("millrace batch run requests.jsonl --window 1h", f"A request: {_REQUEST}")
 
 
-
 class Endpoint(StrEnum):
     """What the lines of a batch may ask for."""
 
@@ -61,9 +60,7 @@ def run(
     errors: Annotated[
         Path | None, typer.Option(help="For requests that failed. Default: FILE.err.jsonl.")
     ] = None,
-    endpoint: Annotated[
-        Endpoint, typer.Option(help="The `url` of every request.")
-    ] = Endpoint.CHAT,
+    endpoint: Annotated[Endpoint, typer.Option(help="The `url` of every request.")] = Endpoint.CHAT,
     window: Annotated[
         str,
         typer.Option(

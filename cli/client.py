@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from millrace import Client, CreateJobParams, Message
 
 
-
 class Tier(StrEnum):
     """What `service_tier` may be."""
 

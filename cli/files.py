@@ -17,7 +17,6 @@ from cli.output import JsonOption, moment, print_json, print_table
 app = typer.Typer(help="Files: inputs and results of batches.", no_args_is_help=True)
 
 
-
 class Purpose(StrEnum):
     """What a file is for."""
 

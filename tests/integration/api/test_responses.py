@@ -74,7 +74,12 @@ async def test_in_the_background_one_polls_and_resumes(
     ]
 
     beyond = [
-        [event async for event in await client.responses.retrieve(started.id, stream=True, starting_after=n)]
+        [
+            event
+            async for event in await client.responses.retrieve(
+                started.id, stream=True, starting_after=n
+            )
+        ]
         for n in (len(whole) - 1, len(whole), 1_000)
     ]
 

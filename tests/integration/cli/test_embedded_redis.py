@@ -132,9 +132,7 @@ def test_data_of_redis_6_is_taken_over(state_dir: Path, program: Path) -> None:
             assert connection.lrange("inference.default.default.0", 0, -1) == ["m1", "m2", "m3"]
 
 
-def test_data_that_only_another_server_reads_is_left_behind(
-    state_dir: Path, program: Path
-) -> None:
+def test_data_that_only_another_server_reads_is_left_behind(state_dir: Path, program: Path) -> None:
     later = b"REDIS0199" + _FILE_OF_REDIS_6[9:]
     (state_dir / "redis" / "appendonlydir").mkdir(parents=True)
     (state_dir / "redis" / "appendonly.aof").write_bytes(later)

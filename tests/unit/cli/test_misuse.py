@@ -1,4 +1,4 @@
-"""Every command answers every kind of misuse with one line and exit code 2, before it does anything."""
+"""Every command answers every kind of misuse with one line and exit code 2, and does nothing."""
 
 from __future__ import annotations
 
