@@ -60,7 +60,7 @@ def test_migrations_go_up_down_and_up_again(empty: str) -> None:
     assert _objects(empty) == first
 
 
-def test_keys_that_hold_every_scope_get_what_comes_and_no_others_get_more(empty: str) -> None:
+def test_keys_with_every_scope_get_what_comes_and_no_others_get_more(empty: str) -> None:
     whole = ["infer:write", "jobs:read", "usage:read", "webhooks:write"]
     before = {"whole": whole, "older": whole[:3], "narrow": ["jobs:read"]}
     migrate.upgrade(empty, "0021")
@@ -72,7 +72,8 @@ def test_keys_that_hold_every_scope_get_what_comes_and_no_others_get_more(empty:
         assert row is not None
         for key_id, scopes in before.items():
             connection.execute(
-                "INSERT INTO api_keys (key_id, tenant_id, name, hash, pepper_version, last4, scopes)"
+                "INSERT INTO api_keys"
+                " (key_id, tenant_id, name, hash, pepper_version, last4, scopes)"
                 " VALUES (%s, %s, 'k', 'h', 1, 'abcd', %s)",
                 (key_id, row["id"], scopes),
             )
