@@ -75,10 +75,12 @@ supervise() {
 
 # With its first process the kernel ends all of a namespace and unmounts what only that saw.
 clean_up() {
+    trap '' INT TERM HUP
     if [ -n "$child" ]; then
         kill -KILL "$child" 2>/dev/null || true
         wait "$child" 2>/dev/null || true
     fi
+    echo "try_bare: deleting $folder" >&2
     rm -rf --one-file-system "$folder"
 }
 
