@@ -194,7 +194,7 @@ class _Follower:
 
 def _created_over(state: RunState) -> Steps[Batch | None]:
     """The batch of a creation whose answer was lost, however many were made since the upload."""
-    after = None
+    after: str | None = None
     while True:
         page: Page[Batch] = yield calls.list_batches(after=after, limit=PAGE)
         for batch in page.data:
