@@ -6,8 +6,12 @@ PACKAGES := api billing cli millrace models store tasks workers benchmarks tests
 STAMP := .venv/.installed
 TRITON := .venv/.triton
 
+ifneq ($(filter-out cpu cuda,$(TORCH)),)
+$(error TORCH=$(TORCH) is unknown: use cpu or cuda)
+endif
+
 .DEFAULT_GOAL := help
-.PHONY: help install up down status test test-slow test-compat mutants check fmt lock clean purge
+.PHONY: help install up down status test test-slow test-compat test-bare mutants check fmt lock clean purge
 
 help:  ## Show this
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /|/' | while IFS='|' read -r name text; do \
@@ -49,6 +53,11 @@ test-slow: $(STAMP) $(TRITON)  ## Run the tests that take minutes
 
 test-compat: $(STAMP) .venvs/compat/.installed  ## Run stock clients against a running server
 	.venvs/compat/bin/python -m pytest -W default -m "not slow" tests/compat
+
+# As root. BASE=<folder> keeps the bare Debian; WITHOUT_SUITE=1 leaves `make test` out.
+test-bare:  ## Run `make up` and `make test` on a bare Debian
+	@sh deploy/try_bare.sh $(if $(BASE),--base "$(BASE)") $(if $(WITHOUT_SUITE),--without-suite) \
+		$(if $(JSON),--json)
 
 .venvs/compat/.installed: deploy/compat.lock deploy/compat.sh tests/compat/node/package-lock.json
 	@sh deploy/compat.sh

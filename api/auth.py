@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from uuid import UUID
 
 from api.settings import KEY_CACHE_SIZE, KEY_NEGATIVE_TTL_S, KEY_POSITIVE_TTL_S
-from store.api_keys import Scope, hash_key, parse_key_id
+from store.api_keys import ALL, Scope, hash_key, parse_key_id
 from store.pools import AsyncPool
 from store.tenants import ApiKey, find_api_key
 from tasks.errors import InvalidApiKey, PermissionDenied
@@ -107,7 +107,7 @@ class Authenticator:
 
 def require(key: ApiKey, scope: Scope) -> None:
     """Raise PermissionDenied unless the key has the scope."""
-    if scope not in key.scopes:
+    if scope not in key.scopes and ALL not in key.scopes:
         raise PermissionDenied(f"This API key lacks the scope {scope.value}.")
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _ESTIMATE = examples('millrace estimate "What is a lease?" --max-tokens 100')
 _DAY_S = 24 * 60 * 60
+MAX_DAYS = 3_650
 _TOKENS = ("input_tokens", "cached_tokens", "output_tokens")
 
 
@@ -36,7 +37,7 @@ def register(app: typer.Typer) -> None:
 
 def usage(
     *,
-    days: Annotated[int, typer.Option(min=1, help="How many, up to now.")] = 30,
+    days: Annotated[int, typer.Option(min=1, max=MAX_DAYS, help="How many, up to now.")] = 30,
     is_json: JsonOption = False,
 ) -> None:
     """Show tokens and money by model and tier, and what is left."""

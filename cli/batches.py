@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,26 @@ _REQUEST = (
 )
 _EXAMPLES = examples("millrace batch run requests.jsonl --window 1h", f"A request: {_REQUEST}")
 
+
+class Endpoint(StrEnum):
+    """What the lines of a batch may ask for."""
+
+    CHAT = "/v1/chat/completions"
+    COMPLETIONS = "/v1/completions"
+    RESPONSES = "/v1/responses"
+
+
+def _known_window(window: str) -> str:
+    """As the API takes it, before a large file is uploaded. Raises typer.BadParameter."""
+    from api.schemas.batches import window_seconds
+
+    try:
+        window_seconds(window)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return window
+
+
 BatchId = Annotated[str, typer.Argument(help="As `batch list` shows it: batch_...")]
 
 
@@ -39,11 +60,12 @@ def run(
     errors: Annotated[
         Path | None, typer.Option(help="For requests that failed. Default: FILE.err.jsonl.")
     ] = None,
-    endpoint: Annotated[
-        str, typer.Option(help="The `url` of every request.")
-    ] = "/v1/chat/completions",
+    endpoint: Annotated[Endpoint, typer.Option(help="The `url` of every request.")] = Endpoint.CHAT,
     window: Annotated[
-        str, typer.Option(help="How long it may take, from 5m to 7d; longer is cheaper.")
+        str,
+        typer.Option(
+            callback=_known_window, help="How long it may take, from 5m to 7d; longer is cheaper."
+        ),
     ] = "24h",
     starts_over: Annotated[
         bool,
@@ -102,6 +124,9 @@ def list_(
         print_json([batch.raw for batch in page.data])
     else:
         _show(page.data)
+        for batch in page.data:
+            if batch.waits_for:
+                print(f"{batch.id} waits: {batch.waits_for}")
         if page.has_more:
             print(f"more: --after {page.last_id}")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.client import DEFAULT_MODEL, MaxTokensOption, ModelOption, TemperatureOption, connect
-from cli.errors import CommandError
+from cli.errors import CommandError, MisuseError
 from cli.help_texts import JOBS, examples
 from cli.output import JsonOption, print_json
 from cli.text_output import follow, lines_of, require_success
@@ -46,6 +46,8 @@ def chat(
     is_json: JsonOption = False,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, /reset forgets the conversation, /exit ends it."""
+    if prompt == "":
+        raise MisuseError("the prompt is empty")
     # A chat whose terminal is closed asks for no more: nobody would read it.
     params: CreateJobParams = {"model": model, "on_disconnect": "cancel"}
     if max_tokens is not None:

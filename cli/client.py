@@ -7,15 +7,27 @@ from __future__ import annotations
 import json
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.errors import CommandError
+from cli.errors import CommandError, MisuseError
 
 if TYPE_CHECKING:
     from millrace import Client, CreateJobParams, Message
+
+
+class Tier(StrEnum):
+    """What `service_tier` may be."""
+
+    AUTO = "auto"
+    PRIORITY = "priority"
+    DEFAULT = "default"
+    FLEX = "flex"
+    BATCH = "batch"
+
 
 JobId = Annotated[str, typer.Argument(help="As `submit` prints it: job_...")]
 ModelOption = Annotated[
@@ -36,10 +48,7 @@ MaxTokensOption = Annotated[
 TemperatureOption = Annotated[
     float | None, typer.Option(min=0, max=2, help="0 takes the likeliest token each time.")
 ]
-TierOption = Annotated[
-    str | None,
-    typer.Option("--tier", help="How soon, at what price: auto, priority, default, flex, batch."),
-]
+TierOption = Annotated[Tier | None, typer.Option("--tier", help="How soon, at what price.")]
 
 DEFAULT_MODEL = "demo"
 
@@ -75,11 +84,11 @@ def job_params(
     model: str,
     max_tokens: int | None = None,
     temperature: float | None = None,
-    tier: str | None = None,
+    tier: Tier | None = None,
 ) -> CreateJobParams:
-    """A request as the options say it. Raises CommandError where they say none."""
+    """A request as the options say it. Raises MisuseError where they say none."""
     if prompt is not None and messages is not None:
-        raise CommandError("give a prompt or --messages, not both")
+        raise MisuseError("give a prompt or --messages, not both")
     params: CreateJobParams = {
         "model": model,
         "messages": _from_file(messages) if messages else _from_prompt(prompt),
@@ -95,10 +104,10 @@ def job_params(
 
 def _from_prompt(prompt: str | None) -> list[Message]:
     if prompt is None and sys.stdin.isatty():
-        raise CommandError("give a prompt, --messages FILE, or text on stdin")
+        raise MisuseError("give a prompt, --messages FILE, or text on stdin")
     text = sys.stdin.read() if prompt in (None, "-") else prompt
     if not text:
-        raise CommandError("the prompt is empty")
+        raise MisuseError("the prompt is empty")
     return [{"role": "user", "content": text}]
 
 

@@ -8,11 +8,20 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 FAILED = 1
+MISUSE = 2
 INTERRUPTED = 130
 
 
 class CommandError(Exception):
     """A command can't do what it was asked to. The message is one line."""
+
+    exit_code = FAILED
+
+
+class MisuseError(CommandError):
+    """What it was asked makes no sense, whatever there is on this machine or the server."""
+
+    exit_code = MISUSE
 
 
 @contextmanager
@@ -24,13 +33,16 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # `millrace watch | head`
         sys.exit(FAILED)
+    except UnicodeEncodeError:
+        print("millrace: an argument is not valid text", file=sys.stderr)
+        sys.exit(MISUSE)
     except Exception as error:
         if _is_misuse(error):
             _explain_misuse(error)
         if not _is_known(error):
             raise
         print(f"millrace: {_text(error)}", file=sys.stderr)
-        sys.exit(FAILED)
+        sys.exit(getattr(error, "exit_code", FAILED))
 
 
 def _is_misuse(error: Exception) -> bool:

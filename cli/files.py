@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,15 +16,29 @@ from cli.output import JsonOption, moment, print_json, print_table
 
 app = typer.Typer(help="Files: inputs and results of batches.", no_args_is_help=True)
 
+
+class Purpose(StrEnum):
+    """What a file is for."""
+
+    BATCH = "batch"
+    BATCH_OUTPUT = "batch_output"
+    USER_DATA = "user_data"
+
+
+class UploadPurpose(StrEnum):
+    """Of those the ones to upload for."""
+
+    BATCH = "batch"
+    USER_DATA = "user_data"
+
+
 FileId = Annotated[str, typer.Argument(help="As `files list` shows it: file-...")]
 
 
 @app.command("list")
 def list_(
     *,
-    purpose: Annotated[
-        str | None, typer.Option(help="Those alone: batch, batch_output or user_data.")
-    ] = None,
+    purpose: Annotated[Purpose | None, typer.Option(help="Those alone.")] = None,
     after: Annotated[
         str | None, typer.Option(help="Older ones than this id, the last of the page before.")
     ] = None,
@@ -49,8 +64,8 @@ def upload(
     path: Annotated[Path, typer.Argument(help="What to store.")],
     *,
     purpose: Annotated[
-        str, typer.Option(help="batch (requests, as JSON lines) or user_data.")
-    ] = "batch",
+        UploadPurpose, typer.Option(help="batch is for requests, as JSON lines.")
+    ] = UploadPurpose.BATCH,
     is_json: JsonOption = False,
 ) -> None:
     """Store a file and print its id."""

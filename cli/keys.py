@@ -1,4 +1,4 @@
-"""keys create, keys list, keys revoke."""
+"""keys create, keys list, keys scopes, keys revoke."""
 
 # ruff: noqa: PLC0415 (a command imports what it needs when it runs, so that `--help` is instant)
 
@@ -9,7 +9,11 @@ from typing import Annotated
 
 import typer
 
+from cli.errors import CommandError, MisuseError
 from cli.output import JsonOption, print_json, print_table
+from store.api_keys import ALL, Scope, shown_scopes, stored_scopes
+
+MAX_DAYS = 36_500
 
 app = typer.Typer(help="API keys of tenants.", no_args_is_help=True)
 
@@ -21,6 +25,29 @@ class OnDisconnect(StrEnum):
     CANCEL = "cancel"
 
 
+def _known_scopes(values: list[str] | None) -> list[str] | None:
+    """Of one option or several, apart by commas. Raises typer.BadParameter."""
+    if not values:
+        return None
+    names = [name.strip() for value in values for name in value.split(",")]
+    choices = (ALL, *Scope)
+    if unknown := [name for name in names if name not in choices]:
+        raise typer.BadParameter(f"{unknown[0]!r} is no scope: use {', '.join(choices)}")
+    return names
+
+
+ScopesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scopes",
+        "--scope",
+        callback=_known_scopes,
+        metavar="SCOPE,...",
+        help=f"What it may do: {', '.join(Scope)}; or all, those of later releases too.",
+    ),
+]
+
+
 @app.callback()
 def _keys() -> None: ...
 
@@ -30,7 +57,7 @@ def create(
     tenant: Annotated[str, typer.Argument(help="The tenant's name.")],
     *,
     name: Annotated[str, typer.Option(help="What the key is for.")] = "default",
-    days: Annotated[int | None, typer.Option(min=1, help="Until it expires.")] = None,
+    days: Annotated[int | None, typer.Option(min=1, max=MAX_DAYS, help="Until it expires.")] = None,
     on_disconnect: Annotated[
         OnDisconnect | None,
         typer.Option(help="What its jobs do when their client leaves, if they don't say."),
@@ -39,6 +66,7 @@ def create(
         bool,
         typer.Option(help="A library's retry without an idempotency key gets the first try's job."),
     ] = True,
+    scopes: ScopesOption = None,
     is_json: JsonOption = False,
 ) -> None:
     """Create a key. It is printed once and stored nowhere."""
@@ -56,6 +84,7 @@ def create(
             tenant_id=owner,
             name=name,
             pepper=pepper,
+            scopes=scopes or [ALL],
             ttl=ttl,
             on_disconnect=on_disconnect,
             attach_retries=attach_retries,
@@ -84,7 +113,17 @@ def list_(
         print_json([asdict(key) for key in keys])
         return
     print_table(
-        ("id", "ends with", "name", "state", "created", "expires", "on disconnect", "retries"),
+        (
+            "id",
+            "ends with",
+            "name",
+            "state",
+            "created",
+            "expires",
+            "scopes",
+            "on disconnect",
+            "retries",
+        ),
         [
             (
                 key.key_id,
@@ -93,12 +132,36 @@ def list_(
                 key.state,
                 f"{key.created_at:%Y-%m-%d}",
                 f"{key.expires_at:%Y-%m-%d}" if key.expires_at else "never",
+                ", ".join(key.scopes),
                 key.on_disconnect or "default",
                 "attach" if key.attach_retries else "new jobs",
             )
             for key in keys
         ],
     )
+
+
+@app.command("scopes")
+def set_scopes(
+    key_id: Annotated[str, typer.Argument(help="The part of the key after mlr_live_.")],
+    *,
+    scopes: ScopesOption = None,
+    is_json: JsonOption = False,
+) -> None:
+    """Choose anew what a key may do, as when a release brought a scope. The API follows in 30 s."""
+    from cli.operator import connection
+    from store import tenants
+
+    if scopes is None:
+        raise MisuseError("say which by --scopes")
+    with connection() as opened:
+        if not tenants.set_scopes(opened, key_id, scopes):
+            raise CommandError(f"there is no live key {key_id!r}")
+    now = shown_scopes(stored_scopes(scopes))
+    if is_json:
+        print_json({"key_id": key_id, "scopes": now})
+    else:
+        print(f"{key_id} may: {', '.join(now)}")
 
 
 @app.command()
@@ -108,7 +171,6 @@ def revoke(
     is_json: JsonOption = False,
 ) -> None:
     """End a key; the API refuses it within 30 s."""
-    from cli.errors import CommandError
     from cli.operator import connection
     from store import tenants
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
-from cli.errors import CommandError
+from cli.errors import MisuseError
 
 _MICROS = 1_000_000
+_MOST = 10**15  # micros: sums of many still fit into what columns hold
 
 
 def to_micros(amount: str) -> int:
-    """`12.50` as micros. Raises CommandError for anything that isn't a plain positive amount."""
+    """`12.50` as micros. Raises MisuseError for anything that isn't a plain positive amount."""
     try:
         micros = Decimal(amount) * _MICROS
-    except InvalidOperation:
-        raise CommandError(f"{amount!r} is no amount: write it like 12.50") from None
+    except ArithmeticError:
+        raise MisuseError(f"{amount!r} is no amount: write it like 12.50") from None
     if not micros.is_finite() or micros <= 0 or micros != micros.to_integral_value():
-        raise CommandError(f"{amount!r} is no amount: positive, with at most 6 decimals")
+        raise MisuseError(f"{amount!r} is no amount: positive, with at most 6 decimals")
+    if micros > _MOST:
+        raise MisuseError(f"{amount!r} is too much: {_MOST // _MICROS} at most")
     return int(micros)
 
 

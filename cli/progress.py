@@ -58,15 +58,22 @@ def bytes_progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def batch_progress() -> Iterator[Callable[[BatchProgress], None]]:
-    """Of the upload in bytes, then of the batch in lines."""
+    """Of the upload in bytes, then of the batch in lines. What a batch waits for is said on a pipe
+    too, once: without credit it may be a day.
+    """
     with _bars() as bars:
         upload = bars.add_task("upload", total=None, is_bytes=True)
         lines = bars.add_task("", total=None, start=False, visible=False, is_bytes=False)
+        said: str | None = None
 
         def show(now: BatchProgress) -> None:
             if now.batch is None:
                 bars.update(upload, completed=now.bytes_sent, total=now.bytes_total)
                 return
+            nonlocal said
+            if now.batch.waits_for != said and (said := now.batch.waits_for):
+                text = f"millrace: {now.batch.id} waits: {said}"
+                bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
             counts = now.batch.request_counts
             failed = f", {counts.failed} failed" if counts.failed else ""
             bars.update(upload, visible=False)

@@ -38,15 +38,20 @@ def up(
         str | None, typer.Option(help="Serve this model too: a folder or a Hugging Face hub id.")
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="Of its weights: auto, fp32, bf16, fp16, int8 or nf4.")
-    ] = "auto",
+        str | None,
+        typer.Option(help="Of its weights: auto (the default), fp32, bf16, fp16, int8 or nf4."),
+    ] = None,
     device: Annotated[
-        str, typer.Option(envvar="MILLRACE_DEVICE", help="auto, cpu or cuda:0.")
-    ] = "auto",
+        str | None,
+        typer.Option(envvar="MILLRACE_DEVICE", help="auto (the default), cpu or cuda:0."),
+    ] = None,
     engine: Annotated[
-        Engine,
-        typer.Option(envvar="MILLRACE_ENGINE", help="The other two are for comparing and testing."),
-    ] = Engine.MILLRACE,
+        Engine | None,
+        typer.Option(
+            envvar="MILLRACE_ENGINE",
+            help="Default: millrace. The other two are for comparing and testing.",
+        ),
+    ] = None,
     port: Annotated[
         int | None,
         typer.Option(min=1, max=65535, help="Of the API. Default: 8000 or the next that is free."),
@@ -54,11 +59,12 @@ def up(
     is_json: JsonOption = False,
 ) -> None:
     """Start everything on this machine, answer a first prompt, and stay until Ctrl-C."""
-    from cli.stack.options import UpOptions
     from cli.stack.up import up as start
 
-    options = UpOptions(port=port, model=model, dtype=dtype, device=device, engine=engine.value)
-    start(options, detach=detach, is_json=is_json)
+    options = {"port": port, "model": model, "dtype": dtype, "device": device}
+    options["engine"] = engine.value if engine else None
+    asked = {name: value for name, value in options.items() if value is not None}
+    start(asked, detach=detach, is_json=is_json)
 
 
 def down(

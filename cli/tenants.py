@@ -64,11 +64,13 @@ def create(
     is_json: JsonOption = False,
 ) -> None:
     """Create a tenant and its account."""
-    from cli.errors import CommandError
+    from cli.errors import CommandError, MisuseError
     from cli.operator import connection
     from store import tenants
     from tasks.limits import Limits
 
+    if not name.strip():
+        raise MisuseError("a tenant needs a name")
     micros = to_micros(credit) if credit != "0" else 0
     limits = Limits(_limit(requests_per_min), _limit(tokens_per_min))
     quota = _quota(max_batches, max_batch_bytes, tenants.INSTALLATIONS)

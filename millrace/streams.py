@@ -38,7 +38,7 @@ class EventSession:
         """Events completed by these bytes."""
         for event in self._decoder.feed(data):
             if event.seq is not None:
-                if event.seq <= self._last and event.type != "gap":
+                if event.seq <= self._last and event.type not in ("gap", "done"):
                     continue
                 self._last = event.seq
             self._num_fruitless = 0

@@ -11,6 +11,7 @@ import hmac
 import secrets
 import string
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -34,6 +35,8 @@ class Scope(StrEnum):
     WEBHOOKS_WRITE = "webhooks:write"  # say where events go, and see what was delivered
 
 
+# Stored beside the scopes it stands for: those of this release, and what later ones add.
+ALL = "all"
 ALL_SCOPES = tuple(Scope)
 
 
@@ -72,6 +75,19 @@ def parse_key_id(text: str) -> str | None:
 def hash_key(pepper: bytes, text: str) -> bytes:
     """What the database stores. Useless to a thief of the database without the pepper."""
     return hmac.new(pepper, text.encode(), hashlib.sha256).digest()
+
+
+def stored_scopes(names: Iterable[str]) -> list[str]:
+    """In their order. `all` beside each that there is, as an earlier release knows those alone."""
+    asked = set(names)
+    known = [scope.value for scope in ALL_SCOPES]
+    return [*known, ALL] if ALL in asked else [name for name in known if name in asked]
+
+
+def shown_scopes(stored: Iterable[str]) -> tuple[str, ...]:
+    """As an operator chooses them."""
+    scopes = tuple(stored)
+    return (ALL,) if ALL in scopes else scopes
 
 
 def _checksum(body: str) -> str:

@@ -73,6 +73,7 @@ class ListedKey:
     on_disconnect: str | None
     attach_retries: bool
     state: str  # live, revoked or expired
+    scopes: tuple[str, ...]  # or `all` alone
 
 
 INSTALLATIONS = OwnBatchQuota()
@@ -171,7 +172,7 @@ def create_api_key(
     tenant_id: UUID,
     name: str,
     pepper: bytes,
-    scopes: Iterable[str] = api_keys.ALL_SCOPES,
+    scopes: Iterable[str] = (api_keys.ALL,),
     ttl: timedelta | None = None,
     on_disconnect: str | None = None,
     attach_retries: bool = True,
@@ -189,7 +190,7 @@ def create_api_key(
             api_keys.hash_key(pepper, key.text),
             api_keys.PEPPER_VERSION,
             key.last4,
-            [str(scope) for scope in scopes],
+            api_keys.stored_scopes(scopes),
             on_disconnect,
             attach_retries,
             ttl,
@@ -201,13 +202,22 @@ def create_api_key(
 def list_api_keys(connection: DictConnection, tenant_id: UUID) -> list[ListedKey]:
     """All keys of a tenant, oldest first, ended ones too."""
     rows = connection.execute(_LIST_API_KEYS, (tenant_id,)).fetchall()
-    return [ListedKey(**row) for row in rows]
+    return [ListedKey(**row | {"scopes": api_keys.shown_scopes(row["scopes"])}) for row in rows]
 
 
 def revoke_api_key(connection: DictConnection, key_id: str) -> bool:
     """End a key; the API stops honouring it within 30 s. False if it is unknown or revoked."""
     cursor = connection.execute(
         "UPDATE api_keys SET revoked_at = now() WHERE key_id = %s AND revoked_at IS NULL", (key_id,)
+    )
+    return cursor.rowcount == 1
+
+
+def set_scopes(connection: DictConnection, key_id: str, scopes: Iterable[str]) -> bool:
+    """What a key may do, from within 30 s on. False if it is unknown or revoked."""
+    cursor = connection.execute(
+        "UPDATE api_keys SET scopes = %s WHERE key_id = %s AND revoked_at IS NULL",
+        (api_keys.stored_scopes(scopes), key_id),
     )
     return cursor.rowcount == 1
 
@@ -221,7 +231,7 @@ async def find_api_key(pool: AsyncPool, key_id: str) -> ApiKey | None:
 
 
 _LIST_API_KEYS = """
-    SELECT key_id, name, last4, created_at, expires_at, on_disconnect, attach_retries,
+    SELECT key_id, name, last4, created_at, expires_at, on_disconnect, attach_retries, scopes,
         CASE WHEN revoked_at IS NOT NULL THEN 'revoked' WHEN expires_at <= now() THEN 'expired'
             ELSE 'live' END AS state
     FROM api_keys WHERE tenant_id = %s ORDER BY created_at, key_id

@@ -10,6 +10,7 @@ its own, not of the connection: the worker ends. A late acknowledgement goes the
 Here it is a connection error, which each of them expects. A Redis that takes no writes, such as one
 whose disk is full, stops the first pass too, and all that was open stays so: what a channel wanted
 to delete is let be. And Celery closes no connection that it couldn't register: it is closed here.
+A connection that is closed is also forgotten by the event loop, which outlives it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,15 @@ from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+
+# Where kombu's poller keeps what it asked of a loop's timer.
+_TIMERS = (
+    "_restore_messages_tref",
+    "_subclient_health_tref",
+    "_brpop_health_tref",
+    "_reauth_tref",
+    "_binding_expiry_tref",
+)
 
 
 class Channel(kombu_redis.Channel):
@@ -53,13 +63,36 @@ class Transport(kombu_redis.Transport):
 
     Channel = Channel
 
+    _loop: Any = None
+    _ticks: frozenset[Any] = frozenset()  # callbacks that the loop calls for this transport
+
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Raises what Redis says, and closes the connection first: Celery drops it as it is."""
+        self._leave_loop()
+        before = frozenset(loop.on_tick)
         try:
             super().register_with_event_loop(connection, loop)
         except BaseException:
+            self._loop, self._ticks = loop, loop.on_tick - before
             self.close_connection(connection)
             raise
+        self._loop, self._ticks = loop, loop.on_tick - before
+
+    def close_connection(self, connection: Any) -> None:
+        """The loop goes on with another one, and forgets this."""
+        self._leave_loop()
+        super().close_connection(connection)
+
+    def _leave_loop(self) -> None:
+        """kombu leaves its callbacks there, and 130 KB of a transport with each."""
+        if self._loop is None:
+            return
+        self._loop.on_tick -= self._ticks
+        for name in _TIMERS:
+            if (entry := getattr(self.cycle, name, None)) is not None:
+                entry.cancel()
+                setattr(self.cycle, name, None)
+        self._loop, self._ticks = None, frozenset()
 
 
 def install() -> None:

@@ -2,7 +2,7 @@
 
 With the stored log (24 h) it is the very events; afterwards, or where no worker lived to store
 one, the text as a whole in a `gap`. What a reader has seen of a lost worker may go beyond what was
-saved: the gap then also takes that back.
+saved: such an end has a number beyond all that can have been seen.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class History:
     async def next(self, cursor: int) -> list[Event]:
         """Some of the events after a number, or none, which is not the end."""
         if cursor > self._last_seq:
-            return self._behind_the_log(cursor)
+            return [await self._repeated_end()]
         events = await self._take()
         if events is None:
             return self._whole_text(self._last_seq)
@@ -68,12 +68,13 @@ class History:
                 return self._log.end()
         return events
 
-    def _behind_the_log(self, cursor: int) -> list[Event]:
-        """Who has had the whole text hears of the end, under the one number it has. Another made
-        its number up, or saw more of a lost worker than was saved.
+    async def _repeated_end(self) -> Event:
+        """For who stands behind the log, after the text as a whole or by a number that was made up:
+        no number of ours is beyond the end. It hears of the end alone, under the number it has.
         """
-        end = self._whole_text(self._last_seq)[-1]
-        return [end] if cursor <= end.seq else self._whole_text(cursor)
+        if await self._take() is not None:
+            return _marker(self._last_seq)
+        return self._whole_text(self._last_seq)[-1]
 
     def _whole_text(self, seq: int) -> list[Event]:
         if not self._output:

@@ -6,13 +6,13 @@ import json
 import re
 from pathlib import Path
 
-from cli.stack.errors import StackError
+from cli.stack.errors import MisuseError
 from cli.stack.files import ROOT, write_private
 from cli.stack.options import UpOptions
 from cli.stack.state import StateFolder
 
 DEMO_MODEL = "demo"
-_DTYPES = ("auto", "fp32", "bf16", "fp16", "int8", "nf4")
+DTYPES = ("auto", "fp32", "bf16", "fp16", "int8", "nf4")
 # A price has to stand there; the operator's own catalog.toml says better ones. Micros per million.
 _PRICES = {"priority": 4, "default": 2, "flex": 1, "batch": 1}
 _INPUT_MICROS = 150_000
@@ -24,7 +24,7 @@ def served_model(options: UpOptions) -> str:
         return DEMO_MODEL
     name = re.sub(r"[^A-Za-z0-9._-]", "-", Path(options.model.rstrip("/")).name).lstrip("._-")
     if not name:
-        raise StackError(f"{options.model!r} names no model: give a folder or a hub id owner/name")
+        raise MisuseError(f"{options.model!r} names no model: give a folder or a hub id owner/name")
     return name[:128]
 
 
@@ -38,8 +38,6 @@ def catalog_files(state: StateFolder, options: UpOptions) -> list[Path]:
 
 
 def _entry(options: UpOptions, model: str) -> str:
-    if options.dtype not in _DTYPES:
-        raise StackError(f"DTYPE={options.dtype} is unknown: use one of {', '.join(_DTYPES)}")
     folder = Path(model).expanduser()
     source = str(folder.resolve()) if folder.is_dir() else model
     lines = [f"[models.{json.dumps(served_model(options))}]"]

@@ -12,7 +12,7 @@ from cli.stack.files import write_private
 from cli.stack.state import StateFolder
 from millrace import Client, Job
 from store import tenants
-from store.api_keys import hash_key, parse_key_id
+from store.api_keys import ALL, hash_key, parse_key_id
 from store.pools import DictConnection, connect
 
 TENANT = "demo"
@@ -27,10 +27,17 @@ def ensure_demo_tenant(connection: DictConnection, state: StateFolder) -> None:
     if tenant_id is None:
         tenant_id = tenants.create_tenant(connection, name=TENANT, credit_micros=CREDIT_MICROS)
     elif _is_usable(connection, state.find_secret("api_key"), state.secret("key_pepper")):
+        _give_all_scopes(connection, state.find_secret("api_key") or "")
         return
     pepper = state.secret("key_pepper").encode()
     key = tenants.create_api_key(connection, tenant_id=tenant_id, name="make up", pepper=pepper)
     state.set_secret("api_key", key)
+
+
+def _give_all_scopes(connection: DictConnection, key: str) -> None:
+    """To the key of `make up`, which an earlier release may have made: it is for trying things."""
+    if key_id := parse_key_id(key):
+        tenants.set_scopes(connection, key_id, [ALL])
 
 
 def write_env(state: StateFolder, url: str) -> None:

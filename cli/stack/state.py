@@ -48,6 +48,7 @@ class Running:
     processes: list[ProcessRecord] = field(default_factory=list)
     is_ready: bool = False
     addresses: dict[str, str] = field(default_factory=dict)  # name -> URL, for people
+    options: dict[str, Any] = field(default_factory=dict)  # of `up`, as they were at the start
 
     @property
     def is_alive(self) -> bool:

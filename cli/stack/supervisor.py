@@ -10,10 +10,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -69,7 +70,13 @@ class Unit:
 class Supervisor:
     """`add` starts a unit; `watch` begins to restart dead ones; `stop` ends them all, in order."""
 
-    def __init__(self, state: StateFolder, *, report: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        state: StateFolder,
+        *,
+        report: Callable[[str], None] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         self._state = state
         self._report = report or (lambda line: None)
         self._units: list[Unit] = []
@@ -80,7 +87,9 @@ class Supervisor:
         self._save_at: float | None = None  # monotonic; None: the record says what is so
         self._logs_due = 0.0  # monotonic
         own = ProcessRecord("supervisor", pid, start_moment(pid) or "", time.time())
-        self._running = Running(state_dir=str(state.path), supervisor=own)
+        self._running = Running(
+            state_dir=str(state.path), supervisor=own, options=dict(options or {})
+        )
 
     def add(self, unit: Unit) -> Child:
         """Start it now. The caller waits for its readiness."""

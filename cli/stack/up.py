@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 
+from cli.stack import asked as asked_for
 from cli.stack.addresses import owner_url
 from cli.stack.catalog import served_model
 from cli.stack.child import tail
@@ -32,8 +34,12 @@ from store.leases import list_live, refusals_of
 from store.pools import connect
 
 
-def up(options: UpOptions, *, detach: bool, is_json: bool) -> None:
-    """Raises StackError with the one line that says what to do."""
+def up(asked: Mapping[str, Any], *, detach: bool, is_json: bool) -> None:
+    """`asked` are the options that were given. Raises StackError with the one line that says what
+    to do.
+    """
+    options = UpOptions(**asked)
+    asked_for.check(options)
     state = open_state()
     console = standard_console(is_json=is_json)
     with state.lock() as is_free:
@@ -42,6 +48,8 @@ def up(options: UpOptions, *, detach: bool, is_json: bool) -> None:
             return
     if not is_free:
         running = wait_until_ready(state)
+        if (reason := asked_for.refusal(asked, running)) is not None:
+            raise StackError(reason)
         console.print("[green]Millrace is already running.[/] `make down` stops it.")
         _show(state, running, console, is_json)
         return

@@ -64,8 +64,9 @@ class BatchServer:
         )  # fmt: skip
 
     async def _create(self, request: Request) -> Response:
-        new_id = f"batch_{len(self.batches) + 1}"
-        self.batches[new_id] = (await request.json())["input_file_id"]
+        file_id = (await request.json())["input_file_id"]
+        new_id = f"batch_{len(self.batches) + 1}"  # before another creation has its turn
+        self.batches[new_id] = file_id
         if self.is_losing_creations:
             return Response(status_code=502)
         return JSONResponse(self._batch(new_id))
@@ -84,8 +85,13 @@ class BatchServer:
         if self.is_limiting:
             error = {"message": "Too many requests.", "type": "t", "code": "rate_limit_exceeded"}
             return JSONResponse({"error": error}, 429, headers={"Retry-After": "0"})
-        data = [self._batch(batch_id) for batch_id in self.batches]
-        return JSONResponse({"data": data, "first_id": None, "last_id": None, "has_more": False})
+        newest = [*reversed(self.batches)]
+        begin = newest.index(after) + 1 if (after := request.query_params.get("after")) else 0
+        ids = newest[begin : begin + int(request.query_params.get("limit", 20))]
+        return JSONResponse(
+            {"data": [self._batch(each) for each in ids], "first_id": None,
+             "last_id": ids[-1] if ids else None, "has_more": newest[-1:] != ids[-1:]}
+        )  # fmt: skip
 
     async def _cancel(self, request: Request) -> Response:
         return JSONResponse(self._batch(request.path_params["id"]) | {"status": "cancelling"})

@@ -20,7 +20,7 @@ from psycopg import sql
 from cli.stack.database import DatabaseUrls, new_passwords, prepare
 from cli.stack.files import write_private
 from cli.stack.postgres import OWNER, EmbeddedPostgres
-from cli.stack.redis import EmbeddedRedis, find_program, wheel_program
+from cli.stack.redis import EmbeddedRedis, system_programs, wheel_program
 
 _TEMPLATE = "millrace_template"
 _PASSWORDS = "passwords.json"  # of the roles, for who borrows the servers
@@ -137,5 +137,5 @@ class Services:
 
 
 def redis_programs() -> list[Path]:
-    """Every redis-server at hand: the wheel's, and the system's if there is one."""
-    return sorted({find_program(), wheel_program()})
+    """Every Redis at hand: the wheel's, and the system's redis-server and valkey-server."""
+    return [wheel_program(), *system_programs()]

@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from types import SimpleNamespace
+from typing import cast
 
 import httpx
 import pytest
 
-from api.auth import Authenticator
+from api.auth import Authenticator, require
 from api.settings import KEY_NEGATIVE_TTL_S, KEY_POSITIVE_TTL_S
 from cli.stack.database import DatabaseUrls
-from store.api_keys import generate, parse_key_id
+from store.api_keys import Scope, generate, parse_key_id
 from store.pools import DictConnection, async_pool
-from store.tenants import create_api_key, revoke_api_key
-from tasks.errors import InvalidApiKey
+from store.tenants import ApiKey, create_api_key, revoke_api_key, set_scopes
+from tasks.errors import InvalidApiKey, PermissionDenied
 from tests.integration.api.conftest import PEPPER, Tenant
 
 
@@ -47,6 +49,41 @@ async def test_key_hashed_with_another_pepper_is_refused(
         base_url=api_url, headers={"Authorization": f"Bearer {key}"}
     ) as client:
         assert (await client.get("/v1/models")).status_code == 401
+
+
+def test_a_key_for_all_may_do_what_no_release_knows_yet(
+    owner: DictConnection, tenant: Tenant
+) -> None:
+    create_api_key(owner, tenant_id=tenant.id, name="whole", pepper=PEPPER.encode())
+    row = owner.execute("SELECT scopes FROM api_keys WHERE name = 'whole'").fetchone()
+    assert row is not None
+    later = cast(Scope, SimpleNamespace(value="models:write"))
+
+    require(_holding(row["scopes"]), Scope.JOBS_READ)
+    require(_holding(row["scopes"]), later)
+    for scope in (Scope.WEBHOOKS_WRITE, later):
+        with pytest.raises(PermissionDenied, match=scope.value):
+            require(_holding(["jobs:read"]), scope)
+
+
+def _holding(scopes: list[str]) -> ApiKey:
+    return cast(ApiKey, SimpleNamespace(scopes=frozenset(scopes)))
+
+
+async def test_a_changed_scope_counts_within_30_s(
+    database: DatabaseUrls, owner: DictConnection, tenant: Tenant
+) -> None:
+    now = 1000.0
+    async with async_pool(database.api, application_name="test", max_size=1) as pool:
+        authenticator = Authenticator(pool, {1: PEPPER.encode()}, clock=lambda: now)
+        header = tenant.headers["Authorization"]
+        require(await authenticator.authenticate(header), Scope.INFER_WRITE)
+
+        assert set_scopes(owner, parse_key_id(tenant.api_key) or "", ["jobs:read"])
+        now += 30.0
+
+        with pytest.raises(PermissionDenied):
+            require(await authenticator.authenticate(header), Scope.INFER_WRITE)
 
 
 async def test_expired_key_is_refused(api_url: str, owner: DictConnection, tenant: Tenant) -> None:

@@ -93,10 +93,15 @@ async def test_reader_joins_in_the_middle_by_header_or_query(
     by_query = await http.get(f"/v1/jobs/{running.id}/events?starting_after=3")
     by_header = await http.get(f"/v1/jobs/{running.id}/events", headers={"Last-Event-ID": "3"})
     after_done = await http.get(f"/v1/jobs/{running.id}/events?starting_after=5")
+    beyond = [
+        await http.get(f"/v1/jobs/{running.id}/events", headers={"Last-Event-ID": number})
+        for number in ("6", "1000", str(2**53))
+    ]
 
     assert by_query.content == by_header.content
     assert by_query.content.startswith(b"id: 4\n")
     assert after_done.content.startswith(b"id: 5\nevent: done\nretry: 1000\n")
+    assert {answer.content for answer in beyond} == {after_done.content}
 
 
 async def test_readers_that_drop_again_and_again_get_exactly_the_text(
@@ -138,8 +143,10 @@ async def test_gap_restates_every_choice(
     running.say("second", index=1)
     if is_over:
         producer.finish(running)
+        producer.redis.flushall()
+        owner.execute("UPDATE job_results SET event_log = NULL")
 
-    async with reading(http, job_id, after=999) as seen:
+    async with reading(http, job_id, after=1 if is_over else 999) as seen:
         await until(lambda: seen.events)
         if not is_over:
             producer.finish(running)
@@ -149,18 +156,20 @@ async def test_gap_restates_every_choice(
     assert [choice["text"] for choice in seen.done["output"]] == ["first", "second"]
 
 
-async def test_reader_ahead_of_a_finished_job_gets_all_text_and_the_end(
+async def test_reader_ahead_of_a_finished_job_hears_of_the_end_under_its_number(
     http: httpx.AsyncClient, producer: Producer, running: RunningJob
 ) -> None:
     running.say("all")
     producer.finish(running)
 
+    async with reading(http, running.id) as whole:
+        pass
     async with reading(http, running.id, after=999) as seen:
         pass
 
-    assert seen.types == ["gap", "done"]
-    assert seen.numbers == [1000, 1001]
-    assert seen.text == "all"
+    assert seen.types == ["done"]
+    assert seen.numbers == whole.numbers[-1:]
+    assert seen.done["output"][0]["text"] == "all"
 
 
 async def test_reader_after_all_logs_have_expired_gets_all_text_and_the_end(

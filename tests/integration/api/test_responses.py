@@ -73,6 +73,17 @@ async def test_in_the_background_one_polls_and_resumes(
         )
     ]
 
+    beyond = [
+        [
+            event
+            async for event in await client.responses.retrieve(
+                started.id, stream=True, starting_after=n
+            )
+        ]
+        for n in (len(whole) - 1, len(whole), 1_000)
+    ]
+
+    assert beyond == [[], [], []]
     assert started.status == "queued"
     assert int(polled.headers["openai-poll-after-ms"]) > 0
     assert [event["sequence_number"] for event in whole] == list(range(len(whole)))

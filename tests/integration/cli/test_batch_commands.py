@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from millrace import AsyncClient, BatchProgress, Client
+from millrace import AsyncClient, BatchProgress, Client, ServerError
 from tests.integration.cli.conftest import Run, assert_one_line_error, command_environment
 from tests.support.batch_server import BatchServer, requests_jsonl, serving
 from tests.support.waiting import wait_until
@@ -76,9 +76,24 @@ def test_get_says_what_a_batch_waits_for(
     server.waits_for = {"code": "insufficient_quota", "message": "You have no credit left."}
 
     waiting = millrace("batch", "get", "batch_1", **environment)
+    listed = millrace("batch", "list", **environment)
 
+    assert "batch_1 waits: You have no credit left." in listed.stdout.splitlines()
     assert "waits" not in going_on.stdout
     assert "waits: You have no credit left." in waiting.stdout.splitlines()
+
+
+def test_run_says_once_what_it_waits_for(
+    millrace: Run, environment: dict[str, str], server: BatchServer, path: Path
+) -> None:
+    server.waits_for = {"code": "insufficient_quota", "message": "You have no credit left."}
+    server.num_absences = 2
+
+    result = millrace("batch", "run", str(path), **environment)
+
+    said, *_ = result.stderr.splitlines()
+    assert said == "millrace: batch_1 waits: You have no credit left."
+    assert result.stderr.count("waits") == 1
 
 
 def test_interrupted_run_is_taken_up_and_writes_each_result_once(
@@ -157,6 +172,22 @@ def test_batch_whose_creation_was_not_answered_is_not_made_twice(
     assert_one_line_error(lost, "502")
     assert again.returncode == 0, again.stderr
     assert list(server.batches) == ["batch_1"]
+
+
+async def test_batch_whose_creation_was_not_answered_is_found_behind_a_page_of_others(
+    environment: dict[str, str], server: BatchServer, path: Path
+) -> None:
+    path.write_text(requests_jsonl("a"))
+    server.is_losing_creations = True
+    async with AsyncClient(environment["MILLRACE_URL"], "key", max_retries=0) as client:
+        with pytest.raises(ServerError):
+            await client.batches.run(path)
+        server.is_losing_creations = False
+        server.batches |= {f"batch_{n}": "file-of-others" for n in range(2, 150)}
+
+        batch = await client.batches.run(path)
+
+    assert batch.id == "batch_1"
 
 
 def test_missing_input_is_one_line(millrace: Run, environment: dict[str, str]) -> None:
@@ -243,7 +274,7 @@ def test_results_are_sent_once_where_the_server_knows_ranges(
 
 
 async def test_async_client_runs_batches_side_by_side(
-    environment: dict[str, str], tmp_path: Path
+    environment: dict[str, str], server: BatchServer, tmp_path: Path
 ) -> None:
     paths = [tmp_path / f"{n}.jsonl" for n in range(2)]
     for path in paths:
@@ -253,4 +284,5 @@ async def test_async_client_runs_batches_side_by_side(
         batches = await asyncio.gather(*(client.batches.run(path) for path in paths))
 
     assert {batch.id for batch in batches} == {"batch_1", "batch_2"}
+    assert sorted(server.batches.values()) == ["file-1", "file-2"]
     assert all(_results(path) == (["a", "b"], []) for path in paths)

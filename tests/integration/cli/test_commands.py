@@ -212,6 +212,22 @@ def test_key_keeps_how_its_jobs_treat_clients_that_leave(operator: Run) -> None:
     assert key not in operator("keys", "list", "acme").stdout
 
 
+def test_scopes_of_a_key_are_chosen_listed_and_changed(operator: Run) -> None:
+    operator("tenants", "create", "acme")
+    operator("keys", "create", "acme", "--scopes", "usage:read,jobs:read")
+    key_id = operator("keys", "create", "acme").stdout.split("_")[2]
+
+    listed = json.loads(operator("keys", "list", "acme", "--json").stdout)
+    changed = operator("keys", "scopes", key_id, "--scope", "infer:write", "--scope", "jobs:read")
+    table = operator("keys", "list", "acme").stdout
+    unknown = operator("keys", "scopes", "nobody", "--scopes", "all")
+
+    assert [key["scopes"] for key in listed] == [["jobs:read", "usage:read"], ["all"]]
+    assert changed.stdout == f"{key_id} may: infer:write, jobs:read\n"
+    assert "infer:write, jobs:read" in table
+    assert_one_line_error(unknown, "no live key")
+
+
 def test_key_list_says_which_keys_are_over(operator: Run) -> None:
     operator("tenants", "create", "acme")
     key = operator("keys", "create", "acme").stdout.strip()

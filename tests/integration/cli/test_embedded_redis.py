@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import os
 import socket
 import stat
 from collections.abc import Iterator
@@ -11,8 +13,17 @@ from pathlib import Path
 import pytest
 import redis
 
-from cli.stack.redis import EmbeddedRedis
+from cli.stack.redis import EmbeddedRedis, find_program, wheel_program
 from tests.support.services import redis_programs
+
+# What Redis 6.2 left, which Millrace brought until release 0.1: a snapshot, then commands.
+_FILE_OF_REDIS_6 = base64.b64decode(
+    "UkVESVMwMDA5+glyZWRpcy12ZXIGNi4yLjE0+gpyZWRpcy1iaXRzwED6BWN0aW1lwn+PDGv6CHVzZWQtbWVtwiBSDg"
+    "D6DGFvZi1wcmVhbWJsZcAB/gD7BAANAWgQEAAAAA0AAAACAAABcwP0/wAEa2VwdApzdGlsbCBoZXJlDAF6ExMAAAAN"
+    "AAAAAgAAAWEDAzEuNf8OG2luZmVyZW5jZS5kZWZhdWx0LmRlZmF1bHQuMAETEwAAAA4AAAACAAACbTEEAm0y//9ODd"
+    "3N9k+NvyoyDQokNg0KU0VMRUNUDQokMQ0KMA0KKjMNCiQ1DQpSUFVTSA0KJDI3DQppbmZlcmVuY2UuZGVmYXVsdC5k"
+    "ZWZhdWx0LjANCiQyDQptMw0K"
+)
 
 
 @pytest.fixture(params=redis_programs(), ids=lambda path: path.parent.parent.name)
@@ -109,6 +120,42 @@ def test_it_asks_for_a_password_and_never_evicts(state_dir: Path, program: Path)
         assert policy == {"maxmemory-policy": "noeviction"}
         assert stat.S_IMODE((state_dir / "redis.json").stat().st_mode) == 0o600
         assert stat.S_IMODE((state_dir / "redis" / "redis.conf").stat().st_mode) == 0o600
+
+
+def test_data_of_redis_6_is_taken_over(state_dir: Path, program: Path) -> None:
+    (state_dir / "redis").mkdir(parents=True)
+    (state_dir / "redis" / "appendonly.aof").write_bytes(_FILE_OF_REDIS_6)
+
+    for _ in ("its file", "the files made of it"):
+        with running(state_dir, program) as server, client(server) as connection:
+            assert connection.get("kept") == "still here"
+            assert connection.lrange("inference.default.default.0", 0, -1) == ["m1", "m2", "m3"]
+
+
+def test_data_that_only_another_server_reads_is_left_behind(state_dir: Path, program: Path) -> None:
+    later = b"REDIS0199" + _FILE_OF_REDIS_6[9:]
+    (state_dir / "redis" / "appendonlydir").mkdir(parents=True)
+    (state_dir / "redis" / "appendonly.aof").write_bytes(later)
+
+    with running(state_dir, program) as server, client(server) as connection:
+        assert connection.dbsize() == 0
+        assert "can't read another one's data" in server.log_path.read_text()
+
+
+@pytest.mark.parametrize("name", ["redis-server", "valkey-server"])
+def test_a_server_on_the_path_goes_first(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).symlink_to(wheel_program())
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/nonexistent")
+
+    assert find_program() == tmp_path / name
+
+
+def test_without_one_on_the_path_the_wheel_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+
+    assert find_program() == wheel_program()
 
 
 def _has_waitaof(connection: redis.Redis) -> bool:

@@ -191,9 +191,6 @@ def test_files_go_there_and_back(user: Run, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (("submit", "hi", "-m", "nonsense"), ("model",)),
-        (("submit", "hi", "--tier", "nonsense"), ("service_tier",)),
-        (("submit", ""), ("empty",)),
-        (("submit", "hi", "--messages", "/nowhere.json"), ("not both",)),
         (("submit", "--messages", "/nowhere.json"), ("/nowhere.json",)),
         (("get", "job_0"), ()),
         (("watch", "job_" + "0" * 32), ()),

@@ -60,6 +60,38 @@ def test_migrations_go_up_down_and_up_again(empty: str) -> None:
     assert _objects(empty) == first
 
 
+def test_keys_with_every_scope_get_what_comes_and_no_others_get_more(empty: str) -> None:
+    whole = ["infer:write", "jobs:read", "usage:read", "webhooks:write"]
+    before = {"whole": whole, "older": whole[:3], "narrow": ["jobs:read"]}
+    migrate.upgrade(empty, "0021")
+    with _owner(empty) as connection:
+        row = connection.execute(
+            "INSERT INTO tenants (id, name, tiers, default_tier)"
+            " VALUES (gen_random_uuid(), 'acme', '{default}', 'default') RETURNING id"
+        ).fetchone()
+        assert row is not None
+        for key_id, scopes in before.items():
+            connection.execute(
+                "INSERT INTO api_keys"
+                " (key_id, tenant_id, name, hash, pepper_version, last4, scopes)"
+                " VALUES (%s, %s, 'k', 'h', 1, 'abcd', %s)",
+                (key_id, row["id"], scopes),
+            )
+
+    migrate.upgrade(empty)
+    after = _scopes(empty)
+    migrate.downgrade(empty, "0021")
+
+    assert after == {**before, "whole": [*whole, "all"]}
+    assert _scopes(empty) == before
+
+
+def _scopes(url: str) -> dict[str, list[str]]:
+    with _owner(url) as connection:
+        rows = connection.execute("SELECT key_id, scopes FROM api_keys").fetchall()
+    return {row["key_id"]: row["scopes"] for row in rows}
+
+
 def test_upgrading_twice_changes_nothing(empty: str) -> None:
     migrate.upgrade(empty)
     first = _objects(empty)

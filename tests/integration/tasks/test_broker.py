@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -132,3 +133,37 @@ def test_a_connection_that_can_not_be_registered_is_closed(
         connection.transport.register_with_event_loop(connection.connection, Hub())
 
     wait_until(lambda: len(refusing_redis.client_list()) == before)
+
+
+def test_reconnecting_again_and_again_leaves_nothing_behind(redis_server: RedisServer) -> None:
+    hub = Hub()
+    for _ in range(8):
+        _connect_and_lose(hub, redis_server)
+
+    assert hub.on_tick == set()
+    assert all(entry.canceled for _, _, entry in hub.timer.queue)
+    hub.timer.clear()  # as by and by, when they would have been due
+    gc.collect()
+    left = [type(each).__name__ for each in gc.get_objects() if type(each) is broker.Transport]
+    assert left == []
+
+
+def _connect_and_lose(hub: Hub, redis_server: RedisServer) -> None:
+    """As Celery does when Redis ends the connection: collect, close, and a new one."""
+    connection = Connection(
+        redis_server.server.url,
+        transport=broker.Transport,
+        transport_options=broker_transport_options,
+    )
+    connection.connect()
+    Consumer(connection.default_channel, [TASKS], on_message=print).consume()
+    connection.transport.register_with_event_loop(connection.connection, hub)
+    for tick in list(hub.on_tick):
+        tick()
+    with redis_server.client() as client:
+        for kind in ("normal", "pubsub"):
+            client.client_kill_filter(_type=kind, skipme=True)
+    connection.collect(socket_timeout=COLLECT_TIMEOUT_S)
+    with contextlib.suppress(connection.connection_errors + connection.channel_errors):
+        connection.close()
+    hub.reset()

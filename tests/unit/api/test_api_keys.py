@@ -5,6 +5,8 @@ import re
 import pytest
 
 from store.api_keys import (
+    ALL,
+    ALL_SCOPES,
     CRC_LENGTH,
     KEY_ID_LENGTH,
     KEY_LENGTH,
@@ -14,6 +16,8 @@ from store.api_keys import (
     generate,
     hash_key,
     parse_key_id,
+    shown_scopes,
+    stored_scopes,
 )
 
 
@@ -70,3 +74,20 @@ def test_a_text_of_another_form_is_no_key_though_its_checksum_is_right(body: str
 def test_keys_that_were_given_out_stay_good() -> None:
     """Their checksums are CRC-32 in six digits of base 62."""
     assert (_checksum("mlr_live_x"), _checksum("")) == ("3mWG3S", "000000")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "shown"),
+    [
+        (["jobs:read"], ("jobs:read",)),
+        (["usage:read", "infer:write", "usage:read"], ("infer:write", "usage:read")),
+        (["jobs:read", "all"], ("all",)),
+        (list(ALL_SCOPES), tuple(ALL_SCOPES)),
+    ],
+)
+def test_scopes_are_shown_as_they_were_chosen(chosen: list[str], shown: tuple[str, ...]) -> None:
+    assert shown_scopes(stored_scopes(chosen)) == shown
+
+
+def test_all_is_stored_beside_the_scopes_that_an_earlier_release_knows() -> None:
+    assert stored_scopes([ALL]) == [*(scope.value for scope in ALL_SCOPES), ALL]

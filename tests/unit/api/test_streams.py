@@ -122,18 +122,18 @@ class TestHistory:
         assert _seqs(events) == seqs
         assert events[-1].type == "done"
 
-    def test_cursor_beyond_the_log_gets_all_text(self) -> None:
-        events = remaining_events(9, event_log=self.LOG, output=OUTPUT, last_seq=3)
+    @pytest.mark.parametrize("cursor", [4, 5, 6, 9, 2**53])
+    def test_cursor_beyond_the_end_hears_of_the_end_under_its_own_number(self, cursor: int) -> None:
+        events = remaining_events(cursor, event_log=self.LOG, output=OUTPUT, last_seq=3)
 
-        assert [(event.type, event.seq) for event in events] == [("gap", 10), ("done", 11)]
-        assert events[0].fields() == {"from": 1, "to": 10, "text": "the whole"}
+        assert [(event.type, event.seq) for event in events] == [("done", 3)]
 
     def test_without_a_log_all_text_is_restated(self) -> None:
         events = remaining_events(2, event_log=None, output=OUTPUT, last_seq=5)
 
         assert [(event.type, event.seq) for event in events] == [("gap", 6), ("done", 7)]
 
-    @pytest.mark.parametrize(("cursor", "seqs"), [(5, [6, 7]), (6, [7]), (7, [7]), (8, [9, 10])])
+    @pytest.mark.parametrize(("cursor", "seqs"), [(5, [6, 7]), (6, [7]), (7, [7]), (8, [7])])
     def test_who_comes_back_meets_no_number_twice_for_two_events(
         self, cursor: int, seqs: list[int]
     ) -> None:
@@ -142,7 +142,7 @@ class TestHistory:
         assert _seqs(events) == seqs
         assert [event.type for event in events] == ["gap", "done"][-len(seqs) :]
 
-    @pytest.mark.parametrize(("cursor", "seqs"), [(5, [6]), (6, [6]), (7, [8])])
+    @pytest.mark.parametrize(("cursor", "seqs"), [(5, [6]), (6, [6]), (7, [6])])
     def test_who_comes_back_for_a_job_without_output_hears_of_its_one_end(
         self, cursor: int, seqs: list[int]
     ) -> None:
@@ -159,7 +159,7 @@ class TestHistory:
         outputs: list[list[dict[str, object]] | None] = [None, []]
         for output in outputs:
             events = remaining_events(2, event_log=None, output=output, last_seq=0)
-            assert [(event.type, event.seq) for event in events] == [("done", 3)]
+            assert [(event.type, event.seq) for event in events] == [("done", 1)]
 
     def test_log_that_begins_with_a_gap_serves_readers_before_it(self) -> None:
         log = compress_event_log([_gap(100), _token(101), make_event(102, EventType.DONE)])

@@ -34,6 +34,7 @@ EXEMPT = {
     "tenants.create_api_key": _BY_HAND,
     "tenants.list_api_keys": _BY_HAND,
     "tenants.revoke_api_key": _BY_HAND,
+    "tenants.set_scopes": _BY_HAND,
     "usage_buckets.usage_buckets": _REPORT,
     "usage_buckets.cost_buckets": _REPORT,
     "usage_reports.usage_report": _REPORT,
