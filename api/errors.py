@@ -42,6 +42,7 @@ STATUS: Mapping[type[ServiceError], tuple[int, str]] = {
     errors.FileMissing: (404, _INVALID),
     errors.StreamExpired: (410, _INVALID),
     errors.RequestTooLarge: (413, _INVALID),
+    errors.UnsupportedMediaType: (415, _INVALID),
     errors.RangeNotSatisfiable: (416, _INVALID),
     errors.HeadersTooLarge: (431, _INVALID),
     errors.IdempotencyKeyReused: (422, _INVALID),
@@ -53,6 +54,8 @@ STATUS: Mapping[type[ServiceError], tuple[int, str]] = {
     errors.WorkerLost: (503, _SERVER),
     errors.DeadlineExceeded: (504, _SERVER),
     errors.ServiceUnavailable: (503, _SERVER),
+    errors.MethodNotImplemented: (501, _SERVER),
+    errors.HttpVersionUnsupported: (505, _SERVER),
     errors.InternalError: (500, _SERVER),
 }
 

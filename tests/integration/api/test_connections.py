@@ -58,7 +58,9 @@ async def test_head_of_allowed_size_is_served() -> None:
 async def test_trailers_are_bounded_as_headers_are() -> None:
     async with serving() as server:
         peer = await server.open()
-        await peer.send(b"POST /body HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n")
+        await peer.send(
+            b"POST /body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+        )
         with contextlib.suppress(ConnectionError):
             for _ in range(4 * MAX_HEAD_BYTES // 1_000):
                 await peer.send(b"X: " + b"x" * 1_000 + b"\r\n")
@@ -70,7 +72,7 @@ async def test_trailers_are_bounded_as_headers_are() -> None:
 async def test_body_in_many_small_chunks_is_taken() -> None:
     async with serving() as server:
         peer = await server.open()
-        await peer.send(b"POST /body HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await peer.send(b"POST /body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         for _ in range(40):
             await peer.send((b"10\r\n" + b"x" * 16 + b"\r\n") * 1_000)
         await peer.send(b"0\r\n\r\n")
