@@ -12,10 +12,11 @@ from functools import partial
 from typing import Any
 
 import httptools
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.errors import error_response
-from api.server.answers import full, raw
+from api.server.answers import raw
 from api.server.bounds import (
     MAX_HEAD_BYTES,
     MAX_HEADERS,
@@ -42,8 +43,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     cycle: Exchange
 
-    def __init__(self, connections: Connections, **of_uvicorn: Any) -> None:
+    def __init__(self, connections: Connections, refusing: ASGIApp, **of_uvicorn: Any) -> None:
+        """`refusing` stands for the application while no more requests can be carried."""
         super().__init__(**of_uvicorn)
+        self._refusing: Any = refusing
         self.logger = log
         self._all = connections
         self._timeouts = connections.timeouts
@@ -224,7 +227,7 @@ class BoundedProtocol(HttpToolsProtocol):
         is_first = not self._is_answering
         self.cycle = Exchange.begun(self)
         is_served = self._all.has_room or self.scope["path"].encode() in HEALTH_PATHS
-        app: Any = self.config.loaded_app if is_served else full
+        app: Any = self.config.loaded_app if is_served else self._refusing
         if is_first:
             self._start_asgi_task(self.cycle, app)
         else:
@@ -284,9 +287,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.write(raw(error_response(error)))
 
     def _leave(self) -> None:
-        """Close such that the peer gets to read the answer: unread data would reset it. So what
-        still comes is read, until the peer ends it, is quiet or has had its time.
-        """
+        """Close, but read what still comes for a while: unread, it would reset the answer."""
         self._is_leaving = True
         self._closed_by = self._all.clock() + self._timeouts.linger_s
         self._wait(self._timeouts.quiet_s)
