@@ -23,8 +23,9 @@ else:
 ACCEPTED = "gzip, deflate, zstd"  # best understood by clients first
 MAX_CODINGS = 3
 PIECE_BYTES = 64 << 10  # taken, and given, at once
-# A frame takes up to 50 us to begin, whatever it holds. Tools that write several write them larger.
-FRAME_BYTES = 4 << 10
+# A frame takes up to 50 us to begin, whatever it holds, so it counts as much as if it held this.
+# Tools that write several write them larger.
+FRAME_BYTES = 16 << 10
 SPARE_FRAMES = 64
 _ZSTD_WINDOW_LOG = 23  # 8 MiB, as RFC 9659 has it for this use
 _ZLIB_WINDOW_BITS = 15
@@ -175,6 +176,10 @@ class Inflater:
         is corrupt, RequestTooLarge for what is too much.
         """
         return _through(self._stages, data)
+
+    def cost_of(self, piece: bytes) -> int:
+        """In bytes, of the work that a piece was."""
+        return max(len(piece), FRAME_BYTES) if self._stages else len(piece)
 
     def finish(self) -> None:
         """Raises InvalidRequest if the body broke off."""

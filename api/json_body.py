@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import orjson
 from starlette.requests import ClientDisconnect, Request
 
-from api.content_coding import FRAME_BYTES, Inflater, codings_of
+from api.content_coding import Inflater, codings_of
 from api.limits.bodies import LARGE_BYTES, TenantBodies
 from api.long_work import LongWork
 from api.media_types import check_is_json
@@ -62,7 +62,7 @@ async def _receive(
                 chunks.append(chunk)
                 continue
             for piece in inflater.feed(chunk):
-                await pace(max(len(piece), FRAME_BYTES))
+                await pace(inflater.cost_of(piece))
                 chunks.append(piece)
     except ClientDisconnect:
         raise InvalidRequest("The client left before it had sent the body.") from None

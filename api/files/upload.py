@@ -12,7 +12,7 @@ from uuid import UUID
 import structlog
 from starlette.requests import ClientDisconnect, Request
 
-from api.content_coding import FRAME_BYTES, Inflater, codings_of
+from api.content_coding import Inflater, codings_of
 from api.files.multipart import Field, FileBegin, FormParser, Piece
 from api.files.slots import TransferSlots
 from api.files.store import FileStore
@@ -190,7 +190,7 @@ async def _pieces(
     """The body as it comes, at the pace of what it inflates to."""
     async for chunk in _chunks(request):
         for piece in inflater.feed(chunk):
-            await pace(max(len(piece), FRAME_BYTES))
+            await pace(inflater.cost_of(piece))
             yield piece
     inflater.finish()
 

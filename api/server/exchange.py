@@ -52,8 +52,7 @@ class Exchange(RequestResponseCycle):
         # Whoever waits to be told to send its body may leave it out now, or not: what comes next
         # can't be known.
         self.keep_alive = self.keep_alive and not self.waiting_for_100_continue
-        has_length = any(name.lower() == b"content-length" for name, _ in message["headers"])
-        if self.scope["http_version"] == "1.0" and not has_length:
+        if self.scope["http_version"] == "1.0" and not _has_length(message):
             self._is_open_ended = True
             self.chunked_encoding = False  # as if it had a length
 
@@ -62,3 +61,7 @@ class Exchange(RequestResponseCycle):
             self.expected_content_length = len(message.get("body", b""))
         if self.more_body and not self.keep_alive and not message.get("more_body", False):
             self.is_cut = self.keep_alive = True  # it is the protocol that closes
+
+
+def _has_length(message: Any) -> bool:
+    return any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))

@@ -211,6 +211,19 @@ async def test_requests_beyond_the_bound_are_told_to_come_again_and_health_is_an
         assert (status(health), status(served)) == (200, 200)
 
 
+async def test_web_page_can_read_that_no_more_requests_are_carried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MILLRACE_CORS_ORIGINS", "https://a.example")
+    async with serving(max_busy=0) as server:
+        peer = await server.open()
+        await peer.send(get("/hold", "Origin: https://a.example"))
+        answer = await peer.read_answer()
+
+    assert status(answer) == 503
+    assert b"access-control-allow-origin: https://a.example" in answer
+
+
 async def test_busy_connections_are_never_let_go() -> None:
     async with serving(max_busy=5, spare=5) as server:
         held = [await server.open() for _ in range(5)]
