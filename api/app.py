@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from api import errors, metrics, openapi
+from api.cors import CorsSettings, with_cors
 from api.door import DoorMiddleware
+from api.head_requests import HeadMiddleware
 from api.middleware import BodyLimitMiddleware, RequestMiddleware
 from api.routes import (
     batches,
@@ -104,7 +106,10 @@ def create_app() -> FastAPI:
     openapi.install(app, _BODIES)
     app.add_middleware(BodyLimitMiddleware)
     app.add_middleware(DoorMiddleware)
-    app.add_middleware(RequestMiddleware)  # added last, so outermost
+    app.add_middleware(RequestMiddleware)
+    app.add_middleware(HeadMiddleware)
+    # Added last, so outermost.
+    app.add_middleware(with_cors, origins=CorsSettings().cors_origins)
     return app
 
 

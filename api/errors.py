@@ -42,6 +42,7 @@ STATUS: Mapping[type[ServiceError], tuple[int, str]] = {
     errors.FileMissing: (404, _INVALID),
     errors.StreamExpired: (410, _INVALID),
     errors.RequestTooLarge: (413, _INVALID),
+    errors.UnsupportedMediaType: (415, _INVALID),
     errors.RangeNotSatisfiable: (416, _INVALID),
     errors.HeadersTooLarge: (431, _INVALID),
     errors.IdempotencyKeyReused: (422, _INVALID),
@@ -53,6 +54,8 @@ STATUS: Mapping[type[ServiceError], tuple[int, str]] = {
     errors.WorkerLost: (503, _SERVER),
     errors.DeadlineExceeded: (504, _SERVER),
     errors.ServiceUnavailable: (503, _SERVER),
+    errors.MethodNotImplemented: (501, _SERVER),
+    errors.HttpVersionUnsupported: (505, _SERVER),
     errors.InternalError: (500, _SERVER),
 }
 
@@ -137,6 +140,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if "Allow" in headers:
         headers["Allow"] = _allowed_methods(request) or headers["Allow"]
+    if request.method == "OPTIONS" and (status == 405 or request.url.path == "*"):
+        return Response(status_code=204, headers=headers)
     return _response(status, error_fields, headers)
 
 
@@ -149,7 +154,10 @@ def _allowed_methods(request: Request) -> str:
     ]
     # A fixed URL may look like an id of the route beside it.
     fixed = [route for route in routes if route.path == request.url.path]
-    return ", ".join(sorted({method for route in fixed or routes for method in route.methods}))
+    methods = {method for route in fixed or routes for method in route.methods}
+    if "GET" in methods:
+        methods.add("HEAD")
+    return ", ".join(sorted(methods | {"OPTIONS"})) if methods else ""
 
 
 async def _on_client_left(request: Request, error: Exception) -> Response:

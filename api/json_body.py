@@ -1,4 +1,4 @@
-"""Parses request bodies. Everything that could hurt a later stage is refused here, with a 400.
+"""Reads request bodies. Everything that could hurt a later stage is refused here, with a 400.
 
 orjson refuses NaN, Infinity, numbers beyond a double, invalid UTF-8, lone surrogates and a byte
 order mark by itself. Of repeated keys the last counts.
@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 import orjson
 from starlette.requests import ClientDisconnect, Request
 
+from api.content_coding import Inflater, codings_of
 from api.limits.bodies import LARGE_BYTES, TenantBodies
 from api.long_work import LongWork
-from api.settings import MAX_JSON_DEPTH, MAX_JSON_VALUES
+from api.media_types import check_is_json
+from api.settings import MAX_BODY_BYTES, MAX_JSON_DEPTH, MAX_JSON_VALUES
 from tasks.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -33,14 +35,14 @@ async def read_json_object(request: Request, read: Callable[[dict[str, Any]], T]
     Raises InvalidRequest, RateLimitExceeded if the turn, or a large body's place, doesn't come in
     time, and what `read` does.
     """
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding != "identity":
-        raise InvalidRequest("Compressed request bodies are not supported.")
-    if not _may_be_large(request):
+    check_is_json(request)
+    codings = codings_of(request)
+    if not codings and not _may_be_large(request):
         return await _parse(request, await _receive(request), read)
     bodies: TenantBodies = request.state.bodies
+    inflater = Inflater(codings, MAX_BODY_BYTES)
     async with bodies.place():
-        return await _parse(request, await _receive(request, bodies.pace), read)
+        return await _parse(request, await _receive(request, inflater, bodies.pace), read)
 
 
 def _may_be_large(request: Request) -> bool:
@@ -48,15 +50,24 @@ def _may_be_large(request: Request) -> bool:
     return length is None or not length.isdecimal() or int(length) > LARGE_BYTES
 
 
-async def _receive(request: Request, pace: Callable[[int], Awaitable[None]] | None = None) -> bytes:
+async def _receive(
+    request: Request,
+    inflater: Inflater | None = None,
+    pace: Callable[[int], Awaitable[None]] | None = None,
+) -> bytes:
     chunks = []
     try:
         async for chunk in request.stream():
-            if pace is not None:
-                await pace(len(chunk))
-            chunks.append(chunk)
+            if inflater is None or pace is None:
+                chunks.append(chunk)
+                continue
+            for piece in inflater.feed(chunk):
+                await pace(inflater.cost_of(piece))
+                chunks.append(piece)
     except ClientDisconnect:
         raise InvalidRequest("The client left before it had sent the body.") from None
+    if inflater is not None:
+        inflater.finish()
     return b"".join(chunks)
 
 

@@ -44,7 +44,7 @@ STREAM_GRACE_S = 60.0  # a stream may outlive its job's deadline by this much
 SPARE_REQUESTS = 256
 
 # Answered while no other request can be carried.
-HEALTH_PATHS = frozenset({b"/livez", b"/readyz"})
+HEALTH_PATHS = frozenset({b"/livez", b"/readyz", b"/health", b"/ping"})
 
 # Catalog changes are seen after this long, and at once when somebody asks for an unknown model.
 CATALOG_REFRESH_S = 10.0

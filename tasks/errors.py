@@ -16,6 +16,7 @@ ServiceError
 ├── WebhookNotFound           404
 ├── IdempotencyKeyReused      422
 ├── RequestTooLarge           413
+├── UnsupportedMediaType      415
 ├── RangeNotSatisfiable       416
 ├── RequestTimeout            408
 ├── HeadersTooLarge           431
@@ -32,6 +33,8 @@ ServiceError
 ├── DeadlineExceeded               ends a job
 ├── ServiceUnavailable        503
 │   └── ModelUnavailable           no worker can serve it
+├── MethodNotImplemented      501
+├── HttpVersionUnsupported    505
 └── InternalError             500
 
 HTTP status codes stand in api/errors.py alone; they are named here only to place each class.
@@ -158,6 +161,12 @@ class HeadersTooLarge(ServiceError):
     code = "headers_too_large"
 
 
+class UnsupportedMediaType(ServiceError):
+    """The body has a media type or a coding that is not supported here."""
+
+    code = "unsupported_media_type"
+
+
 class RangeNotSatisfiable(ServiceError):
     """The file has no bytes in this range."""
 
@@ -244,6 +253,18 @@ class ModelUnavailable(ServiceUnavailable):
 
     code = "model_unavailable"
     retryable = False
+
+
+class MethodNotImplemented(ServiceError):
+    """This server doesn't know that method."""
+
+    code = "not_implemented"
+
+
+class HttpVersionUnsupported(ServiceError):
+    """This server speaks HTTP/1.1 and HTTP/1.0."""
+
+    code = "http_version_not_supported"
 
 
 class InternalError(ServiceError):

@@ -141,7 +141,7 @@ def _boundary(content_type: str) -> bytes:
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
-        raise InvalidRequest("The body must be multipart/form-data with a 'file' and a 'purpose'.")
+        raise InvalidRequest("The Content-Type must be multipart/form-data and have a boundary.")
     return boundary
 
 

@@ -12,12 +12,14 @@ from uuid import UUID
 import structlog
 from starlette.requests import ClientDisconnect, Request
 
+from api.content_coding import Inflater, codings_of
 from api.files.multipart import Field, FileBegin, FormParser, Piece
 from api.files.slots import TransferSlots
 from api.files.store import FileStore
 from api.limits.bodies import LargeBodies
+from api.media_types import check_is_form
 from api.schemas.files import clean_filename, parse_form, parse_purpose
-from api.settings import MAX_FILE_BYTES, UPLOAD_IDLE_S
+from api.settings import MAX_FILE_BYTES, MAX_FORM_BYTES, UPLOAD_IDLE_S
 from store.file_contents import CHUNK_BYTES, PartWriter
 from store.files import (
     UPLOAD_MAX_S,
@@ -56,8 +58,8 @@ class Uploads:
 
     async def take(self, request: Request, tenant_id: UUID) -> FileRow:
         """The file of this request, committed. Raises a ServiceError."""
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise InvalidRequest("Compressed request bodies are not supported.")
+        check_is_form(request)
+        inflater = Inflater(codings_of(request), MAX_FILE_BYTES + MAX_FORM_BYTES)
         parser = FormParser(request.headers.get("content-type", ""))
         pace = self._bodies.of(tenant_id).pace
         with self._slots.take(tenant_id):
@@ -66,7 +68,7 @@ class Uploads:
             writer = self._store.contents.new_part(tenant_id, file_id)
             incoming = _Incoming(self._store, writer, max_bytes)
             try:
-                await _receive(_chunks(request, pace), parser, incoming)
+                await _receive(_pieces(request, inflater, pace), parser, incoming)
                 return await self._commit(await incoming.finish(tenant_id, file_id))
             except BaseException:
                 await self._discard(tenant_id, file_id, writer)
@@ -170,11 +172,11 @@ class _Incoming:
         await self._store.run(self._writer.write, data)
 
 
-async def _receive(chunks: AsyncIterator[bytes], parser: FormParser, incoming: _Incoming) -> None:
+async def _receive(body: AsyncIterator[bytes], parser: FormParser, incoming: _Incoming) -> None:
     try:
         async with asyncio.timeout(UPLOAD_MAX_S):
-            async for chunk in chunks:
-                for piece in parser.feed(chunk):
+            async for data in body:
+                for piece in parser.feed(data):
                     incoming.take(piece)
                 await incoming.write_when_full()
     except TimeoutError:
@@ -182,8 +184,19 @@ async def _receive(chunks: AsyncIterator[bytes], parser: FormParser, incoming: _
     parser.finish()
 
 
-async def _chunks(request: Request, pace: Callable[[int], Awaitable[None]]) -> AsyncIterator[bytes]:
-    """The body as it comes, at its pace. Raises InvalidRequest if the client leaves or stalls."""
+async def _pieces(
+    request: Request, inflater: Inflater, pace: Callable[[int], Awaitable[None]]
+) -> AsyncIterator[bytes]:
+    """The body as it comes, at the pace of what it inflates to."""
+    async for chunk in _chunks(request):
+        for piece in inflater.feed(chunk):
+            await pace(inflater.cost_of(piece))
+            yield piece
+    inflater.finish()
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    """The body on the wire. Raises InvalidRequest if the client leaves or stalls."""
     stream = request.stream()
     while True:
         try:
@@ -195,11 +208,12 @@ async def _chunks(request: Request, pace: Callable[[int], Awaitable[None]]) -> A
             raise InvalidRequest("The upload stalled.") from None
         if chunk is None:
             return
-        await pace(len(chunk))
         yield chunk
 
 
 def _declared_bytes(request: Request) -> int | None:
-    """The length of the body, which bounds the file's."""
+    """The length of the body, which bounds the file's, unless it is compressed."""
+    if codings_of(request):
+        return None
     text = request.headers.get("content-length", "")
     return int(text) if text.isascii() and text.isdigit() else None

@@ -15,6 +15,8 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from api.app import app
+from api.cors import CorsSettings, with_cors
+from api.server.answers import full
 from api.server.connections import SPARE, Connections
 from api.server.descriptors import TooFewDescriptors, max_connections
 from api.server.protocol import BoundedProtocol
@@ -60,12 +62,13 @@ def server_config(
     app: ASGIApp, connections: Connections, *, host: str = "127.0.0.1", port: int = 0
 ) -> uvicorn.Config:
     """How uvicorn runs an application."""
+    refusing = with_cors(full, CorsSettings().cors_origins)
     return uvicorn.Config(
         app,
         host=host,
         port=port,
         loop="uvloop",
-        http=partial(BoundedProtocol, connections),  # type: ignore[arg-type]
+        http=partial(BoundedProtocol, connections, refusing),  # type: ignore[arg-type]
         ws="none",
         access_log=False,
         server_header=False,

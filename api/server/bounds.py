@@ -27,4 +27,5 @@ class Timeouts:
     body_s: float = 60.0  # a pause in a body; less for one that was slow before
     stall_s: float = SEND_TIMEOUT_S  # until some of what is buffered for the peer (64 KiB) is read
     linger_s: float = 5.0  # a close, until the peer has read what comes before it
+    quiet_s: float = 1.0  # a pause in what is still sent to a connection that is being closed
     tick_s: float = 0.5

@@ -6,19 +6,17 @@ How large a body may be is the middleware's to say, how long an answer may take 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import sys
 from functools import partial
-from http import HTTPStatus
 from typing import Any
 
 import httptools
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.errors import error_response
+from api.server.answers import raw
 from api.server.bounds import (
     MAX_HEAD_BYTES,
     MAX_HEADERS,
@@ -26,6 +24,8 @@ from api.server.bounds import (
     MIN_BODY_BYTES_PER_S,
 )
 from api.server.connections import Connections
+from api.server.exchange import Exchange, log
+from api.server.heads import read_head, refusal_of, without_upgrade
 from api.settings import HEALTH_PATHS
 from tasks.errors import (
     HeadersTooLarge,
@@ -37,24 +37,22 @@ from tasks.errors import (
 
 _NEVER = math.inf
 
-# uvicorn's own, without its word for every request that can't be parsed: anybody could fill a disk.
-# By a filter, since uvicorn sets levels anew when it starts.
-_log = logging.getLogger("uvicorn.error.connections")
-_log.addFilter(lambda record: record.levelno >= logging.ERROR)
-
-_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
-
 
 class BoundedProtocol(HttpToolsProtocol):
     """Made by the server for each connection it accepts."""
 
-    def __init__(self, connections: Connections, **of_uvicorn: Any) -> None:
+    cycle: Exchange
+
+    def __init__(self, connections: Connections, refusing: ASGIApp, **of_uvicorn: Any) -> None:
+        """`refusing` stands for the application while no more requests can be carried."""
         super().__init__(**of_uvicorn)
-        self.logger = _log
+        self._refusing: Any = refusing
+        self.logger = log
         self._all = connections
         self._timeouts = connections.timeouts
         self._refusal: ServiceError | None = None
         self._is_refused = False  # or is about to be, behind others
+        self._is_leaving = False  # has said all it has to say, and that it goes
         self._read_by = _NEVER  # when what is being read must be there
         self._write_by = _NEVER  # when the peer must have read some of the buffer
         self._closed_by = _NEVER
@@ -77,11 +75,11 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_refused:
+        if self._is_refused or self._is_leaving:
+            self._drop(data)
             return
-        self._began_here, self._received = False, data
-        super().data_received(data)
-        self._received = b""
+        self._began_here = False
+        self._parse(data)
         if self._is_refused or self.transport.is_closing():
             return
         if self._is_dropping:  # nobody needs it: it has to end as a head has, and is in no hurry
@@ -104,27 +102,31 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self._is_told_again:
             super().on_url(url)
 
+    # Called for what stands behind a body in chunks too: it is no part of the head, so nobody reads
+    # a length or a key there.
+
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._is_told_again:
             return
-        self._num_headers += 1  # those behind a body in chunks too
+        self._num_headers += 1
         if self._num_headers > MAX_HEADERS:
             raise self._noted(HeadersTooLarge())
-        super().on_header(name, value)
+        if self._has_begun:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self._is_told_again:
             self._is_told_again = False
             return
         self._has_begun = False
-        head = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if head > MAX_HEAD_BYTES:
-            raise self._noted(HeadersTooLarge())
-        if len(self.pipeline) >= MAX_PIPELINED:
-            raise self._noted(InvalidRequest("Too many requests at once on one connection."))
-        is_served = self._all.has_room or self.url.partition(b"?")[0] in HEALTH_PATHS
-        self.app = self.config.loaded_app if is_served else _full
-        super().on_headers_complete()
+        try:
+            if len(self.pipeline) >= MAX_PIPELINED:
+                raise InvalidRequest("Too many requests at once on one connection.")
+            version = self.parser.get_http_version()
+            read_head(self.scope, self.parser.get_method(), version, self.url)
+        except ServiceError as error:
+            raise self._noted(error) from None
+        self._begin_exchange()
         self._all.note_busy(self)
         self._read_by = self._all.clock() + self._timeouts.body_s
 
@@ -145,6 +147,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         is_more = bool(self.pipeline)
+        if self.cycle.is_cut or (self._is_refused and not self._has_whole_next):
+            if not self.transport.is_closing():
+                self._leave()
+            return
         super().on_response_complete()
         if not is_more:
             self._wait(self._timeouts.head_s if self.cycle.more_body else self._timeouts.idle_s)
@@ -164,16 +170,15 @@ class BoundedProtocol(HttpToolsProtocol):
         upgrade = sys.exception()
         assert isinstance(upgrade, httptools.HttpParserUpgrade)
         rest = self._received[upgrade.args[0] :]
-        framing = [b"%s: %s" % header for header in self.headers if header[0] in _FRAMING]
-        framing = [line for line in framing if b"upgrade" not in line.lower()]
         self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self._is_told_again = True
-        self.parser.feed_data(b"\r\n".join([b"POST / HTTP/1.1", *framing, b"", b""]))
-        super().data_received(rest)
+        self.parser.feed_data(without_upgrade(self.headers))
+        self._parse(rest)
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's word for a request that can't be parsed, or that a callback refused."""
-        self._refuse(self._refusal or InvalidRequest(msg))
+        self._refuse(self._refusal or refusal_of(sys.exception(), self._received))
 
     # What Connections calls -----------------------------------------------------------------------
 
@@ -181,10 +186,10 @@ class BoundedProtocol(HttpToolsProtocol):
         """As Connection.let_go. Who has begun to say something is told to come again."""
         if self.transport.get_write_buffer_size():
             self.transport.abort()  # it doesn't read, so it would linger
-        elif self._has_begun:
-            self._end(ServiceUnavailable())  # its descriptor is needed now
-        else:
-            self.transport.close()
+            return
+        if self._has_begun and not self._is_leaving:
+            self._answer(ServiceUnavailable())
+        self.transport.close()  # at once: its descriptor is needed now
 
     def tick(self, now: float) -> None:
         """As Connection.tick."""
@@ -205,9 +210,29 @@ class BoundedProtocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     @property
+    def _has_whole_next(self) -> bool:
+        return bool(self.pipeline) and not self.pipeline[-1][0].more_body
+
+    @property
     def _is_dropping(self) -> bool:
         """Whether what comes is the rest of a body that was answered unread."""
         return self.cycle is not None and self.cycle.response_complete and self.cycle.more_body
+
+    def _parse(self, data: bytes) -> None:
+        self._received = data
+        super().data_received(data)
+
+    def _begin_exchange(self) -> None:
+        """Or put it behind those that came before it on the connection."""
+        is_first = not self._is_answering
+        self.cycle = Exchange.begun(self)
+        is_served = self._all.has_room or self.scope["path"].encode() in HEALTH_PATHS
+        app: Any = self.config.loaded_app if is_served else self._refusing
+        if is_first:
+            self._start_asgi_task(self.cycle, app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, app))
 
     def _rest(self, delay_s: float) -> None:
         """Read no more for so long, so that many who send what nobody reads don't fill the loop."""
@@ -225,7 +250,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._all.note_waiting(self)
 
     def _end_late(self) -> None:
-        if self._has_begun or self._is_answering:
+        if not self._is_leaving and (self._has_begun or self._is_answering):
             self._refuse(RequestTimeout())
         else:
             self.transport.close()
@@ -238,27 +263,38 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse(self, error: ServiceError) -> None:
         """End it, behind others that are refused in the same moment."""
         if not self._is_refused:
-            self._is_refused = True  # what still comes is read: unread, it would reset the answer
+            self._is_refused = True
             self._all.refusals.add(partial(self._end, error))
 
     def _end(self, error: ServiceError) -> None:
-        """Answer, unless another answer has begun, and close."""
-        if self.transport.is_closing():
+        """Answer, unless another answer has begun, and close: behind the answers to what had come
+        whole before, which are the only ones then.
+        """
+        if self.transport.is_closing() or self._is_leaving:
             return
-        if not self._is_answering or not self.cycle.response_started:
-            self.transport.write(_raw(error_response(error)))
-        self.transport.close()
+        if self._is_answering and self.cycle.response_started:
+            self.transport.close()
+        elif self.pipeline or (self._is_answering and not self.cycle.more_body):
+            self.cycle.keep_alive = False
+        else:
+            self._answer(error)
+            self._leave()
 
+    def _answer(self, error: ServiceError) -> None:
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # what its application still says is too late
+            self.cycle.message_event.set()
+        self.transport.write(raw(error_response(error)))
 
-async def _full(scope: Scope, receive: Receive, send: Send) -> None:
-    """The application while no more requests can be carried."""
-    error = ServiceUnavailable("This server can't carry more requests at the moment.")
-    error.headers = {"Connection": "close"}
-    await error_response(error)(scope, receive, send)
+    def _leave(self) -> None:
+        """Close, but read what still comes for a while: unread, it would reset the answer."""
+        self._is_leaving = True
+        self._closed_by = self._all.clock() + self._timeouts.linger_s
+        self._wait(self._timeouts.quiet_s)
+        self.flow.resume_reading()
+        self.transport.write_eof()
 
-
-def _raw(response: Response) -> bytes:
-    status = HTTPStatus(response.status_code)
-    head = [f"HTTP/1.1 {status.value} {status.phrase}".encode(), b"connection: close"]
-    head += [name + b": " + value for name, value in response.raw_headers]
-    return b"\r\n".join(head) + b"\r\n\r\n" + bytes(response.body)
+    def _drop(self, data: bytes) -> None:
+        if self._is_leaving:
+            self._read_by = self._all.clock() + self._timeouts.quiet_s
+        self._rest(self._all.drops.delay_s(len(data)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +18,9 @@ from api.server.bounds import Timeouts
 from api.server.connections import Connections
 from tests.support.waiting import until
 
-LONG = Timeouts(head_s=60, idle_s=60, body_s=60, stall_s=60, linger_s=60, tick_s=0.05)
+HOST = "Host: x"
+CHUNKED = "Transfer-Encoding: chunked"
+LONG = Timeouts(head_s=60, idle_s=60, body_s=60, stall_s=60, linger_s=60, quiet_s=0.2, tick_s=0.05)
 SOON_S = 0.2
 LATE_S = 10.0  # a test fails when what should end has not ended by then
 
@@ -30,12 +33,14 @@ class Application:
     num_begun: int = 0
     num_ended: int = 0
     bodies: list[bytes] = field(default_factory=list)
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # of the last request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         self.num_begun += 1
         try:
+            self.headers = scope["headers"]
             await getattr(self, "_" + scope["path"].strip("/"))(receive, send)
         finally:
             self.num_ended += 1
@@ -64,6 +69,19 @@ class Application:
                 self.bodies.append(body)
                 await _answer(send, str(len(body)).encode())
                 return
+
+    async def _headers(self, receive: Receive, send: Send) -> None:
+        """Names the headers that there are when the body has ended."""
+        while (await receive())["more_body"]:
+            pass
+        await _answer(send, b" ".join(name for name, _ in self.headers))
+
+    async def _stream(self, receive: Receive, send: Send) -> None:
+        """An answer without a length."""
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for word in (b"one", b"two", b"three"):
+            await send({"type": "http.response.body", "body": word, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
     async def _late(self, receive: Receive, send: Send) -> None:
         """Reads the body when it is told to."""
@@ -116,6 +134,13 @@ class Server:
         answer = await peer.read_answer()
         peer.close()
         return answer
+
+    async def exchange(self, sent: bytes) -> bytes:
+        """All answers to this, and to the request behind it if the connection lives so long."""
+        peer = await self.open()
+        await peer.send(sent)
+        await peer.send(get("/livez", "Connection: close"))
+        return await peer.read_to_end()
 
 
 class Peer:
@@ -201,3 +226,12 @@ def status(answer: bytes) -> int:
 def code(answer: bytes) -> str:
     code: str = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"]
     return code
+
+
+def request(*lines: str, body: str = "hello", line: str = "POST /body HTTP/1.1") -> bytes:
+    """With these headers alone."""
+    return ("\r\n".join([line, *lines, "", ""]) + body).encode("latin-1")
+
+
+def num_answers(answers: bytes) -> int:
+    return len(re.findall(rb"HTTP/1\.1 \d{3} ", answers))

@@ -60,6 +60,9 @@ def largest_requests(own: Belongings) -> dict[Route, list[Request]]:
     return {
         ("GET", "/openapi.json"): [Request("/openapi.json")],
         ("GET", "/livez"): [Request("/livez")],
+        ("GET", "/ping"): [Request("/ping")],
+        ("GET", "/version"): [Request("/version")],
+        ("GET", "/health"): [Request("/health", answers=frozenset({200, 503}))],
         ("GET", "/readyz"): [Request("/readyz", answers=frozenset({200, 503}))],
         ("POST", "/v1/jobs"): list(_bodies("/v1/jobs", own)),
         ("GET", "/v1/jobs"): [Request("/v1/jobs?limit=100")],

@@ -50,13 +50,6 @@ async def test_10_mb_in_chunks_without_a_length_is_refused(
     _assert_nothing_happened(owner)
 
 
-async def test_compressed_body_is_refused(http: httpx.AsyncClient) -> None:
-    answer = await http.post("/v1/jobs", content=b"\x1f\x8b", headers={"Content-Encoding": "gzip"})
-
-    assert answer.status_code == 400
-    _assert_error(answer, "invalid_request")
-
-
 @pytest.mark.parametrize("key", ['""', "x" * 256, "a\tb"])
 async def test_bad_idempotency_key_is_refused(http: httpx.AsyncClient, key: str) -> None:
     answer = await http.post("/v1/jobs", content=chat(), headers={"Idempotency-Key": key})

@@ -58,7 +58,9 @@ async def test_head_of_allowed_size_is_served() -> None:
 async def test_trailers_are_bounded_as_headers_are() -> None:
     async with serving() as server:
         peer = await server.open()
-        await peer.send(b"POST /body HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n")
+        await peer.send(
+            b"POST /body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+        )
         with contextlib.suppress(ConnectionError):
             for _ in range(4 * MAX_HEAD_BYTES // 1_000):
                 await peer.send(b"X: " + b"x" * 1_000 + b"\r\n")
@@ -70,7 +72,7 @@ async def test_trailers_are_bounded_as_headers_are() -> None:
 async def test_body_in_many_small_chunks_is_taken() -> None:
     async with serving() as server:
         peer = await server.open()
-        await peer.send(b"POST /body HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await peer.send(b"POST /body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         for _ in range(40):
             await peer.send((b"10\r\n" + b"x" * 16 + b"\r\n") * 1_000)
         await peer.send(b"0\r\n\r\n")
@@ -207,6 +209,19 @@ async def test_requests_beyond_the_bound_are_told_to_come_again_and_health_is_an
         assert b"retry-after: 1" in refused.lower()
         assert b"connection: close" in refused.lower()
         assert (status(health), status(served)) == (200, 200)
+
+
+async def test_web_page_can_read_that_no_more_requests_are_carried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MILLRACE_CORS_ORIGINS", "https://a.example")
+    async with serving(max_busy=0) as server:
+        peer = await server.open()
+        await peer.send(get("/hold", "Origin: https://a.example"))
+        answer = await peer.read_answer()
+
+    assert status(answer) == 503
+    assert b"access-control-allow-origin: https://a.example" in answer
 
 
 async def test_busy_connections_are_never_let_go() -> None:
