@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from api.schemas.messages import arguments_for_template
-from api.schemas.responses import items_of, messages_of
+from api.schemas.response_items import items_of, messages_of
 from api.services import Services
 from api.tools.calls import split_answer
 from store.responses import MAX_CHAIN, MAX_CHAIN_BYTES, conversation

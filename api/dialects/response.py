@@ -226,24 +226,28 @@ def _object(job: ShownJob, status: str, items: list[dict[str, Any]]) -> dict[str
         "safety_identifier": request.get("safety_identifier"),
         "service_tier": row["service_tier"],
         "store": request.get("store") is not False,
-        "temperature": request.get("temperature", 1.0),
+        "temperature": _or(request.get("temperature"), 1.0),
         "text": _text(request.get("text")),
         "tool_choice": request.get("tool_choice") or "auto",
         "tools": [
             {"strict": None, "parameters": None, **tool} for tool in request.get("tools") or ()
         ],
         "top_logprobs": request.get("top_logprobs") or 0,
-        "top_p": request.get("top_p", 1.0),
+        "top_p": _or(request.get("top_p"), 1.0),
         "truncation": request.get("truncation") or "disabled",
         "usage": None,
         "user": request.get("user"),
     }
 
 
+def _or(given: float | None, default: float) -> float:
+    return default if given is None else given
+
+
 def _text(asked: Any) -> dict[str, Any]:
-    return {"format": {"type": "text"}, "verbosity": "medium"} | {
-        name: value for name, value in (asked or {}).items() if value is not None
-    }
+    """No model here has another verbosity, whatever was asked for."""
+    given = {name: value for name, value in (asked or {}).items() if value is not None}
+    return {"format": {"type": "text"}} | given | {"verbosity": "medium"}
 
 
 def _error(row: JobRow) -> dict[str, str] | None:

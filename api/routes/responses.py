@@ -24,7 +24,8 @@ from api.openapi import EVENT_STREAM, gives, takes
 from api.resuming import MAX_SEQ, cursor_of, find_shown_job, not_found
 from api.schemas.objects import Page
 from api.schemas.reports import InputTokens, ResponseDeleted, ResponseShown
-from api.schemas.responses import CountInput, CreateResponse, InputItem, items_of
+from api.schemas.response_items import InputItem, items_of
+from api.schemas.responses import CountInput, CreateResponse
 from api.services import Services
 from api.submitting import (
     Retry,

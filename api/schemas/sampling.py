@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from api.schemas.strict import Strict, at_most
+from api.schemas.strict import Strict, at_most, mistake
 
 INT64_MAX = 2**63 - 1
 MAX_CHOICES = 8
@@ -70,7 +70,7 @@ class ChoiceFields(Strict):
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> ChoiceFields:
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("'top_logprobs' needs 'logprobs'.")
+            raise mistake("'top_logprobs' needs 'logprobs'.", "top_logprobs")
         return self
 
     @property
