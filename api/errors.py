@@ -38,6 +38,7 @@ STATUS: Mapping[type[ServiceError], tuple[int, str]] = {
     errors.BatchNotFound: (404, _INVALID),
     errors.WebhookNotFound: (404, _INVALID),
     errors.PreviousResponseNotFound: (404, _INVALID),
+    errors.ItemNotFound: (404, _INVALID),
     errors.RequestTimeout: (408, _INVALID),
     errors.JobCancelled: (409, _INVALID),
     errors.FileMissing: (404, _INVALID),

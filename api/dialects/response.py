@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+from uuid import UUID
 
 import orjson
 
@@ -49,12 +50,31 @@ def response_object(job: ShownJob) -> dict[str, Any]:
     row = job.row
     if row["status"] not in TERMINAL:
         return _object(job, row["status"], [])
-    items = ItemBuilder(job.id)
-    for choice in row["output"] or ():
-        for piece in _pieces_of(job, choice["text"]):
+    items = output_items(
+        job.id,
+        row["tool_format"],
+        [choice["text"] for choice in row["output"] or ()],
+        status=_item_status(row),
+        logprobs=_whole_logprobs(job, row),
+    )
+    return _finished(job, row, items)
+
+
+def output_items(
+    job_id: UUID,
+    tool_format: str | None,
+    texts: Iterable[str],
+    *,
+    status: str,
+    logprobs: LaterList | Sequence[dict[str, Any]] = (),
+) -> list[dict[str, Any]]:
+    """The items of an answer that is over; `status` and `logprobs` are of the last one."""
+    items = ItemBuilder(job_id)
+    for text in texts:
+        for piece in _pieces_of(tool_format, text):
             list(items.add(piece))
-    list(items.close(_item_status(row), _whole_logprobs(job, row)))
-    return _finished(job, row, items.items)
+    list(items.close(status, logprobs))
+    return items.items
 
 
 class ResponseFold:
@@ -153,11 +173,10 @@ class ResponseFold:
             self._next_seq += 1
 
 
-def _pieces_of(job: ShownJob, text: str) -> list[Piece]:
-    name = job.row["tool_format"]
-    if name is None:
+def _pieces_of(tool_format: str | None, text: str) -> list[Piece]:
+    if tool_format is None:
         return [TextPiece(text)] if text else []
-    parser = ToolCallParser(format_named(name))
+    parser = ToolCallParser(format_named(tool_format))
     return _joined([*parser.feed(text), *parser.end()])
 
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from api import deleting
 from api.answering import answer
-from api.conversation import earlier_messages
+from api.conversation import with_conversation
 from api.deps import JobsReader, ServicesDep, Submitter, TurnDep, may_wait
 from api.dialects.fold import ShownJob
 from api.dialects.response import ResponseFold, response_object
@@ -59,10 +59,10 @@ async def create(
     """The response when it is over; with `stream` its events; with `background` at once."""
     asked = await read_json_object(request, partial(read_asked, CreateResponse, caller))
     parsed = asked.parsed
-    earlier = await earlier_messages(services, caller, parsed.previous_response_id)
+    generation = await with_conversation(services, caller, parsed, asked.generation)
     if parsed.stream or not parsed.background:
         await may_wait(request, services, caller)
-    asked = replace(asked, generation=parsed.going_on(asked.generation, earlier))
+    asked = replace(asked, generation=generation)
     admitted = await submit(services, caller, asked, retry)
     headers = answer_headers(admitted, asked)
     job = await shown_job(services, caller, admitted, asked.known)
@@ -82,8 +82,7 @@ async def create(
 async def input_tokens(request: Request, services: ServicesDep, caller: Submitter) -> Response:
     """How many tokens a request would have as input. Nothing is kept."""
     parsed, generation = await read_json_object(request, _count_input)
-    earlier = await earlier_messages(services, caller, parsed.previous_response_id)
-    generation = parsed.going_on(generation, earlier)
+    generation = await with_conversation(services, caller, parsed, generation)
     if parsed.model is None:
         generation = replace(generation, model=await _previous_model(services, caller, parsed))
     num_tokens = await services.admission.count_tokens(caller, generation)

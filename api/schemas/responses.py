@@ -159,7 +159,7 @@ class CreateResponse(SamplingFields, WaitingFields):
         yield from (f"input.{type_}" for type_ in skipped_types(self.input))
 
     def generation(self) -> Generation:
-        """In no dialect, without the responses that this one goes on from (`going_on`)."""
+        """In no dialect, without what it only names: earlier responses, and items of them."""
         refuse_asked(self, _REFUSALS)
         tools = self._tool_use()
         listed = [tool.for_template() for tool in tools.tools] if tools else None
@@ -184,13 +184,13 @@ class CreateResponse(SamplingFields, WaitingFields):
             on_disconnect=self.on_disconnect,
         )
 
-    def going_on(self, generation: Generation, earlier: Sequence[Mapping[str, Any]]) -> Generation:
-        """The same behind the messages of the responses that this one goes on from."""
-        prompt = generation.prompt
-        assert isinstance(prompt, ChatPrompt)
-        num_head = len(self._head())
-        messages = [*prompt.messages[:num_head], *earlier, *prompt.messages[num_head:]]
-        return replace(generation, prompt=ChatPrompt(messages, prompt.tools))
+    def with_messages(
+        self, generation: Generation, messages: Sequence[Mapping[str, Any]]
+    ) -> Generation:
+        """The same with a whole conversation behind the instructions."""
+        assert isinstance(generation.prompt, ChatPrompt)
+        prompt = ChatPrompt([*self._head(), *messages], generation.prompt.tools)
+        return replace(generation, prompt=prompt)
 
     def _head(self) -> list[dict[str, Any]]:
         return [{"role": "system", "content": self.instructions}] if self.instructions else []
