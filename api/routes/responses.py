@@ -37,6 +37,7 @@ from api.submitting import (
     stream_of,
     submit,
 )
+from api.waiting import cancel_and_wait
 from store.jobs import has_event_log
 from store.tenants import ApiKey
 from tasks.errors import InvalidRequest, StreamExpired
@@ -115,12 +116,14 @@ async def get(
 
 
 @router.post("/{response_id}/cancel", responses=gives(ResponseShown))
-async def cancel(services: ServicesDep, caller: Submitter, response_id: str) -> Response:
-    """End a response in the background. Answers with it as it is then, again and again."""
+async def cancel(
+    request: Request, services: ServicesDep, caller: Submitter, response_id: str
+) -> Response:
+    """End a response in the background. Answers with it once it is over, again and again."""
     job = await _find(services, caller, response_id)
     if not job.row["is_background"]:
         raise InvalidRequest("Only responses made with 'background' can be cancelled.")
-    row = await services.canceller.cancel(caller.tenant_id, job.id)
+    row = await cancel_and_wait(services, caller, job.id, request)
     return await answer(services, row, lambda: response_object(job.with_row(row)))
 
 
