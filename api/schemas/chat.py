@@ -145,7 +145,7 @@ class CreateChatCompletion(
 
 
 _REFUSALS: dict[str, tuple[tuple[Any, ...], str]] = {
-    "modalities": ((None, ["text"]), "The models here answer in text only."),
+    "modalities": ((None, [], ["text"]), "The models here answer in text only."),
     "audio": ((None,), "The models here answer in text only."),
     "functions": ((None, []), "'functions' is not supported; use 'tools'."),
     "function_call": ((None, "none", "auto"), "'function_call' is not supported; use 'tools'."),
