@@ -41,7 +41,7 @@ async def with_conversation(
         asked += await services.long_work.run(_with_inputs, turns)
     inputs: list[tuple[str | None, Items]] = [(_PARAM, items) for _, items in asked]
     known = {turn["id"] for turn in chain}
-    wanted = wanted_of([*inputs, (None, parsed.input)], known)
+    wanted = await services.long_work.run(wanted_of, [*inputs, (None, parsed.input)], known)
     if not chain and not wanted:
         return generation
     named = await find_items(services, caller, wanted) if wanted else {}

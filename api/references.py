@@ -27,6 +27,8 @@ _ID = re.compile(r"(?:msg|fc|fco)_(in_)?([0-9a-f]{32})([0-9a-f]{2,6})")
 
 Items = Sequence[InputItem | Skipped]
 
+MAX_ITEMS = 4_096  # that one conversation names: they are looked through on the event loop
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -74,37 +76,61 @@ async def find_items(
 
     Raises ItemNotFound, for others' and unstored ones too, and InvalidRequest for too many.
     """
-    places = {id_: _place(id_, param) for id_, param in wanted.items()}
-    rows = await _responses(services, caller, places.values(), next(iter(wanted.values())))
+    param = next(iter(wanted.values()))
+    if len(wanted) > MAX_ITEMS:
+        message = f"The conversation names more than {MAX_ITEMS} items by their ids."
+        raise InvalidRequest(message, param=param)
+    places = _places(wanted)
+    rows = await _responses(services, caller, places.values(), param)
+    found = await _items_at(services, places, rows)
+    for id_, param in wanted.items():
+        if id_ not in found:
+            raise ItemNotFound(param=param)
+    return found
+
+
+async def find_kept(services: Services, caller: ApiKey, ids: Iterable[str]) -> dict[str, InputItem]:
+    """Those of the caller's items that are there: a page's, to be shown."""
+    places = _places(ids)
+    rows = await named_responses(services.pool, caller.tenant_id, _with_input(places.values()))
+    return await _items_at(services, places, rows)
+
+
+async def _items_at(
+    services: Services, places: Mapping[str, Place], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, InputItem]:
     lists: dict[tuple[UUID, bool], list[InputItem]] = {}
     for piece in in_pieces(rows, _num_chars):
         lists |= await services.long_work.run(_lists_of, piece)
     found: dict[str, InputItem] = {}
     for id_, place in places.items():
         items = lists.get((place.job_id, place.is_input), [])
-        if place.number >= len(items) or items[place.number].type == REFERENCE:
-            raise ItemNotFound(param=wanted[id_])
-        found[id_] = items[place.number]
+        if place.number < len(items) and items[place.number].type != REFERENCE:
+            found[id_] = items[place.number]
     return found
 
 
-def _place(item_id: str, param: str) -> Place:
-    place = place_of(item_id)
-    if place is None:
-        raise ItemNotFound(param=param)
-    return place
+def _places(ids: Iterable[str]) -> dict[str, Place]:
+    """Of those that can be ids of items."""
+    return {id_: place for id_ in ids if (place := place_of(id_)) is not None}
+
+
+def _with_input(places: Iterable[Place]) -> dict[UUID, bool]:
+    """The responses of items, and of which of them the input is needed."""
+    with_input: dict[UUID, bool] = {}
+    for place in places:
+        with_input[place.job_id] = with_input.get(place.job_id, False) or place.is_input
+    return with_input
 
 
 async def _responses(
     services: Services, caller: ApiKey, places: Iterable[Place], param: str
 ) -> list[dict[str, Any]]:
-    has_input: dict[UUID, bool] = {}
-    for place in places:
-        has_input[place.job_id] = has_input.get(place.job_id, False) or place.is_input
-    if len(has_input) > MAX_CHAIN:
+    wanted = _with_input(places)
+    if len(wanted) > MAX_CHAIN:
         message = f"The items are of more than {MAX_CHAIN} responses."
         raise InvalidRequest(message, param=param)
-    rows = await named_responses(services.pool, caller.tenant_id, has_input)
+    rows = await named_responses(services.pool, caller.tenant_id, wanted)
     if rows and rows[-1]["num_bytes"] >= MAX_CHAIN_BYTES:
         message = f"The responses that the items are of have more than {MAX_CHAIN_BYTES >> 20} MiB."
         raise InvalidRequest(message, param=param)

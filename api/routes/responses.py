@@ -21,10 +21,11 @@ from api.job_view import is_terminal
 from api.json_body import read_json_object
 from api.json_response import JsonResponse, page_of
 from api.openapi import EVENT_STREAM, gives, takes
+from api.references import find_kept
 from api.resuming import MAX_SEQ, cursor_of, find_shown_job, not_found
 from api.schemas.objects import Page
 from api.schemas.reports import InputTokens, ResponseDeleted, ResponseShown
-from api.schemas.response_items import InputItem, items_of
+from api.schemas.response_items import REFERENCE, InputItem, items_of
 from api.schemas.responses import CountInput, CreateResponse
 from api.services import Services
 from api.submitting import (
@@ -152,8 +153,16 @@ async def input_items(
     if "input" not in job.request:  # what was asked may be kept for a shorter time
         raise not_found(Dialect.RESPONSE)
 
+    page = await services.long_work.run(_items, job, order == "asc", after, limit + 1)
+    ids = [item["id"] for item in page if item["type"] == REFERENCE]
+    named = await find_kept(services, caller, ids) if ids else {}
+
     def show() -> Response:
-        return page_of(_items(job, order == "asc", after, limit + 1), limit=limit)
+        items = [
+            _item(named[item["id"]]) | {"id": item["id"]} if item["id"] in named else item
+            for item in page
+        ]
+        return page_of(items, limit=limit)
 
     return await services.long_work.run(show)
 
