@@ -9,8 +9,6 @@ from pydantic import BeforeValidator, Field, model_validator
 from api.schemas.strict import Strict, at_most, mistake
 
 INT64_MAX = 2**63 - 1
-# OpenAI's document has the bounds as JavaScript writes them, a little beyond 64 bits.
-MAX_SEED = 9_223_372_036_854_776_000
 MAX_CHOICES = 8
 MAX_TOP_LOGPROBS = 20
 MAX_BIASES = 300
@@ -54,7 +52,7 @@ class SamplingFields(Strict):
     logit_bias: (
         Annotated[dict[TokenId, Bias], at_most(MAX_BIASES), Field(max_length=MAX_BIASES)] | None
     ) = None
-    seed: Annotated[int, Field(ge=-MAX_SEED, le=MAX_SEED)] | None = None
+    seed: Annotated[int, Field(ge=-INT64_MAX - 1, le=INT64_MAX)] | None = None
     stop: (
         Annotated[
             list[StopString],
@@ -71,8 +69,6 @@ class SamplingFields(Strict):
         """The fields that were given, by the engine's names."""
         given = self.model_dump(include=set(SamplingFields.model_fields), exclude_none=True)
         sampling = {name: value for name, value in given.items() if value != _OFF.get(name)}
-        if "seed" in sampling:
-            sampling["seed"] = max(-INT64_MAX - 1, min(sampling["seed"], INT64_MAX))
         if "top_p" in sampling:
             sampling["top_p"] = max(_LEAST_TOP_P, sampling["top_p"])
         return sampling
