@@ -55,7 +55,8 @@ async def test_a_named_item_stands_where_its_reference_does(
     named = [_reference(asked[0]), {"id": message.id}, _user("sure")]
     second = await answered(client, owner, producer, "yes", input=named)
 
-    shown = [item async for item in client.responses.input_items.list(second.id, order="asc")]
+    listing: Any = client.responses.input_items.list(second.id, order="asc")
+    shown = [item async for item in listing]
     assert [item.role for item in shown] == ["user", "assistant", "user"]
     assert [item.content[0].text for item in shown] == ["what colour", "blue", "sure"]
     assert [item.id for item in shown[:2]] == [asked[0], message.id]
