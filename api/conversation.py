@@ -1,14 +1,18 @@
-"""The messages of the responses that a new one goes on from."""
+"""The messages of a conversation: of the responses that a new one goes on from, and its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 
+from api.generation import Generation
+from api.long_work import in_pieces
+from api.references import Items, find_items, wanted_of, with_named
 from api.schemas.messages import arguments_for_template
-from api.schemas.responses import items_of, messages_of
+from api.schemas.response_items import InputItem, items_of, messages_of
+from api.schemas.responses import CreateResponse
 from api.services import Services
 from api.tools.calls import split_answer
 from store.responses import MAX_CHAIN, MAX_CHAIN_BYTES, conversation
@@ -18,19 +22,38 @@ from tasks.ids import RESPONSE_PREFIX, parse_job_id
 from tasks.jobs import TERMINAL, JobStatus
 
 _PARAM = "previous_response_id"
-PIECE_CHARS = 128 << 10  # of JSON, which take some 50 ms at most
 
 Turn = Mapping[str, Any]  # a row of the conversation
+Asked = tuple[Turn, Items]  # with its input
 
 
-async def earlier_messages(
-    services: Services, caller: ApiKey, previous_id: str | None
-) -> list[Mapping[str, Any]]:
-    """Inputs and answers, oldest first; instructions are of one response alone and left out.
+async def with_conversation(
+    services: Services, caller: ApiKey, parsed: CreateResponse, generation: Generation
+) -> Generation:
+    """The request with the inputs and answers before it, and with the items that it names.
 
-    Raises PreviousResponseNotFound, for others' and unstored ones too, and InvalidRequest for one
-    that has no answer yet.
+    Raises PreviousResponseNotFound and ItemNotFound, for others' and unstored ones too, and
+    InvalidRequest for a response that has no answer yet.
     """
+    chain = await _chain(services, caller, parsed.previous_response_id)
+    asked: list[Asked] = []
+    for turns in in_pieces(chain, _num_chars):
+        asked += await services.long_work.run(_with_inputs, turns)
+    inputs: list[tuple[str | None, Items]] = [(_PARAM, items) for _, items in asked]
+    known = {turn["id"] for turn in chain}
+    wanted = await services.long_work.run(wanted_of, [*inputs, (None, parsed.input)], known)
+    if not chain and not wanted:
+        return generation
+    named = await find_items(services, caller, wanted) if wanted else {}
+    earlier: list[Mapping[str, Any]] = []
+    for piece in in_pieces(asked, lambda one: _num_chars(one[0])):
+        earlier += await services.long_work.run(_messages, piece, named)
+    own = await services.long_work.run(messages_of, with_named(parsed.input, named))
+    return parsed.with_messages(generation, [*earlier, *own])
+
+
+async def _chain(services: Services, caller: ApiKey, previous_id: str | None) -> list[Turn]:
+    """Oldest first; instructions are of one response alone and left out."""
     if previous_id is None:
         return []
     job_id = parse_job_id(previous_id, RESPONSE_PREFIX)
@@ -42,13 +65,10 @@ async def earlier_messages(
     _check_begin(chain[0])
     if chain[-1]["status"] not in TERMINAL or chain[-1]["status"] == JobStatus.FAILED:
         raise InvalidRequest("The previous response has no answer to go on from.", param=_PARAM)
-    messages: list[Mapping[str, Any]] = []
-    for turns in _pieces(chain):
-        messages += await services.long_work.run(_messages, turns)
-    return messages
+    return list(chain)
 
 
-def _check_begin(oldest: Mapping[str, Any]) -> None:
+def _check_begin(oldest: Turn) -> None:
     """Raise unless the chain is whole and of a size to go on from."""
     goes_on = oldest["previous_id"] is not None
     if oldest["num_bytes"] >= MAX_CHAIN_BYTES or (goes_on and oldest["depth"] >= MAX_CHAIN):
@@ -60,25 +80,22 @@ def _check_begin(oldest: Mapping[str, Any]) -> None:
         raise PreviousResponseNotFound(message, param=_PARAM)
 
 
-def _pieces(chain: Sequence[Turn]) -> Iterator[Sequence[Turn]]:
-    """Turns that are read in one go, while other requests wait: few where they are long."""
-    piece: list[Turn] = []
-    num_chars = 0
-    for turn in chain:
-        piece.append(turn)
-        num_chars += len(turn["request"]) + len(turn["output"] or "")
-        if num_chars > PIECE_CHARS:
-            yield piece
-            piece, num_chars = [], 0
-    yield piece
+def _num_chars(turn: Turn) -> int:
+    return len(turn["request"]) + len(turn["output"] or "")
 
 
-def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    return [message for turn in turns for message in _messages_of_turn(turn)]
+def _with_inputs(turns: Sequence[Turn]) -> list[Asked]:
+    return [(turn, items_of(orjson.loads(turn["request"])["input"])) for turn in turns]
 
 
-def _messages_of_turn(turn: Turn) -> list[dict[str, Any]]:
-    messages = messages_of(items_of(orjson.loads(turn["request"])["input"]))
+def _messages(asked: Sequence[Asked], named: dict[str, InputItem]) -> list[dict[str, Any]]:
+    return [message for turn, items in asked for message in _messages_of_turn(turn, items, named)]
+
+
+def _messages_of_turn(
+    turn: Turn, items: Items, named: dict[str, InputItem]
+) -> list[dict[str, Any]]:
+    messages = messages_of(with_named(items, named))
     for choice in orjson.loads(turn["output"]) if turn["output"] else ():
         text, calls = split_answer(
             choice["text"], turn["tool_format"], job_id=turn["id"], choice=choice["index"]

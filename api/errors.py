@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
+from api.schemas.strict import MISTAKE, UNSUPPORTED
 from tasks import errors
 from tasks.errors import InternalError, InvalidRequest, ServiceError, UnsupportedParameter
 
@@ -37,6 +38,7 @@ STATUS: Mapping[type[ServiceError], tuple[int, str]] = {
     errors.BatchNotFound: (404, _INVALID),
     errors.WebhookNotFound: (404, _INVALID),
     errors.PreviousResponseNotFound: (404, _INVALID),
+    errors.ItemNotFound: (404, _INVALID),
     errors.RequestTimeout: (408, _INVALID),
     errors.JobCancelled: (409, _INVALID),
     errors.FileMissing: (404, _INVALID),
@@ -103,7 +105,7 @@ def error_response(error: ServiceError) -> Response:
 
 def invalid_request(error: ValidationError) -> InvalidRequest:
     """The first mistake pydantic found, without the input."""
-    return _describe(error.errors(include_url=False, include_context=False, include_input=False))
+    return _describe(error.errors(include_url=False, include_input=False))
 
 
 def install(app: FastAPI) -> None:
@@ -172,13 +174,24 @@ async def _on_database_away(request: Request, error: Exception) -> Response:
 
 def _describe(mistakes: Sequence[Any]) -> InvalidRequest:
     mistake = mistakes[0]
+    if mistake["type"] in (MISTAKE, UNSUPPORTED):
+        return _of_several_fields(mistake)
     param = _param(mistake["loc"])
     if mistake["type"] == "extra_forbidden":
         return UnsupportedParameter(f"Unknown parameter: '{param}'.", param=param)
     if mistake["type"] == "missing":
         return InvalidRequest(f"Missing required parameter: '{param}'.", param=param)
-    message = _text(mistake["msg"])
+    # pydantic names the class of ours that an object would become.
+    is_no_object = mistake["type"] == "model_type"
+    message = "Input should be an object." if is_no_object else _text(mistake["msg"])
     return InvalidRequest(f"'{param}': {message}" if param else message, param=param)
+
+
+def _of_several_fields(mistake: Mapping[str, Any]) -> InvalidRequest:
+    """A rule of ours says itself which of them is to be mended."""
+    named = [part for part in mistake["ctx"]["param"].split(".") if part]
+    kind = UnsupportedParameter if mistake["type"] == UNSUPPORTED else InvalidRequest
+    return kind(_text(mistake["msg"]), param=_param([*mistake["loc"], *named]))
 
 
 def _param(location: Iterable[int | str]) -> str | None:

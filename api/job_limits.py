@@ -69,7 +69,8 @@ def output_limit(generation: Generation, model: ModelEntry, input_tokens: int) -
     limit = min(model.max_output_tokens, room) if asked is None else asked
     if room < 1 or limit > room:
         raise ContextLengthExceeded(
-            f"This model's context length is {model.context_length} tokens; your prompt has"
+            # Clients know an overflow by the first words (tests/unit/api/test_words_of_errors.py).
+            f"This model's maximum context length is {model.context_length} tokens; your prompt has"
             f" {input_tokens}" + (f", and you asked for {asked} more." if asked else "."),
             param=generation.prompt_param,
         )

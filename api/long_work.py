@@ -9,7 +9,7 @@ after 5 ms. A single call of C that takes long is for neither: bound what it is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 # Characters of text that are taken apart in less time than a change of threads is worth.
 SHORT_CHARS = 16_384
+PIECE_CHARS = 128 << 10  # of JSON to be read on the thread, which take some 50 ms at most
 
 
 class LongWork:
@@ -42,3 +43,17 @@ class LongWork:
     async def unless_short(self, num_chars: int, work: Callable[[], T]) -> T:
         """Work on so much text: at once, or on the thread."""
         return work() if num_chars <= SHORT_CHARS else await self.run(work)
+
+
+def in_pieces(things: Sequence[T], num_chars: Callable[[T], int]) -> Iterator[list[T]]:
+    """What is worked on in one go, while other requests wait: few where they are long."""
+    piece: list[T] = []
+    length = 0
+    for thing in things:
+        piece.append(thing)
+        length += num_chars(thing)
+        if length > PIECE_CHARS:
+            yield piece
+            piece, length = [], 0
+    if piece:
+        yield piece

@@ -38,6 +38,7 @@ KEY_CACHE_SIZE = 10_000
 HEARTBEAT_S = 15.0  # proxies cut a silent connection after 60 s
 SEND_TIMEOUT_S = 30.0  # for a client that stopped reading without leaving
 STREAM_GRACE_S = 60.0  # a stream may outlive its job's deadline by this much
+CANCEL_WAIT_S = 5.0  # for the end of a job that its client cancels; its worker needs a step
 
 # Requests that a tenant or a key may have open beyond those that wait for jobs: so it can still
 # look at jobs and cancel them.

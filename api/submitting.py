@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Generic, TypeVar
@@ -20,7 +21,7 @@ from api.generation import Generation
 from api.json_body import read_json_object
 from api.limits.answers import rate_headers
 from api.prompts.vocabulary import Vocabulary
-from api.schemas.chat import CreateChatCompletion
+from api.schemas.chat import CreateChatCompletion, WaitingFields
 from api.schemas.completions import CreateCompletion
 from api.schemas.jobs import CreateJob
 from api.schemas.responses import CreateResponse
@@ -44,6 +45,7 @@ CompletionBody = CreateChatCompletion | CreateCompletion
 IGNORED_HEADER = "x-millrace-ignored"
 JOB_HEADER = "x-millrace-job-id"
 MAX_NAMED = 20  # ignored fields in the header
+_NAMEABLE = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def read_asked(schema: type[B], caller: ApiKey, body: Mapping[str, Any]) -> Aske
         parsed=parsed,
         generation=generation,
         known=known_fields(schema, body),
-        ignored=_ignored(unknown_fields(schema, body)),
+        ignored=_ignored({*unknown_fields(schema, body), *_without_effect(parsed)}),
         request_hash=request_hash(generation.path, caller.tenant_id, body),
     )
 
@@ -127,11 +129,15 @@ def answer_headers(accepted: Accepted, asked: Asked[Any]) -> dict[str, str]:
     return headers if asked.ignored is None else headers | {IGNORED_HEADER: asked.ignored}
 
 
-def _ignored(names: Sequence[str]) -> str | None:
+def _without_effect(parsed: BaseModel) -> Iterator[str]:
+    return parsed.ignored() if isinstance(parsed, WaitingFields) else iter(())
+
+
+def _ignored(names: Set[str]) -> str | None:
     """Names come from the client: only those that can stand in a header."""
     if not names:
         return None
-    usable = [name for name in names if name.isidentifier() and name.isascii()]
+    usable = sorted(name for name in names if _NAMEABLE.fullmatch(name))
     return ", ".join(usable[:MAX_NAMED]) or "unnamed"
 
 

@@ -13,7 +13,7 @@ from api.errors import ClientLeft
 from api.job_view import is_terminal
 from api.limits.turns import Turn
 from api.services import Services
-from api.settings import STREAM_GRACE_S
+from api.settings import CANCEL_WAIT_S, STREAM_GRACE_S
 from store.jobs import JobRow
 from store.tenants import ApiKey
 
@@ -42,6 +42,19 @@ async def wait_for_end(
                 await channel.over.wait()
     await turn.take(is_patient=True)  # what was paid for isn't refused now
     return await find_job(services, caller, job_id)
+
+
+async def cancel_and_wait(
+    services: Services, caller: ApiKey, job_id: UUID, request: Request
+) -> JobRow:
+    """Ask for the end of a job, and give its worker a moment for it: the job, over or not.
+
+    Raises JobNotFound and ClientLeft.
+    """
+    row = await services.canceller.cancel(caller.tenant_id, job_id)
+    if is_terminal(row):
+        return row
+    return await wait_while_there(services, caller, job_id, request, CANCEL_WAIT_S)
 
 
 async def wait_with_client(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -35,6 +36,32 @@ JOIN job_payloads p ON p.job_id = j.id LEFT JOIN job_results r ON r.job_id = j.i
 ORDER BY c.depth DESC
 """
 
+# One after the other, so that no more is read than one may have.
+_NAMED = f"""
+WITH RECURSIVE walk AS (
+    SELECT 0 AS place, NULL::uuid AS id, false AS has_input, 0::bigint AS num_bytes
+    UNION ALL
+    SELECT w.place + 1, asked.id, asked.has_input, w.num_bytes
+        + CASE WHEN asked.has_input THEN coalesce(octet_length((p.request->'input')::text), 0)
+            ELSE 0 END
+        + coalesce(octet_length(r.output::text), 0)
+    FROM walk w CROSS JOIN LATERAL (
+            SELECT (%(ids)s::uuid[])[w.place + 1] AS id,
+                (%(with_input)s::boolean[])[w.place + 1] AS has_input
+        ) asked
+        LEFT JOIN job_payloads p ON p.job_id = asked.id AND p.tenant_id = %(tenant_id)s
+        LEFT JOIN job_results r ON r.job_id = asked.id AND r.tenant_id = %(tenant_id)s
+    WHERE w.place < cardinality(%(ids)s::uuid[]) AND w.num_bytes < {MAX_CHAIN_BYTES}
+)
+SELECT j.id, j.status, j.tool_format, r.output::text AS output, w.num_bytes,
+    CASE WHEN w.has_input THEN (p.request->'input')::text END AS input
+FROM walk w JOIN jobs j ON j.id = w.id AND j.tenant_id = %(tenant_id)s
+    AND j.dialect = 'response' AND j.is_stored AND j.deleted_at IS NULL AND (j.finished_at IS NULL
+        OR j.finished_at > now() - make_interval(secs => %(keep_s)s))
+LEFT JOIN job_payloads p ON p.job_id = j.id LEFT JOIN job_results r ON r.job_id = j.id
+ORDER BY w.place
+"""
+
 
 async def conversation(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> list[dict[str, Any]]:
     """A response and those before it, oldest first: `{id, status, tool_format, previous_id,
@@ -46,4 +73,24 @@ async def conversation(pool: AsyncPool, tenant_id: UUID, job_id: UUID) -> list[d
     parameters = {"job_id": job_id, "tenant_id": tenant_id, "keep_s": kept_s()}
     async with as_tenant(pool, tenant_id) as connection:
         cursor = await connection.execute(_CHAIN, parameters)
+        return await cursor.fetchall()
+
+
+async def named_responses(
+    pool: AsyncPool, tenant_id: UUID, wanted: Mapping[UUID, bool]
+) -> list[dict[str, Any]]:
+    """Some responses by their ids, as far as they are there: `{id, status, tool_format}`, `output`
+    and, of those that are true in `wanted`, `input`, both as text of JSON, and behind how many
+    bytes of these each is: `num_bytes`.
+
+    Those behind MAX_CHAIN_BYTES are left out; the last one then has as many or more.
+    """
+    parameters = {
+        "ids": list(wanted),
+        "with_input": list(wanted.values()),
+        "tenant_id": tenant_id,
+        "keep_s": kept_s(),
+    }
+    async with as_tenant(pool, tenant_id) as connection:
+        cursor = await connection.execute(_NAMED, parameters)
         return await cursor.fetchall()

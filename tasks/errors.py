@@ -11,6 +11,7 @@ ServiceError
 ├── ModelNotFound             404
 ├── JobNotFound               404
 ├── PreviousResponseNotFound  404
+├── ItemNotFound              404
 ├── FileMissing               404
 ├── BatchNotFound             404
 ├── WebhookNotFound           404
@@ -122,6 +123,12 @@ class PreviousResponseNotFound(ServiceError):
     """The previous response doesn't exist, or was not stored."""
 
     code = "previous_response_not_found"
+
+
+class ItemNotFound(ServiceError):
+    """No item with this id, or its response was not stored."""
+
+    code = "item_not_found"
 
 
 class BatchNotFound(ServiceError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+from uuid import UUID
 
 import orjson
 
@@ -49,12 +50,31 @@ def response_object(job: ShownJob) -> dict[str, Any]:
     row = job.row
     if row["status"] not in TERMINAL:
         return _object(job, row["status"], [])
-    items = ItemBuilder(job.id)
-    for choice in row["output"] or ():
-        for piece in _pieces_of(job, choice["text"]):
+    items = output_items(
+        job.id,
+        row["tool_format"],
+        [choice["text"] for choice in row["output"] or ()],
+        status=_item_status(row),
+        logprobs=_whole_logprobs(job, row),
+    )
+    return _finished(job, row, items)
+
+
+def output_items(
+    job_id: UUID,
+    tool_format: str | None,
+    texts: Iterable[str],
+    *,
+    status: str,
+    logprobs: LaterList | Sequence[dict[str, Any]] = (),
+) -> list[dict[str, Any]]:
+    """The items of an answer that is over; `status` and `logprobs` are of the last one."""
+    items = ItemBuilder(job_id)
+    for text in texts:
+        for piece in _pieces_of(tool_format, text):
             list(items.add(piece))
-    list(items.close(_item_status(row), _whole_logprobs(job, row)))
-    return _finished(job, row, items.items)
+    list(items.close(status, logprobs))
+    return items.items
 
 
 class ResponseFold:
@@ -153,11 +173,10 @@ class ResponseFold:
             self._next_seq += 1
 
 
-def _pieces_of(job: ShownJob, text: str) -> list[Piece]:
-    name = job.row["tool_format"]
-    if name is None:
+def _pieces_of(tool_format: str | None, text: str) -> list[Piece]:
+    if tool_format is None:
         return [TextPiece(text)] if text else []
-    parser = ToolCallParser(format_named(name))
+    parser = ToolCallParser(format_named(tool_format))
     return _joined([*parser.feed(text), *parser.end()])
 
 
@@ -226,24 +245,28 @@ def _object(job: ShownJob, status: str, items: list[dict[str, Any]]) -> dict[str
         "safety_identifier": request.get("safety_identifier"),
         "service_tier": row["service_tier"],
         "store": request.get("store") is not False,
-        "temperature": request.get("temperature", 1.0),
+        "temperature": _or(request.get("temperature"), 1.0),
         "text": _text(request.get("text")),
         "tool_choice": request.get("tool_choice") or "auto",
         "tools": [
             {"strict": None, "parameters": None, **tool} for tool in request.get("tools") or ()
         ],
         "top_logprobs": request.get("top_logprobs") or 0,
-        "top_p": request.get("top_p", 1.0),
+        "top_p": _or(request.get("top_p"), 1.0),
         "truncation": request.get("truncation") or "disabled",
         "usage": None,
         "user": request.get("user"),
     }
 
 
+def _or(given: float | None, default: float) -> float:
+    return default if given is None else given
+
+
 def _text(asked: Any) -> dict[str, Any]:
-    return {"format": {"type": "text"}, "verbosity": "medium"} | {
-        name: value for name, value in (asked or {}).items() if value is not None
-    }
+    """No model here has another verbosity, whatever was asked for."""
+    given = {name: value for name, value in (asked or {}).items() if value is not None}
+    return {"format": {"type": "text"}} | given | {"verbosity": "medium"}
 
 
 def _error(row: JobRow) -> dict[str, str] | None:

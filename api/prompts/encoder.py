@@ -101,7 +101,7 @@ def _refuse_hopeless(codec: PromptCodec, length: int, context_length: int, param
     chars_per_token = max(codec.longest_token, MIN_CHARS_PER_TOKEN_LIMIT)
     if length > context_length * chars_per_token:
         raise ContextLengthExceeded(
-            f"This model's context length is {context_length} tokens;"
+            f"This model's maximum context length is {context_length} tokens;"
             f" a prompt of {length} characters can't fit.",
             param=param,
         )

@@ -31,7 +31,7 @@ from api.schemas.objects import JobShown, Page
 from api.schemas.reports import JobDeleted
 from api.services import Services
 from api.submitting import Retry, job_headers, read_asked, submit
-from api.waiting import wait_while_there
+from api.waiting import cancel_and_wait, wait_while_there
 from store.jobs import JobRow, list_jobs, queue_position
 from store.tenants import ApiKey
 from tasks.errors import InvalidRequest
@@ -104,9 +104,11 @@ async def get(
 
 
 @router.post("/{job_id}/cancel", responses=gives(JobShown))
-async def cancel(services: ServicesDep, caller: Submitter, job_id: JobId) -> Response:
-    """Ask for the end of a job. Answers with the job as it is then; a job that is over stays so."""
-    row = await services.canceller.cancel(caller.tenant_id, job_id)
+async def cancel(
+    request: Request, services: ServicesDep, caller: Submitter, job_id: JobId
+) -> Response:
+    """End a job. Answers with it once it is over; a job that was over before stays so."""
+    row = await cancel_and_wait(services, caller, job_id, request)
     check_is_shown(row)
     return await _view(services, caller, row)
 

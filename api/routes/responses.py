@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from api import deleting
 from api.answering import answer
-from api.conversation import earlier_messages
+from api.conversation import with_conversation
 from api.deps import JobsReader, ServicesDep, Submitter, TurnDep, may_wait
 from api.dialects.fold import ShownJob
 from api.dialects.response import ResponseFold, response_object
@@ -21,10 +21,12 @@ from api.job_view import is_terminal
 from api.json_body import read_json_object
 from api.json_response import JsonResponse, page_of
 from api.openapi import EVENT_STREAM, gives, takes
+from api.references import find_kept
 from api.resuming import MAX_SEQ, cursor_of, find_shown_job, not_found
 from api.schemas.objects import Page
 from api.schemas.reports import InputTokens, ResponseDeleted, ResponseShown
-from api.schemas.responses import CountInput, CreateResponse, InputItem, items_of
+from api.schemas.response_items import REFERENCE, InputItem, items_of
+from api.schemas.responses import CountInput, CreateResponse
 from api.services import Services
 from api.submitting import (
     Retry,
@@ -36,6 +38,7 @@ from api.submitting import (
     stream_of,
     submit,
 )
+from api.waiting import cancel_and_wait
 from store.jobs import has_event_log
 from store.tenants import ApiKey
 from tasks.errors import InvalidRequest, StreamExpired
@@ -58,10 +61,10 @@ async def create(
     """The response when it is over; with `stream` its events; with `background` at once."""
     asked = await read_json_object(request, partial(read_asked, CreateResponse, caller))
     parsed = asked.parsed
-    earlier = await earlier_messages(services, caller, parsed.previous_response_id)
+    generation = await with_conversation(services, caller, parsed, asked.generation)
     if parsed.stream or not parsed.background:
         await may_wait(request, services, caller)
-    asked = replace(asked, generation=parsed.going_on(asked.generation, earlier))
+    asked = replace(asked, generation=generation)
     admitted = await submit(services, caller, asked, retry)
     headers = answer_headers(admitted, asked)
     job = await shown_job(services, caller, admitted, asked.known)
@@ -81,8 +84,7 @@ async def create(
 async def input_tokens(request: Request, services: ServicesDep, caller: Submitter) -> Response:
     """How many tokens a request would have as input. Nothing is kept."""
     parsed, generation = await read_json_object(request, _count_input)
-    earlier = await earlier_messages(services, caller, parsed.previous_response_id)
-    generation = parsed.going_on(generation, earlier)
+    generation = await with_conversation(services, caller, parsed, generation)
     if parsed.model is None:
         generation = replace(generation, model=await _previous_model(services, caller, parsed))
     num_tokens = await services.admission.count_tokens(caller, generation)
@@ -115,12 +117,14 @@ async def get(
 
 
 @router.post("/{response_id}/cancel", responses=gives(ResponseShown))
-async def cancel(services: ServicesDep, caller: Submitter, response_id: str) -> Response:
-    """End a response in the background. Answers with it as it is then, again and again."""
+async def cancel(
+    request: Request, services: ServicesDep, caller: Submitter, response_id: str
+) -> Response:
+    """End a response in the background. Answers with it once it is over, again and again."""
     job = await _find(services, caller, response_id)
     if not job.row["is_background"]:
         raise InvalidRequest("Only responses made with 'background' can be cancelled.")
-    row = await services.canceller.cancel(caller.tenant_id, job.id)
+    row = await cancel_and_wait(services, caller, job.id, request)
     return await answer(services, row, lambda: response_object(job.with_row(row)))
 
 
@@ -149,8 +153,16 @@ async def input_items(
     if "input" not in job.request:  # what was asked may be kept for a shorter time
         raise not_found(Dialect.RESPONSE)
 
+    page = await services.long_work.run(_items, job, order == "asc", after, limit + 1)
+    ids = [item["id"] for item in page if item["type"] == REFERENCE]
+    named = await find_kept(services, caller, ids) if ids else {}
+
     def show() -> Response:
-        return page_of(_items(job, order == "asc", after, limit + 1), limit=limit)
+        items = [
+            _item(named[item["id"]]) | {"id": item["id"]} if item["id"] in named else item
+            for item in page
+        ]
+        return page_of(items, limit=limit)
 
     return await services.long_work.run(show)
 

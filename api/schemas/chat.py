@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -19,9 +20,9 @@ from api.schemas.jobs import (
 )
 from api.schemas.messages import OpenMessage
 from api.schemas.sampling import ChoiceFields, Count, SamplingFields
-from api.schemas.strict import IGNORE_UNKNOWN, Strict
+from api.schemas.strict import IGNORE_UNKNOWN, Strict, mistake
 from api.schemas.structured_outputs import StructuredOutputFields
-from api.schemas.tools import ToolFields
+from api.schemas.tools import ToolFields, skipped_types
 from tasks.jobs import Dialect, OnDisconnect
 
 PATH = "/v1/chat/completions"
@@ -63,8 +64,12 @@ class WaitingFields(Strict):
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> WaitingFields:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("'stream_options' are for 'stream': true.")
+            raise mistake("'stream_options' are for 'stream': true.", "stream_options")
         return self
+
+    def ignored(self) -> Iterator[str]:
+        """Names of fields that the schema knows and that have no effect here."""
+        return iter(())
 
     @property
     def tier(self) -> str:
@@ -87,7 +92,7 @@ class CreateChatCompletion(
     messages: Annotated[list[OpenMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
-    # What no model here can do; neutral values are fine.
+    # What no model here can do: refused where it would change the answer, else named as ignored.
     modalities: list[str] | None = None
     audio: Any = None
     functions: Any = None
@@ -100,8 +105,16 @@ class CreateChatCompletion(
     @model_validator(mode="after")
     def _one_limit(self) -> CreateChatCompletion:
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise ValueError("Give either 'max_completion_tokens' or 'max_tokens'.")
+            message = "Give either 'max_completion_tokens' or 'max_tokens'."
+            raise mistake(message, "max_tokens")
         return self
+
+    def ignored(self) -> Iterator[str]:
+        """What was asked for and changes no text model's answer."""
+        for name, neutral in _HINTS.items():
+            if getattr(self, name) not in (None, neutral):
+                yield name
+        yield from (f"tools.{type_}" for type_ in skipped_types(self.tools))
 
     def generation(self) -> Generation:
         """In no dialect. Raises InvalidRequest and its like."""
@@ -132,11 +145,11 @@ class CreateChatCompletion(
 
 
 _REFUSALS: dict[str, tuple[tuple[Any, ...], str]] = {
-    "modalities": ((None, ["text"]), "The models here answer in text only."),
+    "modalities": ((None, [], ["text"]), "The models here answer in text only."),
     "audio": ((None,), "The models here answer in text only."),
     "functions": ((None, []), "'functions' is not supported; use 'tools'."),
     "function_call": ((None, "none", "auto"), "'function_call' is not supported; use 'tools'."),
     "web_search_options": ((None,), "There is no web search here."),
-    "reasoning_effort": ((None, "none"), "This model has no reasoning effort to choose."),
-    "verbosity": ((None, "medium"), "This model has no verbosity to choose."),
 }
+# With the value that all models here have.
+_HINTS = {"reasoning_effort": "none", "verbosity": "medium", "prediction": None}

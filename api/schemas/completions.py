@@ -65,7 +65,9 @@ class CreateCompletion(SamplingFields, StructuredOutputFields, WaitingFields):
 
     def generation(self) -> Generation:
         """In no dialect. Raises InvalidRequest and its like."""
-        refuse_asked(self, {"suffix": ((None,), "'suffix' is not supported: no model fills in.")})
+        refuse_asked(
+            self, {"suffix": ((None, ""), "'suffix' is not supported: no model fills in.")}
+        )
         self._refuse_combinations()
         logprobs = {} if self.logprobs is None else {"logprobs": self.logprobs}
         return Generation(

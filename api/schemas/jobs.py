@@ -11,7 +11,7 @@ from api.grammars.formats import requested_form
 from api.prompts.prompt import ChatPrompt, Prompt, TextPrompt
 from api.schemas.messages import Message
 from api.schemas.sampling import ChoiceFields, Count, SamplingFields
-from api.schemas.strict import Strict, at_most
+from api.schemas.strict import Skipped, Strict, at_most, mistake
 from api.schemas.structured_outputs import StructuredOutputFields
 from api.schemas.tools import ToolFields
 from api.settings import MAX_DEADLINE_S
@@ -58,15 +58,20 @@ class CreateJob(SamplingFields, ChoiceFields, StructuredOutputFields, ToolFields
     @model_validator(mode="after")
     def _one_prompt_and_one_limit(self) -> CreateJob:
         if (self.messages is None) == (self.prompt is None):
-            raise ValueError("Give either 'messages' or 'prompt'.")
+            param = "messages" if self.messages is None else "prompt"
+            raise mistake("Give either 'messages' or 'prompt'.", param)
         if self.messages is None and self.tools:
-            raise ValueError("'tools' need 'messages'.")
-        if len(self._limits()) > 1:
-            raise ValueError(f"Give one of {', '.join(_LIMITS)}.")
+            raise mistake("'tools' need 'messages'.", "tools")
+        if len(limits := list(self._limits())) > 1:
+            raise mistake(f"Give one of {', '.join(_LIMITS)}.", limits[1])
         return self
 
     def generation(self) -> Generation:
         """In no dialect. Raises InvalidRequest and its like."""
+        for place, tool in enumerate(self.tools or ()):
+            if isinstance(tool, Skipped):  # strict: nothing is left out here
+                message = "Tools of other types than 'function' are not supported."
+                raise UnsupportedParameter(message, param=f"tools.{place}.type")
         if self.stream:
             message = "Jobs are not streamed by this call; read the events at the job's events_url."
             raise UnsupportedParameter(message, param="stream")

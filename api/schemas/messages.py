@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from api.json_body import parse_json_object
-from api.schemas.strict import IGNORE_UNKNOWN, Strict
+from api.schemas.strict import IGNORE_UNKNOWN, Strict, mistake
 from tasks.errors import InvalidRequest
 
 MAX_PARTS = 256
@@ -88,11 +88,12 @@ class Message(Strict):
     @model_validator(mode="after")
     def _fields_of_its_role(self) -> Message:
         if self.content is None and not self.tool_calls:
-            raise ValueError("Give 'content'.")
+            raise mistake("Give 'content'.", "content")
         if self.tool_calls and self.role != "assistant":
-            raise ValueError("Only messages of the assistant have 'tool_calls'.")
+            raise mistake("Only messages of the assistant have 'tool_calls'.", "tool_calls")
         if self.role == "tool" and self.tool_call_id is None:
-            raise ValueError("A message of the role 'tool' needs its 'tool_call_id'.")
+            message = "A message of the role 'tool' needs its 'tool_call_id'."
+            raise mistake(message, "tool_call_id")
         return self
 
     def for_template(self) -> dict[str, Any]:

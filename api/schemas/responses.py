@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -13,9 +13,9 @@ from api.grammars.formats import requested_form
 from api.prompts.prompt import ChatPrompt
 from api.schemas.chat import WaitingFields
 from api.schemas.jobs import MAX_MESSAGES, ModelName, refuse_asked
-from api.schemas.messages import MAX_PARTS, arguments_for_template, text_as_parts
+from api.schemas.response_items import AnyItem, Input, messages_of, text_as_items
 from api.schemas.sampling import MAX_TOP_LOGPROBS, Count, SamplingFields
-from api.schemas.strict import IGNORE_UNKNOWN, Strict
+from api.schemas.strict import IGNORE_UNKNOWN, OrSkipped, Skipped, Strict, mistake
 from api.schemas.structured_outputs import (
     JsonSchemaFormat,
     ResponseFormat,
@@ -26,69 +26,18 @@ from api.schemas.structured_outputs import (
 )
 from api.schemas.tools import (
     MAX_TOOLS,
+    AnyTool,
     Function,
-    FunctionName,
     ToolChoiceField,
     check_tools,
+    skipped_types,
     tool_use,
 )
 from api.tools.request import Tool, ToolUse
-from tasks.errors import InvalidRequest
 from tasks.jobs import Dialect
 
 PATH = "/v1/responses"
 LOGPROBS = "message.output_text.logprobs"
-
-
-class ContentPart(Strict):
-    """A piece of a message, of the client or of an earlier answer."""
-
-    model_config = IGNORE_UNKNOWN
-
-    type: Literal["input_text", "output_text", "text"]
-    text: str
-
-
-Content = Annotated[
-    Sequence[ContentPart],
-    BeforeValidator(text_as_parts, json_schema_input_type=str | Sequence[ContentPart]),
-    Field(max_length=MAX_PARTS),
-]
-
-
-ItemType = Literal["message", "function_call", "function_call_output"]
-
-
-class InputItem(Strict):
-    """One item of the input: a message, a call of a function, or what came out of one."""
-
-    model_config = IGNORE_UNKNOWN
-
-    type: ItemType = "message"
-    id: Annotated[str, Field(max_length=128)] | None = None
-    role: Literal["user", "assistant", "system", "developer"] | None = None
-    content: Content | None = None
-    call_id: Annotated[str, Field(min_length=1, max_length=128)] | None = None
-    name: FunctionName | None = None
-    arguments: str | None = None
-    output: Content | None = None
-
-    @field_validator("type", mode="before", json_schema_input_type=ItemType | None)
-    @classmethod
-    def _null_is_message(cls, value: Any) -> Any:
-        return "message" if value is None else value
-
-    @model_validator(mode="after")
-    def _fields_of_its_type(self) -> InputItem:
-        needed = {
-            "message": ("role", "content"),
-            "function_call": ("call_id", "name", "arguments"),
-            "function_call_output": ("call_id", "output"),
-        }
-        for name in needed[self.type]:
-            if getattr(self, name) is None:
-                raise ValueError(f"An item of the type '{self.type}' needs '{name}'.")
-        return self
 
 
 class TextFormat(Strict):
@@ -113,7 +62,8 @@ class TextFormat(Strict):
     @model_validator(mode="after")
     def _schema_with_its_type(self) -> TextFormat:
         if self.type == "json_schema" and (self.name is None or self.schema_ is None):
-            raise ValueError("A format of the type 'json_schema' needs 'name' and 'schema'.")
+            message = "A format of the type 'json_schema' needs 'name' and 'schema'."
+            raise mistake(message, "name" if self.name is None else "schema")
         return self
 
 
@@ -123,10 +73,10 @@ class TextOptions(Strict):
     model_config = IGNORE_UNKNOWN
 
     format: TextFormat | None = None
-    verbosity: Literal["medium"] | None = None
+    verbosity: str | None = None
 
 
-class ResponseTool(Function):
+class ResponseTool(AnyTool, Function):
     """A function; its fields stand beside the type here."""
 
     type: Literal["function"]
@@ -138,15 +88,18 @@ class ResponseTool(Function):
 
 
 class Reasoning(Strict):
-    """No model here has an effort to choose."""
+    """No model here reasons apart from its answer: there is no effort to choose, and no summary."""
 
     model_config = IGNORE_UNKNOWN
 
-    effort: Literal["none"] | None = None
+    effort: str | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
 
-
-def _text_as_items(value: Any) -> Any:
-    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether more is wanted than what every answer has."""
+        return self.effort not in (None, "none") or bool(self.summary or self.generate_summary)
 
 
 class CreateResponse(SamplingFields, WaitingFields):
@@ -154,11 +107,7 @@ class CreateResponse(SamplingFields, WaitingFields):
 
     model_config = IGNORE_UNKNOWN
 
-    input: Annotated[
-        list[InputItem],
-        BeforeValidator(_text_as_items, json_schema_input_type=str | list[InputItem]),
-        Field(min_length=1, max_length=MAX_MESSAGES),
-    ]
+    input: Annotated[Input, Field(min_length=1)]
     instructions: str | None = None
     previous_response_id: Annotated[str, Field(max_length=64)] | None = None
     background: bool | None = None
@@ -168,7 +117,10 @@ class CreateResponse(SamplingFields, WaitingFields):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     text: TextOptions | None = None
     structured_outputs: StructuredOutputs | None = None
-    tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: (
+        Annotated[list[Annotated[ResponseTool | Skipped, OrSkipped()]], Field(max_length=MAX_TOOLS)]
+        | None
+    ) = None
     tool_choice: ToolChoiceField = None
     parallel_tool_calls: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
@@ -178,24 +130,36 @@ class CreateResponse(SamplingFields, WaitingFields):
 
     @model_validator(mode="after")
     def _combinations(self) -> CreateResponse:
-        check_tools([tool.name for tool in self.tools or ()], self.tool_choice)
-        if self.has_logprobs and self.tools and not self._calls_nothing:
-            raise ValueError("Log probabilities are not given where 'tools' may be called.")
+        check_tools(self.tools or (), self.tool_choice, lambda tool: tool.name)
+        if self.has_logprobs and self._tool_use() is not None:
+            message = "Log probabilities are not given where 'tools' may be called."
+            raise mistake(message, "top_logprobs" if self.top_logprobs else "include")
         if self.background and self.store is False:
-            raise ValueError("'background' needs 'store': there would be nothing to come back for.")
+            message = "'background' needs 'store': there would be nothing to come back for."
+            raise mistake(message, "background")
+        if self.input and all(isinstance(item, Skipped) for item in self.input):
+            raise mistake("No item of the 'input' is one that a text model can use.", "input")
         return self
-
-    @property
-    def _calls_nothing(self) -> bool:
-        return self.tool_choice is not None and self.tool_choice.mode == "none"
 
     @property
     def has_logprobs(self) -> bool:
         """Whether the client wants to know how likely the tokens were."""
         return LOGPROBS in (self.include or ()) or bool(self.top_logprobs)
 
+    def ignored(self) -> Iterator[str]:
+        """What was asked for and changes no text model's answer."""
+        if self.reasoning and self.reasoning.is_asked_for:
+            yield "reasoning"
+        if self.text and self.text.verbosity not in (None, "medium"):
+            yield "text.verbosity"
+        if self.max_tool_calls is not None:  # of tools that the server calls
+            yield "max_tool_calls"
+        yield from (f"include.{name}" for name in self.include or () if name != LOGPROBS)
+        yield from (f"tools.{type_}" for type_ in skipped_types(self.tools))
+        yield from (f"input.{type_}" for type_ in skipped_types(self.input))
+
     def generation(self) -> Generation:
-        """In no dialect, without the responses that this one goes on from (`going_on`)."""
+        """In no dialect, without what it only names: earlier responses, and items of them."""
         refuse_asked(self, _REFUSALS)
         tools = self._tool_use()
         listed = [tool.for_template() for tool in tools.tools] if tools else None
@@ -220,19 +184,19 @@ class CreateResponse(SamplingFields, WaitingFields):
             on_disconnect=self.on_disconnect,
         )
 
-    def going_on(self, generation: Generation, earlier: Sequence[Mapping[str, Any]]) -> Generation:
-        """The same behind the messages of the responses that this one goes on from."""
-        prompt = generation.prompt
-        assert isinstance(prompt, ChatPrompt)
-        num_head = len(self._head())
-        messages = [*prompt.messages[:num_head], *earlier, *prompt.messages[num_head:]]
-        return replace(generation, prompt=ChatPrompt(messages, prompt.tools))
+    def with_messages(
+        self, generation: Generation, messages: Sequence[Mapping[str, Any]]
+    ) -> Generation:
+        """The same with a whole conversation behind the instructions."""
+        assert isinstance(generation.prompt, ChatPrompt)
+        prompt = ChatPrompt([*self._head(), *messages], generation.prompt.tools)
+        return replace(generation, prompt=prompt)
 
     def _head(self) -> list[dict[str, Any]]:
         return [{"role": "system", "content": self.instructions}] if self.instructions else []
 
     def _tool_use(self) -> ToolUse | None:
-        tools = [tool.tool() for tool in self.tools or ()]
+        tools = [tool.tool() for tool in self.tools or () if isinstance(tool, ResponseTool)]
         return tool_use(tools, self.tool_choice, is_parallel=self.parallel_tool_calls is not False)
 
     def _logprob_sampling(self) -> dict[str, Any]:
@@ -251,8 +215,8 @@ class CountInput(CreateResponse):
 
     model: ModelName | None = None  # type: ignore[assignment]  # that of the previous response
     input: Annotated[
-        list[InputItem],
-        BeforeValidator(_text_as_items, json_schema_input_type=str | list[InputItem] | None),
+        list[AnyItem],
+        BeforeValidator(text_as_items, json_schema_input_type=str | list[AnyItem] | None),
         Field(default_factory=list, max_length=MAX_MESSAGES),
     ]
 
@@ -264,39 +228,8 @@ class CountInput(CreateResponse):
     @model_validator(mode="after")
     def _something_to_count(self) -> CountInput:
         if not self.input and not self.instructions and self.previous_response_id is None:
-            raise ValueError("Give 'input', 'instructions' or 'previous_response_id'.")
+            raise mistake("Give 'input', 'instructions' or 'previous_response_id'.", "input")
         return self
-
-
-def messages_of(items: Sequence[InputItem]) -> list[dict[str, Any]]:
-    """Items as the messages of a chat; calls that follow each other are of one message."""
-    messages: list[dict[str, Any]] = []
-    for item in items:
-        if item.type == "message":
-            messages.append({"role": item.role, "content": _text(item.content)})
-        elif item.type == "function_call_output":
-            output = _text(item.output)
-            messages.append({"role": "tool", "tool_call_id": item.call_id, "content": output})
-        else:
-            if not messages or messages[-1]["role"] != "assistant":
-                messages.append({"role": "assistant", "content": ""})
-            arguments = arguments_for_template(item.arguments or "")
-            function = {"name": item.name, "arguments": arguments}
-            call = {"id": item.call_id, "type": "function", "function": function}
-            messages[-1].setdefault("tool_calls", []).append(call)
-    return messages
-
-
-def items_of(value: Any) -> list[InputItem]:
-    """The `input` of a stored request. Raises InvalidRequest for one that is none any more."""
-    try:
-        return [InputItem.model_validate(item) for item in _text_as_items(value)]
-    except (TypeError, ValueError):
-        raise InvalidRequest("The earlier response can't be read.") from None
-
-
-def _text(content: Sequence[ContentPart] | None) -> str:
-    return "\n".join(part.text for part in content or ())
 
 
 _REFUSALS: dict[str, tuple[tuple[Any, ...], str]] = {

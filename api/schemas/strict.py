@@ -13,10 +13,29 @@ from pydantic import (
     GetCoreSchemaHandler,
     model_validator,
 )
-from pydantic_core import CoreSchema, PydanticKnownError, PydanticUndefined
+from pydantic_core import (
+    CoreSchema,
+    PydanticCustomError,
+    PydanticKnownError,
+    PydanticUndefined,
+    core_schema,
+)
 
 # A body with more fields than any schema has is looked through before it is validated.
 MANY_FIELDS = 64
+
+# Types of mistakes that name their field themselves, see `mistake`.
+MISTAKE, UNSUPPORTED = "mistake", "unsupported"
+
+
+def mistake(message: str, param: str = "") -> PydanticCustomError:
+    """For a rule between fields: `param` is the one to mend, seen from where the rule stands."""
+    return PydanticCustomError(MISTAKE, "{text}", {"text": message, "param": param})
+
+
+def unsupported(message: str, param: str = "") -> PydanticCustomError:
+    """The same for what is well-formed, and nothing that there is here."""
+    return PydanticCustomError(UNSUPPORTED, "{text}", {"text": message, "param": param})
 
 
 def _stop_at_first_mistake(schema: Any) -> None:
@@ -55,10 +74,47 @@ class Strict(BaseModel):
         return known if unknown is None else known | {unknown: value[unknown]}
 
     @classmethod
+    def skips(cls, item: Any) -> bool:
+        """Whether an item of a list is none of these, and left out (`OrSkipped`)."""
+        return False
+
+    @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         schema = handler(source)
         _stop_at_first_mistake(schema)
         return schema
+
+
+class Skipped(Strict):
+    """In the place of an item that no model here can use."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: str
+
+
+class OrSkipped:
+    """Annotates `X | Skipped`: what X skips is left out, everything else is validated as X, so that
+    no error names both.
+    """
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        [model, _] = get_args(source)
+
+        def validate(value: Any, inner: Any) -> Any:
+            return Skipped(type=value["type"]) if model.skips(value) else inner(value)
+
+        return core_schema.no_info_wrap_validator_function(
+            validate, handler.generate_schema(model), json_schema_input_schema=handler(source)
+        )
+
+
+def type_of(item: Any) -> str | None:
+    """What an item of a body says it is."""
+    kind = item.get("type") if isinstance(item, dict) else None
+    return kind if isinstance(kind, str) else None
 
 
 def at_most(num: int) -> BeforeValidator:
@@ -78,12 +134,15 @@ def at_most(num: int) -> BeforeValidator:
 IGNORE_UNKNOWN = ConfigDict(extra="ignore")
 
 
-def unknown_fields(model: type[BaseModel], body: Mapping[str, Any]) -> list[str]:
+_Models = tuple[type["Strict"], ...]
+
+
+def unknown_fields(model: type[Strict], body: Mapping[str, Any]) -> list[str]:
     """Top-level names of a body that its schema doesn't know, sorted."""
     return sorted(body.keys() - _known(model).keys())
 
 
-def known_fields(model: type[BaseModel], body: Mapping[str, Any]) -> dict[str, Any]:
+def known_fields(model: type[Strict], body: Mapping[str, Any]) -> dict[str, Any]:
     """A valid body as it was sent, without the fields that its schema doesn't know, at any depth.
 
     What a client adds of its own is read by nobody, so it is not stored either.
@@ -91,7 +150,7 @@ def known_fields(model: type[BaseModel], body: Mapping[str, Any]) -> dict[str, A
     return _keep((model,), body)
 
 
-def _keep(models: tuple[type[BaseModel], ...], body: Mapping[str, Any]) -> dict[str, Any]:
+def _keep(models: _Models, body: Mapping[str, Any]) -> dict[str, Any]:
     fields = _fields(models)
     return {
         name: _keep_inside(fields[name], value) for name, value in body.items() if name in fields
@@ -99,26 +158,27 @@ def _keep(models: tuple[type[BaseModel], ...], body: Mapping[str, Any]) -> dict[
 
 
 @cache
-def _fields(models: tuple[type[BaseModel], ...]) -> dict[str, tuple[type[BaseModel], ...]]:
+def _fields(models: _Models) -> dict[str, _Models]:
     """The names of all fields of some schemas, each with the schemas that its value may be of."""
-    fields: dict[str, tuple[type[BaseModel], ...]] = {}
+    fields: dict[str, _Models] = {}
     for model in models:
         for name, inner in _known(model).items():
             fields[name] = tuple(dict.fromkeys(fields.get(name, ()) + inner))
     return fields
 
 
-def _keep_inside(models: tuple[type[BaseModel], ...], value: Any) -> Any:
+def _keep_inside(models: _Models, value: Any) -> Any:
     """What is of no schema (a JSON schema, metadata) is free in its form and kept whole."""
     if not models:
         return value
     if isinstance(value, list):
-        return [_keep_inside(models, item) for item in value]
+        kept = (item for item in value if not any(model.skips(item) for model in models))
+        return [_keep_inside(models, item) for item in kept]
     return _keep(models, value) if isinstance(value, dict) else value
 
 
 @cache
-def _known(model: type[BaseModel]) -> dict[str, tuple[type[BaseModel], ...]]:
+def _known(model: type[Strict]) -> dict[str, _Models]:
     """The names of a schema's fields, each with the schemas that its value may be of."""
     return {
         field.alias or name: tuple(_models_in(field.annotation, field.metadata))
@@ -126,12 +186,12 @@ def _known(model: type[BaseModel]) -> dict[str, tuple[type[BaseModel], ...]]:
     }
 
 
-def _models_in(kind: Any, metadata: Iterable[Any] = ()) -> Iterator[type[BaseModel]]:
+def _models_in(kind: Any, metadata: Iterable[Any] = ()) -> Iterator[type[Strict]]:
     """Those that a client writes: a validator may make something else of it."""
     written = [item.json_schema_input_type for item in metadata if type(item) is BeforeValidator]
     if written and written[0] is not PydanticUndefined:
         yield from _models_in(written[0])
-    elif isinstance(kind, type) and issubclass(kind, BaseModel):
+    elif isinstance(kind, type) and issubclass(kind, Strict):
         yield kind
     elif get_origin(kind) is Annotated:
         yield from _models_in(get_args(kind)[0], get_args(kind)[1:])

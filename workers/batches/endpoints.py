@@ -11,6 +11,7 @@ from api.dialects.completion import text_completion
 from api.dialects.fold import ShownJob
 from api.dialects.response import response_object
 from api.generation import Generation
+from api.references import references_in
 from api.schemas.chat import PATH as CHAT
 from api.schemas.chat import CreateChatCompletion
 from api.schemas.completions import PATH as COMPLETIONS
@@ -36,6 +37,9 @@ class Endpoint:
         if isinstance(parsed, CreateResponse) and parsed.previous_response_id is not None:
             message = "Lines of a batch stand alone."
             raise UnsupportedParameter(message, param="previous_response_id")
+        if isinstance(parsed, CreateResponse) and any(references_in(parsed.input)):
+            message = "Lines of a batch stand alone: give the items themselves."
+            raise UnsupportedParameter(message, param="input")
         return parsed.generation()
 
 

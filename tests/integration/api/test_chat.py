@@ -234,7 +234,6 @@ async def test_unknown_fields_are_ignored_and_named_and_not_stored(
     [
         ("modalities", ["audio"]),
         ("functions", [{}]),
-        ("reasoning_effort", "high"),
         ("web_search_options", {}),
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
     ],

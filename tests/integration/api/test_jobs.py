@@ -5,7 +5,9 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+import pytest
 
+from api import waiting
 from store.pools import DictConnection
 from tasks.keys import stream_channel
 from tests.integration.api.conftest import Tenant
@@ -122,8 +124,9 @@ async def test_queued_job_is_cancelled_at_once(http: httpx.AsyncClient) -> None:
 
 
 async def test_running_job_is_cancelled_through_its_worker(
-    http: httpx.AsyncClient, producer: Producer
+    http: httpx.AsyncClient, producer: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(waiting, "CANCEL_WAIT_S", 0.1)  # this worker doesn't hear it
     created = (await http.post("/v1/jobs", json=CHAT)).json()
     producer.claim()
     channel = producer.redis.pubsub()  # type: ignore[no-untyped-call]

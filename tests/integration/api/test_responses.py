@@ -224,8 +224,8 @@ async def test_another_tenants_response_is_not_there(
     [
         ("conversation", "conv_1"),
         ("input", [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]),
-        ("reasoning", {"effort": "high"}),
-        ("tools", [{"type": "web_search"}]),
+        ("prompt", {"id": "pmpt_1"}),
+        ("tool_choice", {"type": "web_search"}),
     ],
 )
 async def test_what_is_not_there_is_refused(

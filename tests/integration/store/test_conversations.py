@@ -11,7 +11,7 @@ import pytest
 from cli.stack.database import DatabaseUrls
 from store.jobs import kept_s
 from store.pools import AsyncPool, async_pool
-from store.responses import MAX_CHAIN, MAX_CHAIN_BYTES, conversation
+from store.responses import MAX_CHAIN, MAX_CHAIN_BYTES, conversation, named_responses
 from tasks.ids import RESPONSE_PREFIX, format_job_id, uuid7
 from tests.integration.store.conftest import AsApi
 from tests.integration.store.writes import another_tenant
@@ -196,3 +196,51 @@ def test_a_conversation_goes_through_no_response_of_another_tenant(
             return [await ask(pool, job_id) for job_id in (others, third)]
 
     assert asyncio.run(as_owner()) == [[], [third]]
+
+
+def _named(as_api: AsApi, jobs: Jobs, wanted: dict[UUID, bool]) -> list[dict[str, Any]]:
+    return as_api(lambda pool: named_responses(pool, jobs.tenant_id, wanted))
+
+
+def test_named_responses_come_in_the_order_asked_for_with_inputs_where_wanted(
+    jobs: Jobs, as_api: AsApi
+) -> None:
+    first, second = _response(jobs), _response(jobs, tool_format="hermes")
+
+    rows = _named(as_api, jobs, {second: True, uuid7(): True, first: False})
+
+    assert [(row["id"], row["input"], row["output"]) for row in rows] == [
+        (second, '"ö"', OUTPUT),
+        (first, None, OUTPUT),
+    ]
+    assert [row["tool_format"] for row in rows] == ["hermes", None]
+    assert [row["num_bytes"] for row in rows] == [4 + 16, 4 + 16 + 16]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "dialect = 'chat'",
+        "is_stored = false",
+        "deleted_at = now()",
+        "finished_at = now() - interval '10 years'",
+    ],
+)
+def test_a_named_response_that_is_not_kept_is_not_there(
+    jobs: Jobs, as_api: AsApi, change: str
+) -> None:
+    gone, kept = _response(jobs), _response(jobs)
+    _change(jobs, gone, change)
+
+    assert [row["id"] for row in _named(as_api, jobs, {gone: True, kept: True})] == [kept]
+
+
+def test_of_named_responses_no_more_is_read_than_one_may_have(jobs: Jobs, as_api: AsApi) -> None:
+    large = [_response(jobs, request={"input": "x" * (MAX_CHAIN_BYTES // 2)}) for _ in range(4)]
+
+    rows = _named(as_api, jobs, dict.fromkeys(large, True))
+    outputs = _named(as_api, jobs, dict.fromkeys(large, False))
+
+    assert [row["id"] for row in rows] == large[:2]
+    assert rows[-1]["num_bytes"] >= MAX_CHAIN_BYTES
+    assert [row["id"] for row in outputs] == large

@@ -153,6 +153,7 @@ READS: dict[str, Act] = {
     "event log": lambda p, t, of: jobs.read_event_log(p, t, of.done, 0, 9),
     "logprobs": _logprobs,
     "conversation": lambda p, t, of: responses.conversation(p, t, of.done),
+    "named_responses": lambda p, t, of: responses.named_responses(p, t, {of.done: True}),
     "batch": lambda p, t, of: batches.get_batch(p, t, of.batch),
     "file": lambda p, t, of: files.get_file(p, t, of.file),
     "parts": _object_keys,

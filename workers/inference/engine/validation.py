@@ -55,7 +55,10 @@ def _check_prompt(request: EngineRequest, model: ModelInfo) -> None:
         raise EngineError("invalid_prompt", "a prompt token id is outside the vocabulary")
     num_prompt = len(request.prompt_token_ids)
     if num_prompt >= model.context_length:
-        message = f"{num_prompt} tokens leave no room in a context of {model.context_length}"
+        message = (
+            f"This model's maximum context length is {model.context_length} tokens; {num_prompt}"
+            " leave no room"
+        )
         raise EngineError("context_length_exceeded", message)
 
 

@@ -284,6 +284,9 @@ CASES = {
     "responses.conversation": lambda w: w.asks(
         responses.conversation, w.flood, w.id_of("finished")
     ),
+    "responses.named_responses": lambda w: w.asks(
+        responses.named_responses, w.flood, dict.fromkeys(w.ids_of("finished")[:100], True)
+    ),
     "deletion.delete_job": _delete,
     "deletion.is_of_live_batch": lambda w: w.asks(
         deletion.is_of_live_batch, w.flood, w.id_of("finished")
