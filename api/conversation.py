@@ -78,14 +78,13 @@ def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
 
 
 def _messages_of_turn(turn: Turn) -> list[dict[str, Any]]:
-    messages = messages_of(items_of(orjson.loads(turn["request"])["input"]))
+    request = orjson.loads(turn["request"])
+    messages = messages_of(items_of(request["input"]))
     for choice in orjson.loads(turn["output"]) if turn["output"] else ():
-        text, calls = split_answer(
-            choice["text"], turn["tool_format"], job_id=turn["id"], choice=choice["index"]
-        )
-        answer: dict[str, Any] = {"role": "assistant", "content": text}
-        if calls:
-            answer["tool_calls"] = [_for_template(call.as_object()) for call in calls]
+        said = split_answer(choice, turn["tool_format"], job_id=turn["id"], request=request)
+        answer: dict[str, Any] = {"role": "assistant", "content": said.text}
+        if said.calls:
+            answer["tool_calls"] = [_for_template(call.as_object()) for call in said.calls]
         messages.append(answer)
     return messages
 

@@ -18,6 +18,7 @@ from api.dialects.response_items import Draft, ItemBuilder
 from api.job_view import job_error, unix_time
 from api.json_pieces import LaterList, pieces_of
 from api.json_pieces import Piece as JsonPiece
+from api.tools.calls import is_cut
 from api.tools.formats import format_named
 from api.tools.parser import Piece, TextPiece, ToolCallParser
 from store.jobs import JobRow
@@ -50,10 +51,12 @@ def response_object(job: ShownJob) -> dict[str, Any]:
     if row["status"] not in TERMINAL:
         return _object(job, row["status"], [])
     items = ItemBuilder(job.id)
+    is_cut_in_call = False
     for choice in row["output"] or ():
-        for piece in _pieces_of(job, choice["text"]):
+        pieces, is_cut_in_call = _pieces_of(job, choice)
+        for piece in pieces:
             list(items.add(piece))
-    list(items.close(_item_status(row), _whole_logprobs(job, row)))
+    list(items.close(_item_status(row, is_cut_in_call), _whole_logprobs(job, row)))
     return _finished(job, row, items.items)
 
 
@@ -123,11 +126,12 @@ class ResponseFold:
         return self._of([TextPiece(text)] if text else [])
 
     def _end(self, row: JobRow) -> list[Draft]:
-        drafts = self._of(self._parser.end()) if self._parser else []
+        drafts = self._of(_last_pieces(self._parser, self._job, row)) if self._parser else []
         if self._logprobs and self._items.items:  # of tokens that no text came of
             drafts += self._items.add(TextPiece(""), self._logprobs)
         whole = _whole_logprobs(self._job, row)
-        return [*drafts, *self._items.close(_item_status(row), whole)]
+        is_cut_in_call = self._parser is not None and self._parser.is_cut_in_call
+        return [*drafts, *self._items.close(_item_status(row, is_cut_in_call), whole)]
 
     def _of(self, pieces: Sequence[Piece]) -> list[Draft]:
         drafts: list[Draft] = []
@@ -153,12 +157,19 @@ class ResponseFold:
             self._next_seq += 1
 
 
-def _pieces_of(job: ShownJob, text: str) -> list[Piece]:
-    name = job.row["tool_format"]
+def _pieces_of(job: ShownJob, choice: dict[str, Any]) -> tuple[list[Piece], bool]:
+    """Those of a whole answer, and whether it was cut inside of a call."""
+    name, text = job.row["tool_format"], choice["text"]
     if name is None:
-        return [TextPiece(text)] if text else []
+        return [TextPiece(text)] if text else [], False
     parser = ToolCallParser(format_named(name))
-    return _joined([*parser.feed(text), *parser.end()])
+    pieces = [*parser.feed(text), *parser.end(is_cut=is_cut(choice, job.request))]
+    return _joined(pieces), parser.is_cut_in_call
+
+
+def _last_pieces(parser: ToolCallParser, job: ShownJob, row: JobRow) -> list[Piece]:
+    """What the end settles. A job that has no output was ended from outside."""
+    return parser.end(is_cut=not row["output"] or is_cut(row["output"][0], job.request))
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:
@@ -185,8 +196,9 @@ def _json(data: Any) -> bytes | Sequence[JsonPiece]:
     return pieces if others or not isinstance(first, bytes) else first
 
 
-def _item_status(row: JobRow) -> str:
-    return "completed" if row["status"] == JobStatus.COMPLETED else "incomplete"
+def _item_status(row: JobRow, is_cut_in_call: bool) -> str:
+    is_whole = row["status"] == JobStatus.COMPLETED and not is_cut_in_call
+    return "completed" if is_whole else "incomplete"
 
 
 def _finished(job: ShownJob, row: JobRow, items: list[dict[str, Any]]) -> dict[str, Any]:
