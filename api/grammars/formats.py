@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 from llguidance import LLMatcher
 
+from api.grammars.finite import Looks, can_end
 from api.grammars.limits import MAX_GRAMMAR_BYTES
 from api.grammars.schema_limits import check_schema
 from api.schemas.structured_outputs import ResponseFormat, StructuredOutputFields, StructuredOutputs
@@ -52,6 +53,8 @@ def requested_form(request: StructuredOutputFields) -> Grammar | None:
 def schema_grammar(schema: Mapping[str, Any], *, param: str) -> Grammar:
     """JSON that a schema describes. Raises InvalidGrammar."""
     check_schema(schema, param=param)
+    if not can_end(schema, Looks()):
+        raise InvalidGrammar("No finite text satisfies the schema.", param=param)
     document = {"grammars": [{"json_schema": json_schema_document(schema)}]}
     return bounded_grammar(Grammar(orjson.dumps(document).decode(), param, "schema", schema))
 

@@ -106,17 +106,18 @@ class CreateChatCompletion(
     def generation(self) -> Generation:
         """In no dialect. Raises InvalidRequest and its like."""
         refuse_asked(self, _REFUSALS)
+        tools = self.tool_use()
         return Generation(
             dialect=Dialect.CHAT,
             path=PATH,
             model=self.model,
-            prompt=chat_prompt(list(self.messages), self),
+            prompt=chat_prompt(self.messages, tools),
             prompt_param="messages",
             sampling=self.sampling() | self.logprob_sampling(),
             token_limit=self._token_limit(),
             num_choices=self.num_choices,
             form=requested_form(self),
-            tools=self.tool_use(),
+            tools=tools,
             service_tier=self.tier,
             deadline_s=self.deadline_s,
             metadata=self.metadata or {},

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from store.pools import DictConnection
-from tests.integration.api.bad_bodies import ENDLESS, EXPONENTIAL
+from tests.integration.api.bad_bodies import ENDLESS, EXPONENTIAL, RECURSIVE
 from tests.integration.api.conftest import Tenant
 from tests.integration.api.producer import Producer
 
@@ -96,6 +96,11 @@ async def test_same_key_with_another_schema_is_another_request(http: httpx.Async
             "The schema can't be used: schema too large.",
         ),
         (
+            {"structured_outputs": {"json": RECURSIVE}},
+            "structured_outputs.json",
+            "No finite text satisfies the schema.",
+        ),
+        (
             {"structured_outputs": {"regex": "a("}},
             "structured_outputs.regex",
             "The regex can't be used: unclosed group.",
@@ -117,6 +122,27 @@ async def test_refusal_names_the_parameter_and_the_reason(
     assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_grammar")
     assert error["param"] == param
     assert error["message"].startswith(reason)
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/chat/completions", "/v1/responses"])
+async def test_tools_that_nobody_can_call_are_refused(
+    http: httpx.AsyncClient, path: str, choice: str
+) -> None:
+    function = {"name": "look", "parameters": RECURSIVE}
+    is_response = path == "/v1/responses"
+    body: dict[str, Any] = {
+        "model": "tiny",
+        "tool_choice": choice,
+        "tools": [{"type": "function"} | (function if is_response else {"function": function})],
+    }
+    message = [{"role": "user", "content": "hello"}]
+
+    refused = await http.post(path, json=body | {"input" if is_response else "messages": message})
+
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (400, "invalid_grammar", "tools")
+    assert error["message"] == "No finite text satisfies the parameters of the tool 'look'."
 
 
 async def test_costly_grammar_holds_up_no_other_request(
