@@ -30,7 +30,7 @@ from api.settings import STREAM_GRACE_S
 from api.streams.encoder import DialectEncoder, Encoder
 from api.streams.reader import Reader
 from api.streams.sse import EventStreamResponse
-from api.waiting import wait_with_client
+from api.waiting import wait_with_client, wait_without_turn
 from store.admission import Admitted
 from store.jobs import JobRow
 from store.tenants import ApiKey
@@ -98,9 +98,11 @@ def read_asked(schema: type[B], caller: ApiKey, body: Mapping[str, Any]) -> Aske
 
 
 async def submit(
-    services: Services, caller: ApiKey, asked: Asked[Any], retry: Repetition
+    request: Request, services: Services, caller: ApiKey, asked: Asked[Any], retry: Repetition
 ) -> Accepted:
-    """Commit a job, or find the one that an earlier try of the same request made."""
+    """Commit a job, or find the one that an earlier try of the same request made. Raises ClientLeft
+    for who goes while there is something to wait for.
+    """
     return await services.admission.submit(
         Submission(
             key=caller,
@@ -111,6 +113,7 @@ async def submit(
             is_retry=bool(
                 retry.num_retries and retry.idempotency_key is None and caller.attach_retries
             ),
+            wait=partial(wait_without_turn, request),
         )
     )
 
@@ -180,7 +183,7 @@ async def complete(
     """A completion of either kind: the whole of it, or with `stream` its chunks."""
     asked = await read_json_object(request, partial(read_asked, schema, caller))
     await may_wait(request, services, caller)
-    accepted = await submit(services, caller, asked, retry)
+    accepted = await submit(request, services, caller, asked, retry)
     headers = answer_headers(accepted, asked)
     job = await shown_job(services, caller, accepted, asked.known)
     if asked.parsed.stream:

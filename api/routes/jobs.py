@@ -57,7 +57,7 @@ async def create(
     if wait_s:
         await may_wait(request, services, caller)
     asked = await read_json_object(request, partial(read_asked, CreateJob, caller))
-    admitted = await submit(services, caller, asked, retry)
+    admitted = await submit(request, services, caller, asked, retry)
     location = {"Location": f"/v1/jobs/{format_job_id(admitted.job_id)}"}
     headers = location | job_headers(admitted)
     if admitted.row is not None and not wait_s:
