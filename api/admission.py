@@ -28,6 +28,7 @@ from api.prompts.truncation import shorten
 from api.settings import DEFAULT_DEADLINE_S, MAX_FAILS
 from api.tools.formats import ToolFormat
 from api.tools.grammar import tool_grammar
+from api.tools.request import ToolMode
 from billing.pricing import worst_case_micros
 from store.admission import (
     Admitted,
@@ -254,6 +255,9 @@ def _grammar_of(generation: Generation, model: ServedModel) -> Grammar | None:
         return form
     if form is not None and form.schema is None:
         message = "Together with tools the answer's form can only be JSON."
+        raise UnsupportedParameter(message, param=form.param)
+    if form is not None and tools.mode is ToolMode.REQUIRED and form.is_of_all:
+        message = "Where a tool has to be called, 'structured_outputs' can't be kept to."
         raise UnsupportedParameter(message, param=form.param)
     format_ = _tool_format(generation, model)
     assert format_ is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ from api.schemas.chat import CreateChatCompletion
 from api.schemas.completions import CreateCompletion
 from api.schemas.jobs import CreateJob
 from api.schemas.responses import CreateResponse
-from api.schemas.strict import known_fields, unknown_fields
+from api.schemas.strict import ignored_fields, known_fields
 from api.services import Services
 from api.settings import STREAM_GRACE_S
 from api.streams.encoder import DialectEncoder, Encoder
@@ -44,6 +45,7 @@ CompletionBody = CreateChatCompletion | CreateCompletion
 IGNORED_HEADER = "x-millrace-ignored"
 JOB_HEADER = "x-millrace-job-id"
 MAX_NAMED = 20  # ignored fields in the header
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class Asked(Generic[B]):
     parsed: B
     generation: Generation
     known: Mapping[str, Any]  # the fields of the body that its schema knows
-    ignored: str | None  # names of the others, for a header
+    ignored: str | None  # names of what has no effect, for a header
     request_hash: bytes
 
 
@@ -92,7 +94,7 @@ def read_asked(schema: type[B], caller: ApiKey, body: Mapping[str, Any]) -> Aske
         parsed=parsed,
         generation=generation,
         known=known_fields(schema, body),
-        ignored=_ignored(unknown_fields(schema, body)),
+        ignored=_ignored(ignored_fields(schema, body)),
         request_hash=request_hash(generation.path, caller.tenant_id, body),
     )
 
@@ -118,23 +120,25 @@ async def submit(
     )
 
 
-def job_headers(accepted: Accepted) -> dict[str, str]:
-    """Whether an earlier request made the job, and what is left of the tenant's rate limits."""
+def job_headers(accepted: Accepted, asked: Asked[Any]) -> dict[str, str]:
+    """Whether an earlier request made the job, what is left of the tenant's rate limits, and what
+    of the request was ignored.
+    """
     replayed = {} if accepted.is_new else {"Idempotency-Replayed": "true"}
-    return replayed | rate_headers(accepted.standing)
+    ignored = {} if asked.ignored is None else {IGNORED_HEADER: asked.ignored}
+    return replayed | rate_headers(accepted.standing) | ignored
 
 
 def answer_headers(accepted: Accepted, asked: Asked[Any]) -> dict[str, str]:
-    """The same, which job it is, and what of the request was ignored."""
-    headers = {JOB_HEADER: format_job_id(accepted.job_id)} | job_headers(accepted)
-    return headers if asked.ignored is None else headers | {IGNORED_HEADER: asked.ignored}
+    """The same, and which job it is."""
+    return {JOB_HEADER: format_job_id(accepted.job_id)} | job_headers(accepted, asked)
 
 
 def _ignored(names: Sequence[str]) -> str | None:
     """Names come from the client: only those that can stand in a header."""
     if not names:
         return None
-    usable = [name for name in names if name.isidentifier() and name.isascii()]
+    usable = [name for name in names if _NAME.fullmatch(name)]
     return ", ".join(usable[:MAX_NAMED]) or "unnamed"
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -34,6 +34,7 @@ class Grammar:
     param: str
     noun: str  # what the client calls it: schema, regex, choice list, grammar
     schema: Mapping[str, Any] | None = None  # of JSON
+    is_of_all: bool = False  # that the model writes, and not of what it answers beside calls
 
 
 def requested_form(request: StructuredOutputFields) -> Grammar | None:
@@ -42,12 +43,13 @@ def requested_form(request: StructuredOutputFields) -> Grammar | None:
     Raises InvalidGrammar for what is too large or refers to other documents.
     """
     grammar = _of_response_format(request.response_format)
-    if request.structured_outputs is None:
+    structure = request.structure()
+    if structure is None:
         return grammar
     if grammar is not None:
         message = "Give either 'response_format' or 'structured_outputs'."
         raise InvalidRequest(message, param="structured_outputs")
-    return _of_structured_outputs(request.structured_outputs)
+    return replace(_of_structured_outputs(*structure), is_of_all=True)
 
 
 def schema_grammar(schema: Mapping[str, Any], *, param: str) -> Grammar:
@@ -72,19 +74,18 @@ def _of_response_format(asked: ResponseFormat | None) -> Grammar | None:
     return schema_grammar(asked.json_schema.schema_, param="response_format.json_schema.schema")
 
 
-def _of_structured_outputs(asked: StructuredOutputs) -> Grammar:
+def _of_structured_outputs(asked: StructuredOutputs, prefix: str) -> Grammar:
+    """`prefix` is what the names of parameters begin with."""
     if asked.json_ is not None:
-        return schema_grammar(asked.json_, param="structured_outputs.json")
+        return schema_grammar(asked.json_, param=f"{prefix}json")
     if asked.regex is not None:
         text = LLMatcher.grammar_from_regex(asked.regex)
-        return bounded_grammar(Grammar(text, "structured_outputs.regex", "regex"))
+        return bounded_grammar(Grammar(text, f"{prefix}regex", "regex"))
     if asked.choice is not None:
         text = _of_lark(_choices(asked.choice))
-        return bounded_grammar(Grammar(text, "structured_outputs.choice", "choice list"))
+        return bounded_grammar(Grammar(text, f"{prefix}choice", "choice list"))
     assert asked.grammar is not None
-    return bounded_grammar(
-        Grammar(_of_lark(asked.grammar), "structured_outputs.grammar", "grammar")
-    )
+    return bounded_grammar(Grammar(_of_lark(asked.grammar), f"{prefix}grammar", "grammar"))
 
 
 def _choices(choices: Sequence[str]) -> str:

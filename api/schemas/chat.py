@@ -19,7 +19,7 @@ from api.schemas.jobs import (
 )
 from api.schemas.messages import OpenMessage
 from api.schemas.sampling import ChoiceFields, Count, SamplingFields
-from api.schemas.strict import IGNORE_UNKNOWN, Strict
+from api.schemas.strict import IGNORE_UNKNOWN, NoEffect, Strict
 from api.schemas.structured_outputs import StructuredOutputFields
 from api.schemas.tools import ToolFields
 from tasks.jobs import Dialect, OnDisconnect
@@ -37,7 +37,7 @@ class StreamOptions(Strict):
     model_config = IGNORE_UNKNOWN
 
     include_usage: bool | None = None
-    include_obfuscation: bool | None = None  # taken, and without effect
+    include_obfuscation: Annotated[bool | None, NoEffect()] = None
 
 
 class WaitingFields(Strict):
@@ -49,7 +49,7 @@ class WaitingFields(Strict):
     metadata: Metadata | None = None
     user: EndUser | None = None
     safety_identifier: EndUser | None = None
-    prompt_cache_key: Annotated[str, Field(max_length=1_024)] | None = None
+    prompt_cache_key: Annotated[str | None, Field(max_length=1_024), NoEffect()] = None
     service_tier: Tier = "auto"
     deadline_s: Deadline | None = None
     on_disconnect: OnDisconnect | None = Field(default=None, strict=False)
@@ -95,7 +95,7 @@ class CreateChatCompletion(
     web_search_options: Any = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
-    prediction: Any = None  # a hint for speed; the answer is the same without
+    prediction: Annotated[Any, NoEffect()] = None  # a hint for speed
 
     @model_validator(mode="after")
     def _one_limit(self) -> CreateChatCompletion:

@@ -15,7 +15,7 @@ from api.schemas.chat import WaitingFields
 from api.schemas.jobs import MAX_MESSAGES, ModelName, refuse_asked
 from api.schemas.messages import MAX_PARTS, arguments_for_template, text_as_parts
 from api.schemas.sampling import MAX_TOP_LOGPROBS, Count, SamplingFields
-from api.schemas.strict import IGNORE_UNKNOWN, Strict
+from api.schemas.strict import IGNORE_UNKNOWN, NoEffect, Strict
 from api.schemas.structured_outputs import (
     JsonSchemaFormat,
     ResponseFormat,
@@ -112,6 +112,8 @@ class TextFormat(Strict):
 
     @model_validator(mode="after")
     def _schema_with_its_type(self) -> TextFormat:
+        if self.type != "json_schema" and self.schema_ is not None:
+            raise ValueError("Give 'schema' with the type 'json_schema', and with no other.")
         if self.type == "json_schema" and (self.name is None or self.schema_ is None):
             raise ValueError("A format of the type 'json_schema' needs 'name' and 'schema'.")
         return self
@@ -163,7 +165,7 @@ class CreateResponse(SamplingFields, WaitingFields):
     previous_response_id: Annotated[str, Field(max_length=64)] | None = None
     background: bool | None = None
     max_output_tokens: Count | None = None
-    max_tool_calls: int | None = None
+    max_tool_calls: Annotated[int | None, NoEffect()] = None  # of tools that OpenAI runs
     include: list[str] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     text: TextOptions | None = None
@@ -175,6 +177,7 @@ class CreateResponse(SamplingFields, WaitingFields):
     reasoning: Reasoning | None = None
     conversation: Any = None
     prompt: Any = None
+    response_format: Any = None
 
     @model_validator(mode="after")
     def _combinations(self) -> CreateResponse:
@@ -301,5 +304,6 @@ def _text(content: Sequence[ContentPart] | None) -> str:
 
 _REFUSALS: dict[str, tuple[tuple[Any, ...], str]] = {
     "conversation": ((None,), "'conversation' is not supported; use 'previous_response_id'."),
+    "response_format": ((None,), "'response_format' is 'text.format' here."),
     "prompt": ((None,), "'prompt' is not supported; send 'instructions' and 'input'."),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, get_args, get_origin
 
@@ -78,9 +79,52 @@ def at_most(num: int) -> BeforeValidator:
 IGNORE_UNKNOWN = ConfigDict(extra="ignore")
 
 
-def unknown_fields(model: type[BaseModel], body: Mapping[str, Any]) -> list[str]:
-    """Top-level names of a body that its schema doesn't know, sorted."""
-    return sorted(body.keys() - _known(model).keys())
+@dataclass(frozen=True, slots=True)
+class NoEffect:
+    """Marks a field that is taken, and changes no answer: who gives it is told so."""
+
+
+def ignored_fields(model: type[BaseModel], body: Mapping[str, Any]) -> list[str]:
+    """Paths of what has no effect in a body, at any depth, sorted: fields that its schema doesn't
+    know, and those marked so. Nulls are not given; of equal places in a list the first is named.
+    """
+    found: dict[tuple[str, ...], str] = {}
+    _look_through((model,), body, (), found)
+    return sorted(found.values())
+
+
+def _look_through(
+    models: tuple[type[BaseModel], ...],
+    value: Any,
+    path: tuple[str, ...],
+    found: dict[tuple[str, ...], str],
+) -> None:
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            if isinstance(item, dict | list):
+                _look_through(models, item, (*path, str(number)), found)
+    elif isinstance(value, dict):
+        fields, marked = _fields(models), _without_effect(models)
+        for name, member in value.items():
+            here = (*path, name)
+            if member is not None and (name not in fields or name in marked):
+                found.setdefault(_kind(here), ".".join(here))
+            elif fields.get(name):
+                _look_through(fields[name], member, here, found)
+
+
+def _kind(path: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(step for step in path if not step.isdecimal())
+
+
+@cache
+def _without_effect(models: tuple[type[BaseModel], ...]) -> frozenset[str]:
+    return frozenset(
+        field.alias or name
+        for model in models
+        for name, field in model.model_fields.items()
+        if any(isinstance(item, NoEffect) for item in field.metadata)
+    )
 
 
 def known_fields(model: type[BaseModel], body: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 
+from api.grammars.queue import FairQueue
 from store.pools import DictConnection
 from tests.integration.api.bad_bodies import ENDLESS, EXPONENTIAL, RECURSIVE
 from tests.integration.api.conftest import Tenant
 from tests.integration.api.producer import Producer
+from tests.support.waiting import until
 
 BODY: dict[str, Any] = {"model": "tiny", "prompt": "hello", "max_tokens": 9}
 SCHEMA = {
@@ -155,6 +158,45 @@ async def test_costly_grammar_holds_up_no_other_request(
         assert not costly.done()
     assert {answer.status_code for answer in answers} == {202}
     assert (await costly).status_code == 400
+
+
+async def test_sixteen_clients_with_new_schemas_at_once_are_all_served(
+    http: httpx.AsyncClient,
+) -> None:
+    bodies = [_schema_body({"type": "array", "maxItems": number}) for number in range(1, 17)]
+
+    answers = await asyncio.gather(*(http.post("/v1/jobs", json=body) for body in bodies))
+
+    assert {answer.status_code for answer in answers} == {202}
+
+
+async def test_a_client_that_leaves_while_its_grammar_waits_gives_up_its_place(
+    http: httpx.AsyncClient,
+    api_url: str,
+    other_tenant: Tenant,
+    owner: DictConnection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queues: list[FairQueue] = []
+    enter = FairQueue.enter
+
+    async def note(queue: FairQueue, tenant_id: UUID) -> None:
+        queues.append(queue)
+        await enter(queue, tenant_id)
+
+    monkeypatch.setattr(FairQueue, "enter", note)
+    async with httpx.AsyncClient(base_url=api_url, headers=other_tenant.headers) as other:
+        costly = asyncio.create_task(other.post("/v1/jobs", json=_schema_body(ENDLESS)))
+        await until(lambda: queues, what="the costly one's turn")
+        leaving = asyncio.create_task(http.post("/v1/jobs", json=_schema_body(SCHEMA)))
+        await until(lambda: queues[0].num_waiting, what="a place in the queue")
+
+        leaving.cancel()
+        await until(lambda: not queues[0].num_waiting, what="the place given up")
+
+        assert not costly.done()
+        assert (await costly).status_code == 400
+    assert owner.execute("SELECT id FROM jobs").fetchall() == []
 
 
 async def test_extras_of_vllm_reach_the_payload(
