@@ -14,6 +14,7 @@ import orjson
 from llguidance import LLMatcher
 
 from api.grammars.finite import Looks, can_end
+from api.grammars.finite_lark import lark_can_end
 from api.grammars.limits import MAX_GRAMMAR_BYTES
 from api.grammars.schema_limits import check_schema
 from api.schemas.structured_outputs import ResponseFormat, StructuredOutputFields, StructuredOutputs
@@ -85,6 +86,8 @@ def _of_structured_outputs(asked: StructuredOutputs, prefix: str) -> Grammar:
         text = _of_lark(_choices(asked.choice))
         return bounded_grammar(Grammar(text, f"{prefix}choice", "choice list"))
     assert asked.grammar is not None
+    if not lark_can_end(asked.grammar):
+        raise InvalidGrammar("No finite text matches the grammar.", param=f"{prefix}grammar")
     return bounded_grammar(Grammar(_of_lark(asked.grammar), f"{prefix}grammar", "grammar"))
 
 
