@@ -41,7 +41,7 @@ class _NotUnderstood(Exception):
 
 @dataclass(slots=True)
 class _Group:
-    """Alternatives of sequences. A part is a rule's name or a group; an empty one stands for text."""
+    """Alternatives of sequences. A part is a rule's name or a group; an empty one means text."""
 
     alternatives: list[list[str | _Group]] = field(default_factory=lambda: [[]])
 
