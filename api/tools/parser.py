@@ -103,18 +103,18 @@ class ToolCallParser:
         return taken
 
     def _text(self, *, is_last: bool, is_cut: bool) -> Iterator[Piece]:
-        """Up to the mark that begins a call; a tail that may be half of the mark waits."""
-        begin = self._format.begin
+        """Up to the next mark; a tail that may be half of one waits."""
+        begin, end = self._format.begin, self._format.end
         if not begin and self._num_calls:  # what closes the one call
             self._take(len(self._pending))
-        found = self._pending.find(begin) if begin else -1
-        half = _overlap(self._pending, begin) if begin and found < 0 else 0
+        found, mark = _first(self._pending, begin, end)
+        half = 0 if mark else max(_overlap(self._pending, begin), _overlap(self._pending, end))
         if is_last and not (is_cut and self._is_mark(half)):
             half = 0
-        length = found if found >= 0 else len(self._pending) - half
+        length = found if mark else len(self._pending) - half
         if self._may_begin and self._num_calls and not self._pending[:length].strip():
             # Between calls models write line breaks, which are part of the format.
-            if found < 0 and not is_last:
+            if not mark and not is_last:
                 return
             self._take(length)
         elif length:
@@ -122,12 +122,10 @@ class ToolCallParser:
             text = self._take(length)
             self._may_begin = self._may_begin and not text.strip()
             yield TextPiece(text, at)
-        if found >= 0:
-            self._take(len(begin))
-            self._is_in_call = True
-        elif is_last:
-            self.is_cut_in_call = self.is_cut_in_call or half > 0
-            self._take(half)
+        if mark:
+            self._is_in_call = self._take(len(mark)) == begin  # else one that ends nothing
+        elif is_last and half:
+            self.is_cut_in_call = begin.startswith(self._take(half))
 
     def _is_mark(self, half: int) -> bool:
         """Whether the beginning of a mark is taken for one where the text was cut."""
@@ -221,11 +219,14 @@ class ToolCallParser:
                 self.is_cut_in_call = True
                 self._is_in_call, self._arguments = False, None
             return
-        end = self._format.end
-        found = self._pending.find(end) if end else 0
-        if found < 0 and not is_last:
+        begin, end = self._format.begin, self._format.end
+        found, mark = _first(self._pending, begin, end)
+        if end and not mark and not is_last:
             return  # the closing brace, and the mark that is to come
-        self._take(found + len(end) if end and found >= 0 else len(self._pending))
+        if mark and mark == begin:  # of the next call: the one at hand has lost its end
+            self._take(found)
+        else:
+            self._take(found + len(end) if mark else len(self._pending))
         yield from self._end_call()
 
     def _end_call(self) -> Iterator[Piece]:
@@ -234,6 +235,12 @@ class ToolCallParser:
         self._arguments = None
         self._is_in_call = False
         self._may_begin = True
+
+
+def _first(text: str, *marks: str) -> tuple[int, str]:
+    """Where the first of some marks stands in a text, and which; an empty one for none."""
+    found = [(at, mark) for mark in marks if mark and (at := text.find(mark)) >= 0]
+    return min(found, default=(-1, ""))
 
 
 def _overlap(text: str, mark: str) -> int:

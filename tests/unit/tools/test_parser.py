@@ -31,6 +31,19 @@ CASES = {
         "x oops y",
         [],
     ),
+    "an end of nothing": ("pipes", "x <|tool_call_end|>y", "x y", []),
+    "two ends": (
+        "hermes",
+        '<tool_call>{"name": "f", "arguments": {}}</tool_call>\n</tool_call>',
+        "",
+        [("f", "{}")],
+    ),
+    "a call that has lost its end": (
+        "hermes",
+        '<tool_call>{"name": "f", "arguments": {}}\n<tool_call>{"name": "g", "arguments": {}}',
+        "",
+        [("f", "{}"), ("g", "{}")],
+    ),
     "not a call, and no end": ("hermes", "x <tool_call>oops", "x oops", []),
     "a name that is no text": (
         "hermes",
