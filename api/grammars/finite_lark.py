@@ -12,6 +12,9 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
+
+from api.grammars.finite import Looks, can_end
 
 # Looks at the parts of rules; a grammar that takes more is not judged.
 MAX_LOOKS = 50_000
@@ -30,6 +33,7 @@ _TOKEN = re.compile(
 )
 # A `?` or `!` in front of a rule's name is no repetition of what is before it.
 _MODIFIER = re.compile(r"^[ \t]*[?!]+(?=[_a-z]\w*\s*:)", re.MULTILINE)
+_NEVER = "%never"  # stands for a schema that no text satisfies; no rule can be called so
 _NUMBER = re.compile(r"\d+")
 
 Token = tuple[str, str]  # kind, text
@@ -98,7 +102,7 @@ class _Rules:
 def _rules(lark: str) -> dict[str, _Group]:
     """Those that may be recursive: the names of others begin with a capital letter."""
     tokens = list(_tokens(_MODIFIER.sub("", lark)))
-    rules: dict[str, _Group] = {}
+    rules = {_NEVER: _Group([[_NEVER]])}
     name, begin, at = "", 0, 0
     while at < len(tokens):
         behind = _behind_head(tokens, at)
@@ -121,23 +125,25 @@ def _add_rule(rules: dict[str, _Group], name: str, body: list[Token]) -> None:
 
 
 def _tokens(lark: str) -> Iterator[Token]:
-    at = 0
+    at, looks = 0, Looks()
     while at < len(lark):
         token = _TOKEN.match(lark, at)
         if token is None or token.lastgroup is None:
             raise _NotUnderstood
         at = token.end()
         if token.lastgroup == "embedded":
-            at = _behind_json(lark, at)
-            yield "end", ""
+            value, at = _json(lark, at)
+            is_schema = token[0] == "%json" and isinstance(value, dict)
+            is_endless = is_schema and not can_end(value, looks)
+            yield ("name", _NEVER) if is_endless else ("end", "")
         elif token.lastgroup != "space":
             yield token.lastgroup, token[0]
 
 
-def _behind_json(text: str, at: int) -> int:
-    begin = text.index("{", at)
+def _json(text: str, at: int) -> tuple[Any, int]:
+    """The object that comes next, and where it ends."""
     try:
-        return json.JSONDecoder().raw_decode(text, begin)[1]
+        return json.JSONDecoder().raw_decode(text, text.index("{", at))
     except (ValueError, RecursionError):
         raise _NotUnderstood from None
 

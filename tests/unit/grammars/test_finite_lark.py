@@ -19,6 +19,8 @@ ENDLESS = {
     "three times": 'start: a~3\na: "x" a',
     "behind JSON": 'start: %json {"type": "object", "x": "}"} start',
     "behind a regex": 'start: /[^\\/"]+/ start // "b"',
+    "JSON that has no end": 'start: "x" %json {"items": {"$ref": "#"}, "minItems": 1, '
+    '"type": "array"}',
     "modified": '?start: "a"\n  a\n!a: "b" a -> name',
     "statements": '%llguidance {"no_forcing": true}\n%ignore / /\nstart: INT start\n'
     "%import common.INT",
@@ -42,7 +44,9 @@ FINITE = {
     "attributes": "start: a\na[lazy]: /b+/",
     "a name in a comment": 'start: "a" # start\n',
     "nothing that is known": "start: @other start::x",
-    "no Lark": 'root ::= "a" root',
+    "another dialect": 'root ::= "a" root',
+    "JSON that has one": 'start: %json {"items": {"$ref": "#"}, "type": "array"}',
+    "no JSON": 'start: %json {"items": start',
     "unclosed": 'start: ("a" start',
     "an operator": "start: A & ~B start",
     "nested": "start: " + "(" * 500 + "start" + ")" * 500,
