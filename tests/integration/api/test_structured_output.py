@@ -185,7 +185,8 @@ async def test_a_client_that_leaves_while_its_grammar_waits_gives_up_its_place(
         await enter(queue, tenant_id)
 
     monkeypatch.setattr(FairQueue, "enter", note)
-    async with httpx.AsyncClient(base_url=api_url, headers=other_tenant.headers) as other:
+    other = httpx.AsyncClient(base_url=api_url, headers=other_tenant.headers, timeout=30)
+    async with other:
         costly = asyncio.create_task(other.post("/v1/jobs", json=_schema_body(ENDLESS)))
         await until(lambda: queues, what="the costly one's turn")
         leaving = asyncio.create_task(http.post("/v1/jobs", json=_schema_body(SCHEMA)))
