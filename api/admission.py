@@ -15,7 +15,7 @@ import orjson
 from api import metrics
 from api.errors import status_of
 from api.generation import Generation
-from api.grammars.checker import GrammarChecker
+from api.grammars.checker import GrammarChecker, Wait, just_wait
 from api.grammars.formats import Grammar
 from api.hints import HintSender
 from api.job_limits import check_is_served, check_token_ids, output_limit, policy_for, tier_for
@@ -28,6 +28,7 @@ from api.prompts.truncation import shorten
 from api.settings import DEFAULT_DEADLINE_S, MAX_FAILS
 from api.tools.formats import ToolFormat
 from api.tools.grammar import tool_grammar
+from api.tools.request import ToolMode
 from billing.pricing import worst_case_micros
 from store.admission import (
     Admitted,
@@ -65,6 +66,7 @@ class Submission:
     idempotency_key: str | None = None
     is_retry: bool = False  # the client's library says so, and gave no idempotency key
     batch_id: UUID | None = None
+    wait: Wait = just_wait  # for what takes long before anything is written
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ class Admission:
         tool_format = _tool_format(generation, model)
         ids = await self._prompt_ids(key, generation, model)
         max_output_tokens = output_limit(generation, model.entry, len(ids))
-        grammar = await self._grammar(key, generation, model)
+        grammar = await self._grammar(submission, model)
         prices = _frozen_prices(model.entry, tier)
         return NewJob(
             id=uuid7(),
@@ -226,13 +228,17 @@ class Admission:
 
         return await shorten(chat, fits, partial(self.encoder.run, tenant_id=key.tenant_id))
 
-    async def _grammar(self, key: ApiKey, generation: Generation, model: ServedModel) -> str | None:
+    async def _grammar(self, submission: Submission, model: ServedModel) -> str | None:
         """What every attempt compiles. Raises InvalidGrammar for what no worker could."""
-        grammar = _grammar_of(generation, model)
+        grammar = _grammar_of(submission.generation, model)
         if grammar is None:
             return None
-        tokenizer = self.registry.tokenizer_file(model)
-        await self.grammars.check(grammar, tokenizer=tokenizer, tenant_id=key.tenant_id)
+        await self.grammars.check(
+            grammar,
+            tokenizer=self.registry.tokenizer_file(model),
+            tenant_id=submission.key.tenant_id,
+            wait=submission.wait,
+        )
         return grammar.text
 
 
@@ -249,6 +255,9 @@ def _grammar_of(generation: Generation, model: ServedModel) -> Grammar | None:
         return form
     if form is not None and form.schema is None:
         message = "Together with tools the answer's form can only be JSON."
+        raise UnsupportedParameter(message, param=form.param)
+    if form is not None and tools.mode is ToolMode.REQUIRED and form.is_of_all:
+        message = "Where a tool has to be called, 'structured_outputs' can't be kept to."
         raise UnsupportedParameter(message, param=form.param)
     format_ = _tool_format(generation, model)
     assert format_ is not None

@@ -24,7 +24,7 @@ from tasks.jobs import TERMINAL, JobStatus
 _PARAM = "previous_response_id"
 
 Turn = Mapping[str, Any]  # a row of the conversation
-Asked = tuple[Turn, Items]  # with its input
+Asked = tuple[Turn, Mapping[str, Any], Items]  # with its request, and the input of that
 
 
 async def with_conversation(
@@ -39,7 +39,7 @@ async def with_conversation(
     asked: list[Asked] = []
     for turns in in_pieces(chain, _num_chars):
         asked += await services.long_work.run(_with_inputs, turns)
-    inputs: list[tuple[str | None, Items]] = [(_PARAM, items) for _, items in asked]
+    inputs: list[tuple[str | None, Items]] = [(_PARAM, items) for *_, items in asked]
     known = {turn["id"] for turn in chain}
     wanted = await services.long_work.run(wanted_of, [*inputs, (None, parsed.input)], known)
     if not chain and not wanted:
@@ -85,24 +85,23 @@ def _num_chars(turn: Turn) -> int:
 
 
 def _with_inputs(turns: Sequence[Turn]) -> list[Asked]:
-    return [(turn, items_of(orjson.loads(turn["request"])["input"])) for turn in turns]
+    requests = [(turn, orjson.loads(turn["request"])) for turn in turns]
+    return [(turn, request, items_of(request["input"])) for turn, request in requests]
 
 
 def _messages(asked: Sequence[Asked], named: dict[str, InputItem]) -> list[dict[str, Any]]:
-    return [message for turn, items in asked for message in _messages_of_turn(turn, items, named)]
+    return [message for one in asked for message in _messages_of_turn(*one, named)]
 
 
 def _messages_of_turn(
-    turn: Turn, items: Items, named: dict[str, InputItem]
+    turn: Turn, request: Mapping[str, Any], items: Items, named: dict[str, InputItem]
 ) -> list[dict[str, Any]]:
     messages = messages_of(with_named(items, named))
     for choice in orjson.loads(turn["output"]) if turn["output"] else ():
-        text, calls = split_answer(
-            choice["text"], turn["tool_format"], job_id=turn["id"], choice=choice["index"]
-        )
-        answer: dict[str, Any] = {"role": "assistant", "content": text}
-        if calls:
-            answer["tool_calls"] = [_for_template(call.as_object()) for call in calls]
+        said = split_answer(choice, turn["tool_format"], job_id=turn["id"], request=request)
+        answer: dict[str, Any] = {"role": "assistant", "content": said.text}
+        if said.calls:
+            answer["tool_calls"] = [_for_template(call.as_object()) for call in said.calls]
         messages.append(answer)
     return messages
 

@@ -82,10 +82,11 @@ def _choice(row: JobRow, choice: dict[str, Any]) -> dict[str, Any]:
         choice = choice | {"logprobs": logprobs}
     if row["tool_format"] is None:
         return choice
-    text, calls = split_answer(
-        choice["text"], row["tool_format"], job_id=row["id"], choice=choice["index"]
-    )
-    return choice | {"text": text, "tool_calls": [call.as_object() for call in calls]}
+    answer = split_answer(choice, row["tool_format"], job_id=row["id"])
+    return choice | {
+        "text": answer.text,
+        "tool_calls": [call.as_object() for call in answer.calls],
+    }
 
 
 def _usage(row: JobRow) -> dict[str, int] | None:

@@ -153,8 +153,8 @@ def _lists_of(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[UUID, bool], list
 
 
 def _answer(row: Mapping[str, Any]) -> list[InputItem]:
-    texts = [choice["text"] for choice in orjson.loads(row["output"])]
-    items = output_items(row["id"], row["tool_format"], texts, status="completed")
+    choices = orjson.loads(row["output"])
+    items = output_items(row["id"], row["tool_format"], choices, is_whole=True)
     return [_as_input(item) for item in items]
 
 

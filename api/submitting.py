@@ -25,13 +25,13 @@ from api.schemas.chat import CreateChatCompletion, WaitingFields
 from api.schemas.completions import CreateCompletion
 from api.schemas.jobs import CreateJob
 from api.schemas.responses import CreateResponse
-from api.schemas.strict import known_fields, unknown_fields
+from api.schemas.strict import ignored_fields, known_fields
 from api.services import Services
 from api.settings import STREAM_GRACE_S
 from api.streams.encoder import DialectEncoder, Encoder
 from api.streams.reader import Reader
 from api.streams.sse import EventStreamResponse
-from api.waiting import wait_with_client
+from api.waiting import wait_with_client, wait_without_turn
 from store.admission import Admitted
 from store.jobs import JobRow
 from store.tenants import ApiKey
@@ -45,7 +45,7 @@ CompletionBody = CreateChatCompletion | CreateCompletion
 IGNORED_HEADER = "x-millrace-ignored"
 JOB_HEADER = "x-millrace-job-id"
 MAX_NAMED = 20  # ignored fields in the header
-_NAMEABLE = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Asked(Generic[B]):
     parsed: B
     generation: Generation
     known: Mapping[str, Any]  # the fields of the body that its schema knows
-    ignored: str | None  # names of the others, for a header
+    ignored: str | None  # names of what has no effect, for a header
     request_hash: bytes
 
 
@@ -94,15 +94,17 @@ def read_asked(schema: type[B], caller: ApiKey, body: Mapping[str, Any]) -> Aske
         parsed=parsed,
         generation=generation,
         known=known_fields(schema, body),
-        ignored=_ignored({*unknown_fields(schema, body), *_without_effect(parsed)}),
+        ignored=_ignored({*ignored_fields(schema, body), *_without_effect(parsed)}),
         request_hash=request_hash(generation.path, caller.tenant_id, body),
     )
 
 
 async def submit(
-    services: Services, caller: ApiKey, asked: Asked[Any], retry: Repetition
+    request: Request, services: Services, caller: ApiKey, asked: Asked[Any], retry: Repetition
 ) -> Accepted:
-    """Commit a job, or find the one that an earlier try of the same request made."""
+    """Commit a job, or find the one that an earlier try of the same request made. Raises ClientLeft
+    for who goes while there is something to wait for.
+    """
     return await services.admission.submit(
         Submission(
             key=caller,
@@ -113,20 +115,23 @@ async def submit(
             is_retry=bool(
                 retry.num_retries and retry.idempotency_key is None and caller.attach_retries
             ),
+            wait=partial(wait_without_turn, request),
         )
     )
 
 
-def job_headers(accepted: Accepted) -> dict[str, str]:
-    """Whether an earlier request made the job, and what is left of the tenant's rate limits."""
+def job_headers(accepted: Accepted, asked: Asked[Any]) -> dict[str, str]:
+    """Whether an earlier request made the job, what is left of the tenant's rate limits, and what
+    of the request was ignored.
+    """
     replayed = {} if accepted.is_new else {"Idempotency-Replayed": "true"}
-    return replayed | rate_headers(accepted.standing)
+    ignored = {} if asked.ignored is None else {IGNORED_HEADER: asked.ignored}
+    return replayed | rate_headers(accepted.standing) | ignored
 
 
 def answer_headers(accepted: Accepted, asked: Asked[Any]) -> dict[str, str]:
-    """The same, which job it is, and what of the request was ignored."""
-    headers = {JOB_HEADER: format_job_id(accepted.job_id)} | job_headers(accepted)
-    return headers if asked.ignored is None else headers | {IGNORED_HEADER: asked.ignored}
+    """The same, and which job it is."""
+    return {JOB_HEADER: format_job_id(accepted.job_id)} | job_headers(accepted, asked)
 
 
 def _without_effect(parsed: BaseModel) -> Iterator[str]:
@@ -137,7 +142,7 @@ def _ignored(names: Set[str]) -> str | None:
     """Names come from the client: only those that can stand in a header."""
     if not names:
         return None
-    usable = sorted(name for name in names if _NAMEABLE.fullmatch(name))
+    usable = sorted(name for name in names if _NAME.fullmatch(name))
     return ", ".join(usable[:MAX_NAMED]) or "unnamed"
 
 
@@ -186,7 +191,7 @@ async def complete(
     """A completion of either kind: the whole of it, or with `stream` its chunks."""
     asked = await read_json_object(request, partial(read_asked, schema, caller))
     await may_wait(request, services, caller)
-    accepted = await submit(services, caller, asked, retry)
+    accepted = await submit(request, services, caller, asked, retry)
     headers = answer_headers(accepted, asked)
     job = await shown_job(services, caller, accepted, asked.known)
     if asked.parsed.stream:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import suppress
+from typing import Any, TypeVar
 from uuid import UUID
 
 from starlette.requests import Request
@@ -16,6 +18,8 @@ from api.services import Services
 from api.settings import CANCEL_WAIT_S, STREAM_GRACE_S
 from store.jobs import JobRow
 from store.tenants import ApiKey
+
+T = TypeVar("T")
 
 
 async def wait_for_end(
@@ -84,7 +88,26 @@ async def wait_while_there(
     """
     if not wait_s:
         return await find_job(services, caller, job_id)
-    end = asyncio.create_task(wait_for_end(services, caller, job_id, wait_s, request.state.turn))
+    return await _unless_left(
+        request, wait_for_end(services, caller, job_id, wait_s, request.state.turn)
+    )
+
+
+async def wait_without_turn(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What the work gives, for which the tenant's other requests needn't wait.
+
+    Raises ClientLeft when the client goes first; the work is cancelled then.
+    """
+    turn: Turn = request.state.turn
+    turn.give_back()
+    done = await _unless_left(request, work)
+    await turn.take(is_patient=True)
+    return done
+
+
+async def _unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The same while the client is there. Raises ClientLeft."""
+    end = asyncio.create_task(work)
     left = asyncio.create_task(_leaving(request))
     try:
         await asyncio.wait((end, left), return_when=asyncio.FIRST_COMPLETED)

@@ -39,14 +39,15 @@ def failure_of(row: JobRow) -> ServiceError | None:
     return None
 
 
-def finish_reason(choice: dict[str, Any], *, has_calls: bool = False) -> str:
-    """OpenAI's closed list. Whatever cut a text short is `length`; the true reason stands in the
-    `millrace` object.
+def finish_reason(
+    choice: dict[str, Any], *, has_calls: bool = False, is_cut_in_call: bool = False
+) -> str:
+    """OpenAI's closed list. Whatever cut a text short is `length`, as is a stop string inside of a
+    call: nobody may take that for one to be run. The true reason stands in the `millrace` object.
     """
-    reason = choice["finish_reason"]
-    if reason == "stop":
-        return "tool_calls" if has_calls else "stop"
-    return "length"
+    if choice["finish_reason"] != "stop" or is_cut_in_call:
+        return "length"
+    return "tool_calls" if has_calls else "stop"
 
 
 def completion_usage(row: JobRow) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from api.dialects.answers import completion_usage, extension, failure_of, finish_reason
-from api.dialects.chat_logprobs import choice_logprobs, token_logprobs
+from api.dialects.chat_calls import ChoiceCalls, shown_logprobs
+from api.dialects.chat_logprobs import choice_logprobs
 from api.dialects.chunks import ChunkFold
 from api.dialects.fold import ShownJob
+from api.dialects.text_tokens import text_logprobs
 from api.job_view import unix_time
-from api.tools.calls import call_id, split_answer
-from api.tools.formats import format_named
-from api.tools.parser import CallArguments, CallBegin, Piece, TextPiece, ToolCallParser
+from api.tools.calls import Answer, split_answer
 from store.jobs import JobRow
 from tasks.ids import CHAT_PREFIX, format_job_id
 
@@ -34,7 +34,8 @@ class ChatFold(ChunkFold):
 
     def __init__(self, job: ShownJob) -> None:
         super().__init__(job, _envelope(job.row, "chat.completion.chunk"))
-        self._calls = [_ChoiceCalls(job, index) for index in range(self._num_choices)]
+        name = job.row["tool_format"]
+        self._calls = [ChoiceCalls(job, name, n) for n in range(self._num_choices)] if name else []
 
     def _first(self) -> list[dict[str, Any]]:
         """Who speaks."""
@@ -42,60 +43,29 @@ class ChatFold(ChunkFold):
         return [_delta_choice(index, delta) for index in range(self._num_choices)]
 
     def _choice(self, index: int, text: str, logprobs: Any) -> dict[str, Any] | None:
-        delta = self._calls[index].delta(text)
+        if self._calls:
+            delta, logprobs = self._calls[index].feed(text)
+        else:
+            delta = {"content": text} if text else {}
         if not delta and logprobs is None:
             return None
         return _delta_choice(index, delta, logprobs=logprobs)
 
     def _last(self, choice: dict[str, Any]) -> dict[str, Any]:
-        calls = self._calls[choice["index"]]
-        delta = calls.last_delta()
-        reason = finish_reason(choice, has_calls=calls.has_calls)
-        return _delta_choice(choice["index"], delta, reason=reason)
+        index = choice["index"]
+        if not self._calls:
+            return _delta_choice(index, {}, reason=finish_reason(choice))
+        calls = self._calls[index]
+        delta, logprobs = calls.end(choice)
+        return _delta_choice(index, delta, logprobs=logprobs, reason=calls.finish_reason(choice))
 
     def _logprobs(self, fields: dict[str, Any]) -> dict[str, Any] | None:
         if "logprobs" not in fields:
             return None
-        content = token_logprobs(self._job.vocabulary, fields["token_ids"], fields["logprobs"])
-        return {"content": content, "refusal": None} if content else None
-
-
-class _ChoiceCalls:
-    """One choice's text on its way to deltas: calls are taken out where tools were given."""
-
-    def __init__(self, job: ShownJob, index: int) -> None:
-        self._job_id = job.id
-        self._index = index
-        name = job.row["tool_format"]
-        self._parser = ToolCallParser(format_named(name)) if name else None
-        self.has_calls = False
-
-    def delta(self, text: str) -> dict[str, Any]:
-        if self._parser is None:
-            return {"content": text} if text else {}
-        return self._of_pieces(self._parser.feed(text))
-
-    def last_delta(self) -> dict[str, Any]:
-        return self._of_pieces(self._parser.end()) if self._parser else {}
-
-    def _of_pieces(self, pieces: list[Piece]) -> dict[str, Any]:
-        text = "".join(piece.text for piece in pieces if isinstance(piece, TextPiece))
-        calls: dict[int, dict[str, Any]] = {}
-        for piece in pieces:
-            match piece:
-                case CallBegin(index, name):
-                    calls[index] = {
-                        "index": index,
-                        "id": call_id(self._job_id, self._index, index),
-                        "type": "function",
-                        "function": {"name": name, "arguments": ""},
-                    }
-                case CallArguments(index, more):
-                    call = calls.setdefault(index, {"index": index, "function": {"arguments": ""}})
-                    call["function"]["arguments"] += more
-        self.has_calls = self.has_calls or bool(calls)
-        delta: dict[str, Any] = {"content": text} if text else {}
-        return delta | ({"tool_calls": list(calls.values())} if calls else {})
+        if self._calls:  # which of them are the text's is known when the text is looked at
+            self._calls[fields["index"]].add_tokens(fields["token_ids"], fields["logprobs"])
+            return None
+        return shown_logprobs(self._job, fields["token_ids"], fields["logprobs"])
 
 
 def _envelope(row: JobRow, kind: str) -> dict[str, Any]:
@@ -110,26 +80,33 @@ def _envelope(row: JobRow, kind: str) -> dict[str, Any]:
 
 
 def _whole_choice(job: ShownJob, choice: dict[str, Any]) -> dict[str, Any]:
-    text, calls = split_answer(
-        choice["text"], job.row["tool_format"], job_id=job.id, choice=choice["index"]
-    )
+    answer = split_answer(choice, job.row["tool_format"], job_id=job.id, request=job.request)
     message: dict[str, Any] = {
         "role": "assistant",
-        "content": None if calls and not text else text,
+        "content": None if answer.calls and not answer.text else answer.text,
         "refusal": None,
         "annotations": [],
     }
-    if calls:
-        message["tool_calls"] = [call.as_object() for call in calls]
-    logprobs = None
-    if choice.get("logprobs"):
-        logprobs = {"content": choice_logprobs(job.vocabulary, choice), "refusal": None}
+    if answer.calls:
+        message["tool_calls"] = [call.as_object() for call in answer.calls]
     return {
         "index": choice["index"],
         "message": message,
-        "logprobs": logprobs,
-        "finish_reason": finish_reason(choice, has_calls=bool(calls)),
+        "logprobs": _whole_logprobs(job, choice, answer),
+        "finish_reason": finish_reason(
+            choice, has_calls=bool(answer.calls), is_cut_in_call=answer.is_cut_in_call
+        ),
     }
+
+
+def _whole_logprobs(job: ShownJob, choice: dict[str, Any], answer: Answer) -> dict[str, Any] | None:
+    if not choice.get("logprobs"):
+        return None
+    if job.row["tool_format"] is None:
+        return {"content": choice_logprobs(job.vocabulary, choice), "refusal": None}
+    if not answer.text_ranges:
+        return None
+    return {"content": text_logprobs(job.vocabulary, choice, answer.text_ranges), "refusal": None}
 
 
 def _delta_choice(

@@ -6,7 +6,7 @@ replay gives the same objects under the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from api.dialects.response_items import Draft, ItemBuilder
 from api.job_view import job_error, unix_time
 from api.json_pieces import LaterList, pieces_of
 from api.json_pieces import Piece as JsonPiece
+from api.tools.calls import is_cut
 from api.tools.formats import format_named
 from api.tools.parser import Piece, TextPiece, ToolCallParser
 from store.jobs import JobRow
@@ -53,8 +54,9 @@ def response_object(job: ShownJob) -> dict[str, Any]:
     items = output_items(
         job.id,
         row["tool_format"],
-        [choice["text"] for choice in row["output"] or ()],
-        status=_item_status(row),
+        row["output"] or (),
+        request=job.request,
+        is_whole=row["status"] == JobStatus.COMPLETED,
         logprobs=_whole_logprobs(job, row),
     )
     return _finished(job, row, items)
@@ -63,17 +65,20 @@ def response_object(job: ShownJob) -> dict[str, Any]:
 def output_items(
     job_id: UUID,
     tool_format: str | None,
-    texts: Iterable[str],
+    choices: Iterable[Mapping[str, Any]],
     *,
-    status: str,
+    request: Mapping[str, Any] | None = None,
+    is_whole: bool,
     logprobs: LaterList | Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """The items of an answer that is over; `status` and `logprobs` are of the last one."""
+    """The items of an answer that is over. Of the last one are `is_whole` and `logprobs`."""
     items = ItemBuilder(job_id)
-    for text in texts:
-        for piece in _pieces_of(tool_format, text):
+    is_cut_in_call = False
+    for choice in choices:
+        pieces, is_cut_in_call = _pieces_of(tool_format, choice, request)
+        for piece in pieces:
             list(items.add(piece))
-    list(items.close(status, logprobs))
+    list(items.close(_item_status(is_whole and not is_cut_in_call), logprobs))
     return items.items
 
 
@@ -143,11 +148,13 @@ class ResponseFold:
         return self._of([TextPiece(text)] if text else [])
 
     def _end(self, row: JobRow) -> list[Draft]:
-        drafts = self._of(self._parser.end()) if self._parser else []
+        drafts = self._of(_last_pieces(self._parser, self._job, row)) if self._parser else []
         if self._logprobs and self._items.items:  # of tokens that no text came of
             drafts += self._items.add(TextPiece(""), self._logprobs)
         whole = _whole_logprobs(self._job, row)
-        return [*drafts, *self._items.close(_item_status(row), whole)]
+        is_cut_in_call = self._parser is not None and self._parser.is_cut_in_call
+        is_whole = row["status"] == JobStatus.COMPLETED and not is_cut_in_call
+        return [*drafts, *self._items.close(_item_status(is_whole), whole)]
 
     def _of(self, pieces: Sequence[Piece]) -> list[Draft]:
         drafts: list[Draft] = []
@@ -173,11 +180,21 @@ class ResponseFold:
             self._next_seq += 1
 
 
-def _pieces_of(tool_format: str | None, text: str) -> list[Piece]:
+def _pieces_of(
+    tool_format: str | None, choice: Mapping[str, Any], request: Mapping[str, Any] | None
+) -> tuple[list[Piece], bool]:
+    """Those of a whole answer, and whether it was cut inside of a call."""
+    text = choice["text"]
     if tool_format is None:
-        return [TextPiece(text)] if text else []
+        return [TextPiece(text)] if text else [], False
     parser = ToolCallParser(format_named(tool_format))
-    return _joined([*parser.feed(text), *parser.end()])
+    pieces = [*parser.feed(text), *parser.end(is_cut=is_cut(choice, request))]
+    return _joined(pieces), parser.is_cut_in_call
+
+
+def _last_pieces(parser: ToolCallParser, job: ShownJob, row: JobRow) -> list[Piece]:
+    """What the end settles. A job that has no output was ended from outside."""
+    return parser.end(is_cut=not row["output"] or is_cut(row["output"][0], job.request))
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:
@@ -204,8 +221,8 @@ def _json(data: Any) -> bytes | Sequence[JsonPiece]:
     return pieces if others or not isinstance(first, bytes) else first
 
 
-def _item_status(row: JobRow) -> str:
-    return "completed" if row["status"] == JobStatus.COMPLETED else "incomplete"
+def _item_status(is_whole: bool) -> str:
+    return "completed" if is_whole else "incomplete"
 
 
 def _finished(job: ShownJob, row: JobRow, items: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from api.json_pieces import LaterList
 from api.tools.calls import call_id
-from api.tools.parser import CallArguments, CallBegin, Piece, TextPiece
+from api.tools.parser import CallArguments, CallBegin, CallEnd, Piece, TextPiece
 
 # An event's type and its fields, without its number.
 Draft = tuple[str, dict[str, Any]]
@@ -41,6 +41,8 @@ class ItemBuilder:
             case CallArguments(_, text):
                 self._written.write(text)
                 yield "response.function_call_arguments.delta", {**self._place, "delta": text}
+            case CallEnd():
+                yield from self.close("completed")
 
     def close(
         self, status: str, logprobs: LaterList | Sequence[dict[str, Any]] = ()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -15,18 +15,24 @@ import structlog
 from api import metrics
 from api.grammars.formats import Grammar
 from api.grammars.process import SandboxProcess, TokenizerFile, TokenizerRefused
-from tasks.errors import (
-    InvalidGrammar,
-    RateLimitExceeded,
-    ServiceUnavailable,
-    UnsupportedParameter,
-)
+from api.grammars.queue import FairQueue
+from tasks.errors import InvalidGrammar, UnsupportedParameter
 
 log = structlog.get_logger(__name__)
 
 MAX_VERDICTS = 10_000  # about 200 bytes each
-MAX_WAITING = 64  # grammars nobody has seen yet; each takes the sandbox for up to a second
-MAX_WAITING_PER_TENANT = 4
+# Grammars nobody has seen yet; each takes the sandbox for up to a second.
+MAX_WAITING = 512
+MAX_WAITING_PER_TENANT = 64
+MAX_WAIT_S = 30.0
+
+# How a client waits that may go first, for instance.
+Wait = Callable[[Coroutine[Any, Any, None]], Awaitable[None]]
+
+
+async def just_wait(work: Coroutine[Any, Any, None]) -> None:
+    """As long as it takes."""
+    await work
 
 
 class GrammarChecker:
@@ -34,27 +40,38 @@ class GrammarChecker:
 
     def __init__(self) -> None:
         self._sandbox = SandboxProcess()
-        self._is_free = asyncio.Lock()
-        self._waiting: Counter[UUID] = Counter()
+        self._queue = FairQueue(
+            max_waiting=MAX_WAITING, max_tenant=MAX_WAITING_PER_TENANT, max_wait_s=MAX_WAIT_S
+        )
+        self._running: asyncio.Task[None] | None = None  # what the sandbox is asked
         # Hash of tokenizer and grammar -> why it can't be used; least recently used first.
         self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()
         self._unusable: set[str] = set()  # hashes of tokenizers
 
     async def close(self) -> None:
         """End the sandbox."""
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait([self._running])
         await self._sandbox.close()
 
-    async def check(self, grammar: Grammar, *, tokenizer: TokenizerFile, tenant_id: UUID) -> None:
-        """Return if the engine can follow the grammar.
+    async def check(
+        self,
+        grammar: Grammar,
+        *,
+        tokenizer: TokenizerFile,
+        tenant_id: UUID,
+        wait: Wait = just_wait,
+    ) -> None:
+        """Return if the engine can follow the grammar. New ones wait for the sandbox, in turns of
+        the tenants, by way of `wait`; who is cancelled meanwhile gives up its place.
 
         Raises InvalidGrammar with the reason, UnsupportedParameter for a model without structured
         output, RateLimitExceeded or ServiceUnavailable when too many new grammars wait.
         """
         key = _key(grammar, tokenizer)
         if key not in self._verdicts:
-            with self._turn(tenant_id):
-                async with self._is_free:
-                    await self._learn(key, grammar, tokenizer)
+            await wait(self._find_out(key, grammar, tokenizer, tenant_id))
         self._verdicts.move_to_end(key)
         reason = self._verdicts[key]
         metrics.grammars_checked.labels("refused" if reason else "accepted").inc()
@@ -62,19 +79,21 @@ class GrammarChecker:
             message = f"The {grammar.noun} can't be used: {reason}."
             raise InvalidGrammar(message, param=grammar.param)
 
-    @contextmanager
-    def _turn(self, tenant_id: UUID) -> Iterator[None]:
-        if self._waiting[tenant_id] >= MAX_WAITING_PER_TENANT:
-            raise RateLimitExceeded("Too many new grammars of yours are being checked.")
-        if self._waiting.total() >= MAX_WAITING:
-            raise ServiceUnavailable("Too many new grammars are being checked at the moment.")
-        self._waiting[tenant_id] += 1
+    async def _find_out(
+        self, key: bytes, grammar: Grammar, tokenizer: TokenizerFile, tenant_id: UUID
+    ) -> None:
+        await self._queue.enter(tenant_id)
+        # What has begun goes on without who asked: to end it is to start another sandbox, and
+        # that would be the next one's time.
+        self._running = asyncio.create_task(self._have_turn(key, grammar, tokenizer))
+        self._running.add_done_callback(_look_at)
+        await asyncio.shield(self._running)
+
+    async def _have_turn(self, key: bytes, grammar: Grammar, tokenizer: TokenizerFile) -> None:
         try:
-            yield
+            await self._learn(key, grammar, tokenizer)
         finally:
-            self._waiting[tenant_id] -= 1
-            if not self._waiting[tenant_id]:
-                del self._waiting[tenant_id]
+            self._queue.leave()
 
     async def _learn(self, key: bytes, grammar: Grammar, tokenizer: TokenizerFile) -> None:
         if key in self._verdicts:  # somebody asked the same while we waited
@@ -97,6 +116,12 @@ class GrammarChecker:
             log.warning("tokenizer_without_grammars", sha256=tokenizer.sha256, reason=str(error))
             self._unusable.add(tokenizer.sha256)
             raise unsupported from None
+
+
+def _look_at(task: asyncio.Task[None]) -> None:
+    """Nobody may be there any more to whom it matters how it ended."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _key(grammar: Grammar, tokenizer: TokenizerFile) -> bytes:

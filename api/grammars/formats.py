@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 from llguidance import LLMatcher
 
+from api.grammars.finite import Looks, can_end
+from api.grammars.finite_lark import lark_can_end
 from api.grammars.limits import MAX_GRAMMAR_BYTES
 from api.grammars.schema_limits import check_schema
 from api.schemas.structured_outputs import ResponseFormat, StructuredOutputFields, StructuredOutputs
@@ -33,6 +35,7 @@ class Grammar:
     param: str
     noun: str  # what the client calls it: schema, regex, choice list, grammar
     schema: Mapping[str, Any] | None = None  # of JSON
+    is_of_all: bool = False  # that the model writes, and not of what it answers beside calls
 
 
 def requested_form(request: StructuredOutputFields) -> Grammar | None:
@@ -41,17 +44,20 @@ def requested_form(request: StructuredOutputFields) -> Grammar | None:
     Raises InvalidGrammar for what is too large or refers to other documents.
     """
     grammar = _of_response_format(request.response_format)
-    if request.structured_outputs is None:
+    structure = request.structure()
+    if structure is None:
         return grammar
     if grammar is not None:
         message = "Give either 'response_format' or 'structured_outputs'."
         raise InvalidRequest(message, param="structured_outputs")
-    return _of_structured_outputs(request.structured_outputs)
+    return replace(_of_structured_outputs(*structure), is_of_all=True)
 
 
 def schema_grammar(schema: Mapping[str, Any], *, param: str) -> Grammar:
     """JSON that a schema describes. Raises InvalidGrammar."""
     check_schema(schema, param=param)
+    if not can_end(schema, Looks()):
+        raise InvalidGrammar("No finite text satisfies the schema.", param=param)
     document = {"grammars": [{"json_schema": json_schema_document(schema)}]}
     return bounded_grammar(Grammar(orjson.dumps(document).decode(), param, "schema", schema))
 
@@ -69,19 +75,20 @@ def _of_response_format(asked: ResponseFormat | None) -> Grammar | None:
     return schema_grammar(asked.json_schema.schema_, param="response_format.json_schema.schema")
 
 
-def _of_structured_outputs(asked: StructuredOutputs) -> Grammar:
+def _of_structured_outputs(asked: StructuredOutputs, prefix: str) -> Grammar:
+    """`prefix` is what the names of parameters begin with."""
     if asked.json_ is not None:
-        return schema_grammar(asked.json_, param="structured_outputs.json")
+        return schema_grammar(asked.json_, param=f"{prefix}json")
     if asked.regex is not None:
         text = LLMatcher.grammar_from_regex(asked.regex)
-        return bounded_grammar(Grammar(text, "structured_outputs.regex", "regex"))
+        return bounded_grammar(Grammar(text, f"{prefix}regex", "regex"))
     if asked.choice is not None:
         text = _of_lark(_choices(asked.choice))
-        return bounded_grammar(Grammar(text, "structured_outputs.choice", "choice list"))
+        return bounded_grammar(Grammar(text, f"{prefix}choice", "choice list"))
     assert asked.grammar is not None
-    return bounded_grammar(
-        Grammar(_of_lark(asked.grammar), "structured_outputs.grammar", "grammar")
-    )
+    if not lark_can_end(asked.grammar):
+        raise InvalidGrammar("No finite text matches the grammar.", param=f"{prefix}grammar")
+    return bounded_grammar(Grammar(_of_lark(asked.grammar), f"{prefix}grammar", "grammar"))
 
 
 def _choices(choices: Sequence[str]) -> str:

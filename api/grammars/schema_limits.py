@@ -70,21 +70,22 @@ def _refuse_remote(node: Mapping[str, Any], *, param: str) -> None:
 def _refuse_departures(node: Mapping[str, Any], *, param: str) -> None:
     """What llguidance 1.9.1 takes but doesn't keep to; tests/unit/engine pin both."""
     least = node.get("minProperties")
-    if _is_number(least) and least > _size(node.get("required")) + 1:
+    if is_number(least) and least > _size(node.get("required")) + 1:
         # It counts a repeated key as another property.
         message = "'minProperties' may exceed the number of required properties by 1 at most."
         raise InvalidGrammar(message, param=param)
     for exclusive, others in _BOUNDS.items():
         bound = node.get(exclusive)
-        if not _is_number(bound) or bound != int(bound):
+        if not is_number(bound) or bound != int(bound):
             continue
-        if any(_is_number(node.get(o)) and abs(node[o] - bound) < 1 for o in others):
+        if any(is_number(node.get(o)) and abs(node[o] - bound) < 1 for o in others):
             # It lets the excluded whole number itself through.
             message = f"A whole '{exclusive}' needs the other bound to be 1 away or more."
             raise InvalidGrammar(message, param=param)
 
 
-def _is_number(value: Any) -> TypeGuard[int | float]:
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """A number of JSON."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -57,9 +57,9 @@ async def create(
     if wait_s:
         await may_wait(request, services, caller)
     asked = await read_json_object(request, partial(read_asked, CreateJob, caller))
-    admitted = await submit(services, caller, asked, retry)
+    admitted = await submit(request, services, caller, asked, retry)
     location = {"Location": f"/v1/jobs/{format_job_id(admitted.job_id)}"}
-    headers = location | job_headers(admitted)
+    headers = location | job_headers(admitted, asked)
     if admitted.row is not None and not wait_s:
         return JsonResponse(job_object(admitted.row), 202, headers)
     row = await wait_while_there(services, caller, admitted.job_id, request, wait_s)

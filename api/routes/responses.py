@@ -65,7 +65,7 @@ async def create(
     if parsed.stream or not parsed.background:
         await may_wait(request, services, caller)
     asked = replace(asked, generation=generation)
-    admitted = await submit(services, caller, asked, retry)
+    admitted = await submit(request, services, caller, asked, retry)
     headers = answer_headers(admitted, asked)
     job = await shown_job(services, caller, admitted, asked.known)
     if parsed.stream:

@@ -20,7 +20,7 @@ from api.schemas.jobs import (
 )
 from api.schemas.messages import OpenMessage
 from api.schemas.sampling import ChoiceFields, Count, SamplingFields
-from api.schemas.strict import IGNORE_UNKNOWN, Strict, mistake
+from api.schemas.strict import IGNORE_UNKNOWN, NoEffect, Strict, mistake
 from api.schemas.structured_outputs import StructuredOutputFields
 from api.schemas.tools import ToolFields, skipped_types
 from tasks.jobs import Dialect, OnDisconnect
@@ -38,7 +38,7 @@ class StreamOptions(Strict):
     model_config = IGNORE_UNKNOWN
 
     include_usage: bool | None = None
-    include_obfuscation: bool | None = None  # taken, and without effect
+    include_obfuscation: Annotated[bool | None, NoEffect()] = None
 
 
 class WaitingFields(Strict):
@@ -50,7 +50,7 @@ class WaitingFields(Strict):
     metadata: Metadata | None = None
     user: EndUser | None = None
     safety_identifier: EndUser | None = None
-    prompt_cache_key: Annotated[str, Field(max_length=1_024)] | None = None
+    prompt_cache_key: Annotated[str | None, Field(max_length=1_024), NoEffect()] = None
     service_tier: Tier = "auto"
     deadline_s: Deadline | None = None
     on_disconnect: OnDisconnect | None = Field(default=None, strict=False)
@@ -100,7 +100,7 @@ class CreateChatCompletion(
     web_search_options: Any = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
-    prediction: Any = None  # a hint for speed; the answer is the same without
+    prediction: Annotated[Any, NoEffect()] = None  # a hint for speed
 
     @model_validator(mode="after")
     def _one_limit(self) -> CreateChatCompletion:
@@ -119,17 +119,18 @@ class CreateChatCompletion(
     def generation(self) -> Generation:
         """In no dialect. Raises InvalidRequest and its like."""
         refuse_asked(self, _REFUSALS)
+        tools = self.tool_use()
         return Generation(
             dialect=Dialect.CHAT,
             path=PATH,
             model=self.model,
-            prompt=chat_prompt(list(self.messages), self),
+            prompt=chat_prompt(self.messages, tools),
             prompt_param="messages",
             sampling=self.sampling() | self.logprob_sampling(),
             token_limit=self._token_limit(),
             num_choices=self.num_choices,
             form=requested_form(self),
-            tools=self.tool_use(),
+            tools=tools,
             service_tier=self.tier,
             deadline_s=self.deadline_s,
             metadata=self.metadata or {},
@@ -152,4 +153,4 @@ _REFUSALS: dict[str, tuple[tuple[Any, ...], str]] = {
     "web_search_options": ((None,), "There is no web search here."),
 }
 # With the value that all models here have.
-_HINTS = {"reasoning_effort": "none", "verbosity": "medium", "prediction": None}
+_HINTS = {"reasoning_effort": "none", "verbosity": "medium"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -15,6 +16,7 @@ from api.schemas.strict import Skipped, Strict, at_most, mistake
 from api.schemas.structured_outputs import StructuredOutputFields
 from api.schemas.tools import ToolFields
 from api.settings import MAX_DEADLINE_S
+from api.tools.request import ToolUse
 from tasks.errors import UnsupportedParameter
 from tasks.jobs import Dialect, OnDisconnect
 
@@ -81,7 +83,7 @@ class CreateJob(SamplingFields, ChoiceFields, StructuredOutputFields, ToolFields
             dialect=Dialect.JOB,
             path=PATH,
             model=self.model,
-            prompt=self._prompt(),
+            prompt=self._prompt(tools),
             prompt_param="prompt" if self.messages is None else "messages",
             sampling=self.sampling() | self.logprob_sampling(),
             token_limit=self._token_limit(),
@@ -95,11 +97,11 @@ class CreateJob(SamplingFields, ChoiceFields, StructuredOutputFields, ToolFields
             on_disconnect=self.on_disconnect,
         )
 
-    def _prompt(self) -> Prompt:
+    def _prompt(self, tools: ToolUse | None) -> Prompt:
         if self.messages is None:
             assert self.prompt is not None
             return TextPrompt(self.prompt)
-        return chat_prompt(self.messages, self)
+        return chat_prompt(self.messages, tools)
 
     def _token_limit(self) -> TokenLimit:
         for name, value in self._limits().items():
@@ -111,9 +113,8 @@ class CreateJob(SamplingFields, ChoiceFields, StructuredOutputFields, ToolFields
         return {name: value for name, value in values.items() if value is not None}
 
 
-def chat_prompt(messages: list[Message], tools: ToolFields) -> ChatPrompt:
+def chat_prompt(messages: Sequence[Message], use: ToolUse | None) -> ChatPrompt:
     """The conversation, with the tools if any may be called."""
-    use = tools.tool_use()
     listed = [tool.for_template() for tool in use.tools] if use else None
     return ChatPrompt([message.for_template() for message in messages], listed)
 

@@ -15,7 +15,7 @@ from api.schemas.chat import WaitingFields
 from api.schemas.jobs import MAX_MESSAGES, ModelName, refuse_asked
 from api.schemas.response_items import AnyItem, Input, messages_of, text_as_items
 from api.schemas.sampling import MAX_TOP_LOGPROBS, Count, SamplingFields
-from api.schemas.strict import IGNORE_UNKNOWN, OrSkipped, Skipped, Strict, mistake
+from api.schemas.strict import IGNORE_UNKNOWN, NoEffect, OrSkipped, Skipped, Strict, mistake
 from api.schemas.structured_outputs import (
     JsonSchemaFormat,
     ResponseFormat,
@@ -61,6 +61,8 @@ class TextFormat(Strict):
 
     @model_validator(mode="after")
     def _schema_with_its_type(self) -> TextFormat:
+        if self.type != "json_schema" and self.schema_ is not None:
+            raise ValueError("Give 'schema' with the type 'json_schema', and with no other.")
         if self.type == "json_schema" and (self.name is None or self.schema_ is None):
             message = "A format of the type 'json_schema' needs 'name' and 'schema'."
             raise mistake(message, "name" if self.name is None else "schema")
@@ -112,7 +114,7 @@ class CreateResponse(SamplingFields, WaitingFields):
     previous_response_id: Annotated[str, Field(max_length=64)] | None = None
     background: bool | None = None
     max_output_tokens: Count | None = None
-    max_tool_calls: int | None = None
+    max_tool_calls: Annotated[int | None, NoEffect()] = None  # of tools that OpenAI runs
     include: list[str] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     text: TextOptions | None = None
@@ -127,6 +129,7 @@ class CreateResponse(SamplingFields, WaitingFields):
     reasoning: Reasoning | None = None
     conversation: Any = None
     prompt: Any = None
+    response_format: Any = None
 
     @model_validator(mode="after")
     def _combinations(self) -> CreateResponse:
@@ -152,8 +155,6 @@ class CreateResponse(SamplingFields, WaitingFields):
             yield "reasoning"
         if self.text and self.text.verbosity not in (None, "medium"):
             yield "text.verbosity"
-        if self.max_tool_calls is not None:  # of tools that the server calls
-            yield "max_tool_calls"
         yield from (f"include.{name}" for name in self.include or () if name != LOGPROBS)
         yield from (f"tools.{type_}" for type_ in skipped_types(self.tools))
         yield from (f"input.{type_}" for type_ in skipped_types(self.input))
@@ -234,5 +235,6 @@ class CountInput(CreateResponse):
 
 _REFUSALS: dict[str, tuple[tuple[Any, ...], str]] = {
     "conversation": ((None,), "'conversation' is not supported; use 'previous_response_id'."),
+    "response_format": ((None,), "'response_format' is 'text.format' here."),
     "prompt": ((None,), "'prompt' is not supported; send 'instructions' and 'input'."),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, get_args, get_origin
 
@@ -137,9 +138,53 @@ IGNORE_UNKNOWN = ConfigDict(extra="ignore")
 _Models = tuple[type["Strict"], ...]
 
 
-def unknown_fields(model: type[Strict], body: Mapping[str, Any]) -> list[str]:
-    """Top-level names of a body that its schema doesn't know, sorted."""
-    return sorted(body.keys() - _known(model).keys())
+@dataclass(frozen=True, slots=True)
+class NoEffect:
+    """Marks a field that is taken, and changes no answer: who gives it is told so."""
+
+
+def ignored_fields(model: type[Strict], body: Mapping[str, Any]) -> list[str]:
+    """Paths of what has no effect in a body, at any depth, sorted: fields that its schema doesn't
+    know, and those marked so. Nulls are not given; of equal places in a list the first is named.
+    """
+    found: dict[tuple[str, ...], str] = {}
+    _look_through((model,), body, (), found)
+    return sorted(found.values())
+
+
+def _look_through(
+    models: _Models,
+    value: Any,
+    path: tuple[str, ...],
+    found: dict[tuple[str, ...], str],
+) -> None:
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            is_skipped = any(model.skips(item) for model in models)
+            if isinstance(item, dict | list) and not is_skipped:
+                _look_through(models, item, (*path, str(number)), found)
+    elif isinstance(value, dict):
+        fields, marked = _fields(models), _without_effect(models)
+        for name, member in value.items():
+            here = (*path, name)
+            if member is not None and (name not in fields or name in marked):
+                found.setdefault(_kind(here), ".".join(here))
+            elif fields.get(name):
+                _look_through(fields[name], member, here, found)
+
+
+def _kind(path: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(step for step in path if not step.isdecimal())
+
+
+@cache
+def _without_effect(models: _Models) -> frozenset[str]:
+    return frozenset(
+        field.alias or name
+        for model in models
+        for name, field in model.model_fields.items()
+        if any(isinstance(item, NoEffect) for item in field.metadata)
+    )
 
 
 def known_fields(model: type[Strict], body: Mapping[str, Any]) -> dict[str, Any]:

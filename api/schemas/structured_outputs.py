@@ -57,23 +57,23 @@ class ResponseFormat(Strict):
         return self
 
 
+JsonSchema = Annotated[
+    dict[str, Any] | None,
+    BeforeValidator(_text_as_schema, json_schema_input_type=dict[str, Any] | str | None),
+]
+Regex = Annotated[str, Field(min_length=1, max_length=MAX_REGEX_CHARS)]
+Choice = Annotated[str, Field(min_length=1, max_length=MAX_CHOICE_CHARS)]
+Choices = Annotated[list[Choice], Field(min_length=1, max_length=MAX_CHOICES)]
+Lark = Annotated[str, Field(min_length=1, max_length=MAX_LARK_CHARS)]
+
+
 class StructuredOutputs(Strict):
     """vLLM's form: one of four ways to say what the output must be."""
 
-    json_: Annotated[
-        dict[str, Any] | None,
-        BeforeValidator(_text_as_schema, json_schema_input_type=dict[str, Any] | str | None),
-        Field(alias="json"),
-    ] = None
-    regex: Annotated[str, Field(min_length=1, max_length=MAX_REGEX_CHARS)] | None = None
-    choice: (
-        Annotated[
-            list[Annotated[str, Field(min_length=1, max_length=MAX_CHOICE_CHARS)]],
-            Field(min_length=1, max_length=MAX_CHOICES),
-        ]
-        | None
-    ) = None
-    grammar: Annotated[str, Field(min_length=1, max_length=MAX_LARK_CHARS)] | None = None
+    json_: Annotated[JsonSchema, Field(alias="json")] = None
+    regex: Regex | None = None
+    choice: Choices | None = None
+    grammar: Lark | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> StructuredOutputs:
@@ -88,3 +88,27 @@ class StructuredOutputFields(Strict):
 
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    # The same by the names of older releases of vLLM.
+    guided_json: JsonSchema = None
+    guided_regex: Regex | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: Lark | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> StructuredOutputFields:
+        guided = self._guided()
+        if len(guided) > 1 or (guided and self.structured_outputs is not None):
+            names = ", ".join(f"guided_{kind}" for kind in _KINDS)
+            raise ValueError(f"Give one of structured_outputs, {names}.")
+        return self
+
+    def structure(self) -> tuple[StructuredOutputs, str] | None:
+        """What is asked for in vLLM's form, and the beginning of its parameter's name."""
+        if self.structured_outputs is not None:
+            return self.structured_outputs, "structured_outputs."
+        guided = self._guided()
+        return (StructuredOutputs.model_validate(guided), "guided_") if guided else None
+
+    def _guided(self) -> dict[str, Any]:
+        values = {kind: getattr(self, f"guided_{kind}") for kind in _KINDS}
+        return {kind: value for kind, value in values.items() if value is not None}

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from api.grammars.finite import Looks, can_end
 from api.schemas.strict import (
     IGNORE_UNKNOWN,
     OrSkipped,
@@ -18,6 +19,7 @@ from api.schemas.strict import (
     unsupported,
 )
 from api.tools.request import Tool, ToolMode, ToolUse
+from tasks.errors import InvalidGrammar
 
 MAX_TOOLS = 128
 FUNCTION = "function"
@@ -176,14 +178,24 @@ def skipped_types(items: Iterable[object] | None) -> Iterator[str]:
 
 
 def tool_use(tools: list[Tool], choice: ToolChoice | None, *, is_parallel: bool) -> ToolUse | None:
-    """What may be called; None if nothing."""
+    """What may be called; None if nothing. Raises InvalidGrammar for what nobody can call."""
     mode = choice.mode if choice else "auto"
     if not tools or mode == "none":
         return None
     names = choice.names if choice and choice.names else [tool.name for tool in tools]
-    return ToolUse(
+    use = ToolUse(
         tools=tools,
         mode=ToolMode(mode),
         callable_names=frozenset(names),
         is_parallel=is_parallel and not (choice and choice.is_single),
     )
+    _refuse_endless(use)
+    return use
+
+
+def _refuse_endless(use: ToolUse) -> None:
+    looks = Looks()
+    for tool in use.callable:
+        if not can_end(tool.parameters, looks):
+            message = f"No finite text satisfies the parameters of the tool '{tool.name}'."
+            raise InvalidGrammar(message, param=use.param)

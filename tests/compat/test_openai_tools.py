@@ -40,6 +40,20 @@ def test_a_tool_is_called_with_arguments_of_its_schema(client: openai.OpenAI, ch
     assert json.loads(call.function.arguments) == {"city": "Paris"}
 
 
+@pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
+@pytest.mark.parametrize("limit", [1, 3, 6, 9, 12, 14])
+def test_of_a_call_that_is_cut_nothing_is_text(
+    client: openai.OpenAI, choice: Any, limit: int
+) -> None:
+    cut = ask(client, tool_choice=choice, max_tokens=limit)
+
+    assert cut.finish_reason == "length"
+    assert not cut.message.content
+    for call in cut.message.tool_calls or ():
+        assert call.function.name == "get_weather"
+        assert '{"city": "Paris"}'.startswith(call.function.arguments)
+
+
 def test_a_named_tool_is_the_one_called(client: openai.OpenAI) -> None:
     choice = {"type": "function", "function": {"name": "get_time"}}
     answer = ask(client, tools=[WEATHER, CLOCK], tool_choice=choice)

@@ -34,6 +34,14 @@ ENDLESS: dict[str, Any] = {
     "allOf": [{"type": "string", "pattern": f".*a.{{{i}}}b.*"} for i in range(1, 40)]
 }
 
+# No text satisfies it that ends.
+RECURSIVE: dict[str, Any] = {
+    "type": "object",
+    "properties": {"a": {"$ref": "#"}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 NO_TOOL = {"type": "function", "function": {"name": "leap"}}
 
@@ -160,6 +168,15 @@ BAD_BODIES: dict[str, tuple[bytes, int, str]] = {
     ),
     "unsupported keyword": (_schema({"uniqueItems": True}), 400, "invalid_grammar"),
     "unsatisfiable schema": (_schema({"enum": []}), 400, "invalid_grammar"),
+    "schema without an end": (_schema(RECURSIVE), 400, "invalid_grammar"),
+    "parameters without an end": (
+        chat(
+            tools=[{"type": "function", "function": {"name": "look", "parameters": RECURSIVE}}],
+            tool_choice="required",
+        ),
+        400,
+        "invalid_grammar",
+    ),
     "remote reference": (_schema({"$ref": f"http://{SECRET}/a"}), 400, "invalid_grammar"),
     "deep schema": (_schema_text('{"items":' * 40 + "{}" + "}" * 40), 400, "invalid_grammar"),
     "exponential schema": (_schema(EXPONENTIAL), 400, "invalid_grammar"),

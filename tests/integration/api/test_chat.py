@@ -216,7 +216,9 @@ class TestClientsThatLeave:
 async def test_unknown_fields_are_ignored_and_named_and_not_stored(
     http: httpx.AsyncClient, owner: DictConnection, producer: Producer
 ) -> None:
-    body = {**BODY, "zeta": 1, "alpha": {}, "bad\nname": 1}
+    part = {"type": "text", "text": "hello"}
+    messages = [{"role": "user", "content": [part | {"y": 1}]}]
+    body = {**BODY, "messages": messages, "zeta": 1, "alpha": {}, "bad\nname": 1}
     asked = asyncio.create_task(http.post(PATH, json=body))
     await is_queued(owner)
     job = producer.claim()
@@ -224,9 +226,9 @@ async def test_unknown_fields_are_ignored_and_named_and_not_stored(
 
     answer = await asked
 
-    assert answer.headers["x-millrace-ignored"] == "alpha, zeta"
+    assert answer.headers["x-millrace-ignored"] == "alpha, messages.0.content.0.y, zeta"
     stored = owner.execute("SELECT request FROM job_payloads").fetchone()
-    assert stored == {"request": BODY}
+    assert stored == {"request": BODY | {"messages": [{"role": "user", "content": [part]}]}}
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,16 @@ import pytest
 
 from api.grammars import checker as checker_module
 from api.grammars import sandbox
-from api.grammars.checker import MAX_WAITING_PER_TENANT, GrammarChecker
+from api.grammars.checker import GrammarChecker
 from api.grammars.formats import Grammar
 from api.grammars.process import TOO_COSTLY, TokenizerFile
 from tasks.errors import (
     InvalidGrammar,
-    RateLimitExceeded,
     ServiceUnavailable,
     UnsupportedParameter,
 )
 from tests.support.tiny_tokenizer import tiny_tokenizer
+from tests.support.waiting import until
 
 TENANT = UUID(int=1)
 
@@ -165,27 +165,26 @@ async def test_equal_grammars_at_once_are_compiled_once(checker: GrammarChecker)
     assert [type(result) for result in results] == [InvalidGrammar] * 5
 
 
-async def test_one_tenant_can_not_take_all_places_in_the_queue(checker: GrammarChecker) -> None:
-    grammars = [lark(f'start: "{number}"') for number in range(MAX_WAITING_PER_TENANT + 1)]
-    checks = [asyncio.create_task(check(checker, grammar)) for grammar in grammars]
-    other = asyncio.create_task(check(checker, lark('start: "x"'), tenant_id=uuid4()))
+async def test_many_new_grammars_of_one_tenant_wait_their_turn(checker: GrammarChecker) -> None:
+    checks = [check(checker, lark(f'start: "{number}"')) for number in range(32)]
 
-    results = await asyncio.gather(*checks, other, return_exceptions=True)
-
-    refused = [result for result in results if result is not None]
-    assert [type(result) for result in refused] == [RateLimitExceeded]
-    assert results[MAX_WAITING_PER_TENANT] is refused[0]
-    assert not checker._waiting
+    assert await asyncio.gather(*checks) == [None] * 32
+    assert not checker._queue.num_waiting
 
 
-async def test_queue_is_bounded(checker: GrammarChecker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checker_module, "MAX_WAITING", 2)
-    checks = [check(checker, lark(f'start: "{i}"'), tenant_id=uuid4()) for i in range(3)]
+async def test_what_has_begun_goes_on_when_its_client_leaves(checker: GrammarChecker) -> None:
+    """Else each client that comes and goes would cost the others a sandbox."""
+    await check(checker, GOOD)
+    process = checker._sandbox._process
+    leaving = asyncio.create_task(check(checker, lark('start: "x"')))
+    await until(lambda: checker._running is not None and not checker._running.done())
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
 
-    results = await asyncio.gather(*checks, return_exceptions=True)
+    await check(checker, lark('start: "y"'))
 
-    assert [type(result) for result in results[2:]] == [ServiceUnavailable]
-    assert results[:2] == [None, None]
+    assert checker._sandbox._process is process
+    assert checker_module._key(lark('start: "x"'), tokenizer_file()) in checker._verdicts
 
 
 async def test_answer_of_a_cancelled_check_is_not_taken_for_anothers(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 
+from api.grammars.queue import FairQueue
 from store.pools import DictConnection
-from tests.integration.api.bad_bodies import ENDLESS, EXPONENTIAL
+from tests.integration.api.bad_bodies import ENDLESS, EXPONENTIAL, RECURSIVE
 from tests.integration.api.conftest import Tenant
 from tests.integration.api.producer import Producer
+from tests.support.waiting import until
 
 BODY: dict[str, Any] = {"model": "tiny", "prompt": "hello", "max_tokens": 9}
 SCHEMA = {
@@ -96,6 +99,11 @@ async def test_same_key_with_another_schema_is_another_request(http: httpx.Async
             "The schema can't be used: schema too large.",
         ),
         (
+            {"structured_outputs": {"json": RECURSIVE}},
+            "structured_outputs.json",
+            "No finite text satisfies the schema.",
+        ),
+        (
             {"structured_outputs": {"regex": "a("}},
             "structured_outputs.regex",
             "The regex can't be used: unclosed group.",
@@ -119,6 +127,27 @@ async def test_refusal_names_the_parameter_and_the_reason(
     assert error["message"].startswith(reason)
 
 
+@pytest.mark.parametrize("choice", ["auto", "required"])
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/chat/completions", "/v1/responses"])
+async def test_tools_that_nobody_can_call_are_refused(
+    http: httpx.AsyncClient, path: str, choice: str
+) -> None:
+    function = {"name": "look", "parameters": RECURSIVE}
+    is_response = path == "/v1/responses"
+    body: dict[str, Any] = {
+        "model": "tiny",
+        "tool_choice": choice,
+        "tools": [{"type": "function"} | (function if is_response else {"function": function})],
+    }
+    message = [{"role": "user", "content": "hello"}]
+
+    refused = await http.post(path, json=body | {"input" if is_response else "messages": message})
+
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (400, "invalid_grammar", "tools")
+    assert error["message"] == "No finite text satisfies the parameters of the tool 'look'."
+
+
 async def test_costly_grammar_holds_up_no_other_request(
     http: httpx.AsyncClient, api_url: str, other_tenant: Tenant
 ) -> None:
@@ -129,6 +158,46 @@ async def test_costly_grammar_holds_up_no_other_request(
         assert not costly.done()
     assert {answer.status_code for answer in answers} == {202}
     assert (await costly).status_code == 400
+
+
+async def test_sixteen_clients_with_new_schemas_at_once_are_all_served(
+    http: httpx.AsyncClient,
+) -> None:
+    bodies = [_schema_body({"type": "array", "maxItems": number}) for number in range(1, 17)]
+
+    answers = await asyncio.gather(*(http.post("/v1/jobs", json=body) for body in bodies))
+
+    assert {answer.status_code for answer in answers} == {202}
+
+
+async def test_a_client_that_leaves_while_its_grammar_waits_gives_up_its_place(
+    http: httpx.AsyncClient,
+    api_url: str,
+    other_tenant: Tenant,
+    owner: DictConnection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queues: list[FairQueue] = []
+    enter = FairQueue.enter
+
+    async def note(queue: FairQueue, tenant_id: UUID) -> None:
+        queues.append(queue)
+        await enter(queue, tenant_id)
+
+    monkeypatch.setattr(FairQueue, "enter", note)
+    other = httpx.AsyncClient(base_url=api_url, headers=other_tenant.headers, timeout=30)
+    async with other:
+        costly = asyncio.create_task(other.post("/v1/jobs", json=_schema_body(ENDLESS)))
+        await until(lambda: queues, what="the costly one's turn")
+        leaving = asyncio.create_task(http.post("/v1/jobs", json=_schema_body(SCHEMA)))
+        await until(lambda: queues[0].num_waiting, what="a place in the queue")
+
+        leaving.cancel()
+        await until(lambda: not queues[0].num_waiting, what="the place given up")
+
+        assert not costly.done()
+        assert (await costly).status_code == 400
+    assert owner.execute("SELECT id FROM jobs").fetchall() == []
 
 
 async def test_extras_of_vllm_reach_the_payload(
