@@ -26,7 +26,7 @@ def _running(**options: Any) -> Running:
     "options",
     [{"dtype": "bf17"}, {"device": "gpu"}, {"device": "cuda:"}, {"device": "CPU"}, {"device": ""}],
 )
-def test_a_value_that_no_machine_knows_is_misuse(options: dict[str, str]) -> None:
+def test_a_value_that_no_machine_knows_is_misuse(options: dict[str, Any]) -> None:
     with pytest.raises(MisuseError) as refused:
         asked.check(UpOptions(**options))
 
