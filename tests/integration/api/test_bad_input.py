@@ -113,8 +113,8 @@ async def test_allow_names_all_methods_of_a_url(http: httpx.AsyncClient) -> None
     jobs = await http.delete("/v1/jobs")
     job = await http.put(f"/v1/jobs/{created['id']}")
 
-    assert jobs.headers["Allow"] == "GET, POST"
-    assert job.headers["Allow"] == "DELETE, GET"
+    assert jobs.headers["Allow"] == "GET, HEAD, OPTIONS, POST"
+    assert job.headers["Allow"] == "DELETE, GET, HEAD, OPTIONS"
 
 
 async def test_another_tenants_job_is_answered_like_none(

@@ -117,7 +117,7 @@ def test_endless_empty_frames_are_refused(pack: type) -> None:
 
 
 def test_window_beyond_what_the_web_allows_is_refused() -> None:
-    options = {
+    options: dict[int, int] = {
         zstd.CompressionParameter.window_log: 27,
         zstd.CompressionParameter.enable_long_distance_matching: 1,
     }
