@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from api.dialects.answers import completion_usage, extension, failure_of, finish_reason
 from api.dialects.chat_logprobs import choice_logprobs, token_logprobs
 from api.dialects.chunks import ChunkFold
 from api.dialects.fold import ShownJob
+from api.dialects.text_tokens import TextToken, TextTokens
 from api.job_view import unix_time
 from api.tools.calls import call_id, split_answer
 from api.tools.formats import format_named
@@ -53,11 +55,16 @@ class ChatFold(ChunkFold):
         reason = finish_reason(choice, has_calls=calls.has_calls)
         return _delta_choice(choice["index"], delta, reason=reason)
 
-    def _logprobs(self, fields: dict[str, Any]) -> dict[str, Any] | None:
-        if "logprobs" not in fields:
-            return None
-        content = token_logprobs(self._job.vocabulary, fields["token_ids"], fields["logprobs"])
-        return {"content": content, "refusal": None} if content else None
+    def _logprobs(self, index: int, tokens: Sequence[TextToken]) -> dict[str, Any]:
+        return {"content": token_logprobs(self._job.vocabulary, tokens), "refusal": None}
+
+    def _tokens_of(self, index: int) -> TextTokens:
+        return TextTokens(self._job.vocabulary, names_control=names_control(self._job))
+
+
+def names_control(job: ShownJob) -> bool:
+    """Whether control tokens say their names in the job's texts: those around calls are sought."""
+    return job.row["tool_format"] is not None
 
 
 class _ChoiceCalls:
@@ -123,7 +130,8 @@ def _whole_choice(job: ShownJob, choice: dict[str, Any]) -> dict[str, Any]:
         message["tool_calls"] = [call.as_object() for call in calls]
     logprobs = None
     if choice.get("logprobs"):
-        logprobs = {"content": choice_logprobs(job.vocabulary, choice), "refusal": None}
+        content = choice_logprobs(job.vocabulary, choice, names_control=names_control(job))
+        logprobs = {"content": content, "refusal": None}
     return {
         "index": choice["index"],
         "message": message,

@@ -34,6 +34,13 @@ class TokenPrompt:
 Prompt = ChatPrompt | TextPrompt | TokenPrompt
 
 
+def listed_prompts(value: Any) -> list[Any]:
+    """OpenAI's `prompt`, a text, token ids, or a list of either, as the list of its prompts."""
+    if isinstance(value, str) or (value and isinstance(value[0], int)):
+        return [value]
+    return list(value)
+
+
 def num_chars(prompt: Prompt) -> int:
     """Characters of client text; a token id counts as one."""
     match prompt:

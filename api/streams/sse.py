@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 
 import structlog
 from psycopg import Error as DatabaseError
@@ -204,8 +205,9 @@ class EventStreamResponse(Response):
             if isinstance(piece, LaterList):
                 await self._write(b"".join(blocks))
                 blocks.clear()
-                async for data in self._reader.read_list(piece):
-                    await self._write(data)
+                async with aclosing(self._reader.read_list(piece)) as bits:
+                    async for data in bits:
+                        await self._write(data)
             else:
                 blocks.append(piece)
         if blocks:
