@@ -1,8 +1,9 @@
 """Native events of a job: what the log holds, and its three encodings.
 
 `started {attempt, model}`, `prompt {index, start, total, token_ids, logprobs}`, `token {index,
-text, token_ids, logprobs?}`, `gap {from, to, text, texts?}`, and a final marker `done {}`: readers replace its data by the job object, whose truth is
-Postgres. A sequence number is never given to two different events.
+text, token_ids, logprobs?}`, `gap {from, to, text, texts?}`, and a final marker `done {}`: readers
+replace its data by the job object, whose truth is Postgres. A sequence number is never given to two
+different events.
 
 `logprobs` is there where the job asks for them: for each of `token_ids` one `[logprob, [[token id,
 logprob], ...]]`. A gap restates text alone, that of choice 0 in `text` and, of a job with several

@@ -31,7 +31,14 @@ class TokenPrompt:
     token_ids: Sequence[int]
 
 
-Prompt = ChatPrompt | TextPrompt | TokenPrompt
+@dataclass(frozen=True, slots=True)
+class PromptList:
+    """Several, each of which is continued by itself."""
+
+    prompts: Sequence[TextPrompt | TokenPrompt]
+
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt | PromptList
 
 
 def listed_prompts(value: Any) -> list[Any]:
@@ -50,6 +57,8 @@ def num_chars(prompt: Prompt) -> int:
             return len(token_ids)
         case ChatPrompt(messages, tools):
             return sum(map(len, texts_of([messages, tools])))
+        case PromptList(prompts):
+            return sum(map(num_chars, prompts))
 
 
 def is_short(prompt: Prompt, max_chars: int) -> bool:

@@ -40,7 +40,7 @@ async def create(request: Request, services: ServicesDep, caller: Submitter) -> 
     generation = await read_json_object(request, _generation)
     model = (await services.registry.get(generation.model)).entry
     input_tokens = await services.admission.count_tokens(caller, generation)
-    limit = output_limit(generation, model, input_tokens)
+    limit = output_limit(generation, model, [input_tokens])
     usual = await output_quantiles(services.pool, caller.tenant_id, model.name)
     return JsonResponse(
         {

@@ -95,6 +95,7 @@ class CreateChatCompletion(
     web_search_options: Any = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
+    prompt_logprobs: int | None = None  # vLLM's
     prediction: Any = None  # a hint for speed; the answer is the same without
 
     @model_validator(mode="after")
@@ -138,5 +139,10 @@ _REFUSALS: dict[str, tuple[tuple[Any, ...], str]] = {
     "function_call": ((None, "none", "auto"), "'function_call' is not supported; use 'tools'."),
     "web_search_options": ((None,), "There is no web search here."),
     "reasoning_effort": ((None, "none"), "This model has no reasoning effort to choose."),
+    "prompt_logprobs": (
+        (None,),
+        "'prompt_logprobs' is not supported here; 'echo' with 'logprobs' of text completions tells"
+        " how likely the tokens of a prompt are.",
+    ),
     "verbosity": ((None, "medium"), "This model has no verbosity to choose."),
 }
