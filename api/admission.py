@@ -99,10 +99,10 @@ class Admission:
         metrics.admission_seconds.observe(time.monotonic() - began)
         return accepted
 
-    async def count_tokens(self, key: ApiKey, generation: Generation) -> int:
-        """How many tokens a prompt has. Raises ServiceError as `submit` would."""
+    async def count_tokens(self, key: ApiKey, generation: Generation) -> list[int]:
+        """How many tokens each prompt has. Raises ServiceError as `submit` would."""
         model = await self.registry.get(generation.model)
-        return sum(map(len, await self._prompt_ids(key, generation, model)))
+        return [len(ids) for ids in await self._prompt_ids(key, generation, model)]
 
     async def _accept(self, job: NewJob, submission: Submission) -> Accepted:
         """The new job, or the one that an earlier try of the request made, which costs nothing."""

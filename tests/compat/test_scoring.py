@@ -1,4 +1,4 @@
-"""What evaluation harnesses ask for: how likely the model holds a continuation, by text completions.
+"""What evaluation harnesses ask for: how likely a model holds a continuation to be.
 
 The requests are those of lm-evaluation-harness's `local-completions` (0.4.13), and so is what is
 made of their answers; right is what transformers makes of the same weights.
@@ -31,8 +31,8 @@ PAIRS = [
     ("Zwölf Euro, 12 €, are", " much — „viel“ €"),
     ("The job is", " cancelled.\n\n\nThe job"),
 ]
-# Of the sum over a continuation: the weights are bf16, and so are the reference's products.
-NEAR = 0.02
+# Of the sum over a continuation; the weights are bf16, sums are float32 on both sides.
+NEAR = 2e-3
 Scored = tuple[float, bool]
 
 
