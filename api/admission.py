@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
@@ -100,10 +101,10 @@ class Admission:
         metrics.admission_seconds.observe(time.monotonic() - began)
         return accepted
 
-    async def count_tokens(self, key: ApiKey, generation: Generation) -> int:
-        """How many tokens a prompt has. Raises ServiceError as `submit` would."""
+    async def count_tokens(self, key: ApiKey, generation: Generation) -> list[int]:
+        """How many tokens each prompt has. Raises ServiceError as `submit` would."""
         model = await self.registry.get(generation.model)
-        return len(await self._prompt_ids(key, generation, model))
+        return [len(ids) for ids in await self._prompt_ids(key, generation, model)]
 
     async def _accept(self, job: NewJob, submission: Submission) -> Accepted:
         """The new job, or the one that an earlier try of the request made, which costs nothing."""
@@ -153,7 +154,8 @@ class Admission:
         check_token_ids(generation.sampling, model.codec.vocab_size)
         tool_format = _tool_format(generation, model)
         ids = await self._prompt_ids(key, generation, model)
-        max_output_tokens = output_limit(generation, model.entry, len(ids))
+        lengths = [len(of_prompt) for of_prompt in ids]
+        max_output_tokens = output_limit(generation, model.entry, lengths)
         grammar = await self._grammar(submission, model)
         prices = _frozen_prices(model.entry, tier)
         return NewJob(
@@ -167,19 +169,19 @@ class Admission:
             lane=lane_for(key.tenant_id),
             deadline_s=generation.deadline_s or DEFAULT_DEADLINE_S,
             max_fails=MAX_FAILS,
-            input_tokens=len(ids),
+            input_tokens=sum(lengths),
             max_output_tokens=max_output_tokens,
             num_choices=generation.num_choices,
             prices=prices,
             reserve_micros=worst_case_micros(
-                input_tokens=len(ids),
+                input_tokens=sum(lengths),
                 max_output_tokens=max_output_tokens * generation.num_choices,
                 prices=prices,
             ),
             request_hash=submission.request_hash,
             request=submission.known,
-            prompt_token_ids=pack_token_ids(ids),
-            sampling=_sampling(generation, max_output_tokens),
+            prompt_token_ids=pack_token_ids(chain.from_iterable(ids)),
+            sampling=_sampling(generation, max_output_tokens, lengths),
             grammar=grammar,
             end_user=generation.end_user,
             idempotency_key=submission.idempotency_key,
@@ -194,18 +196,18 @@ class Admission:
 
     async def _prompt_ids(
         self, key: ApiKey, generation: Generation, model: ServedModel
-    ) -> list[int]:
+    ) -> list[list[int]]:
         prompt = generation.prompt
         if generation.truncates_prompt and isinstance(prompt, ChatPrompt):
             prompt = await self._shortened(prompt, key, generation, model)
         ids = await self._encode(prompt, key, generation, model)
-        if not ids:  # a tokenizer may drop all that a text holds
+        if not all(ids):  # a tokenizer may drop all that a text holds
             raise InvalidPrompt("The prompt holds no tokens.", param=generation.prompt_param)
         return ids
 
     async def _encode(
         self, prompt: Prompt, key: ApiKey, generation: Generation, model: ServedModel
-    ) -> list[int]:
+    ) -> list[list[int]]:
         return await self.encoder.encode(
             model.codec,
             prompt,
@@ -221,7 +223,7 @@ class Admission:
 
         async def fits(shorter: ChatPrompt) -> bool:
             try:
-                ids = await self._encode(shorter, key, generation, model)
+                [ids] = await self._encode(shorter, key, generation, model)
             except ContextLengthExceeded:
                 return False
             return len(ids) + wanted <= model.entry.context_length
@@ -279,8 +281,12 @@ def _tool_format(generation: Generation, model: ServedModel) -> ToolFormat | Non
     return model.codec.tool_format
 
 
-def _sampling(generation: Generation, max_output_tokens: int) -> dict[str, Any]:
+def _sampling(
+    generation: Generation, max_output_tokens: int, prompt_lengths: list[int]
+) -> dict[str, Any]:
     sampling = dict(generation.sampling) | {"max_tokens": max_output_tokens}
+    if len(prompt_lengths) > 1:  # their tokens stand one after another
+        sampling["prompt_lengths"] = prompt_lengths
     if generation.tools is not None:  # the marks around a call may be special tokens
         sampling["skip_special_tokens"] = False
     return sampling

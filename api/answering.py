@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import structlog
@@ -64,9 +65,11 @@ class _Streamed(StreamingResponse):
 
 
 async def _bytes(services: Services, row: JobRow, pieces: Sequence[Piece]) -> AsyncIterator[bytes]:
+    lists = services.sources.lists(row)
     for piece in pieces:
         if isinstance(piece, LaterList):
-            async for data in services.sources.read_list(row, piece):
-                yield data
+            async with aclosing(lists.read(piece)) as bits:
+                async for data in bits:
+                    yield data
         else:
             yield piece

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from api.generation import Generation
@@ -16,6 +16,9 @@ from tasks.errors import (
 )
 from tasks.jobs import Dialect, OnDisconnect
 from tasks.queues import ServiceTier
+
+# Of several prompts in one request. One alone is bounded by its model.
+MAX_TOKENS_OF_PROMPTS = 131_072
 
 # Their clients wait for the answer; those of jobs, and in the background, come back for it.
 _WAITING_DIALECTS = frozenset({Dialect.CHAT, Dialect.COMPLETION, Dialect.RESPONSE})
@@ -59,15 +62,19 @@ def check_token_ids(sampling: Mapping[str, Any], vocab_size: int) -> None:
             raise InvalidRequest(message, param=param)
 
 
-def output_limit(generation: Generation, model: ModelEntry, input_tokens: int) -> int:
-    """The most tokens a choice may have. Raises ContextLengthExceeded, InvalidRequest."""
+def output_limit(generation: Generation, model: ModelEntry, prompt_lengths: Sequence[int]) -> int:
+    """The most tokens a choice may have, whichever prompt it continues. Raises
+    ContextLengthExceeded, InvalidRequest.
+    """
+    _check_sum(prompt_lengths, model, generation.prompt_param)
+    input_tokens = max(prompt_lengths)
     room = model.context_length - input_tokens
     asked = generation.token_limit.value
     if asked is not None and asked > model.max_output_tokens:
         message = f"This model produces at most {model.max_output_tokens} tokens."
         raise InvalidRequest(message, param=generation.token_limit.param)
     limit = min(model.max_output_tokens, room) if asked is None else asked
-    if room < 1 or limit > room:
+    if limit > room or (room < 1 and asked != 0):
         raise ContextLengthExceeded(
             # Clients know an overflow by the first words (tests/unit/api/test_words_of_errors.py).
             f"This model's maximum context length is {model.context_length} tokens; your prompt has"
@@ -78,3 +85,10 @@ def output_limit(generation: Generation, model: ModelEntry, input_tokens: int) -
         message = f"'min_tokens' is more than the {limit} tokens to produce at most."
         raise InvalidRequest(message, param="min_tokens")
     return limit
+
+
+def _check_sum(prompt_lengths: Sequence[int], model: ModelEntry, param: str) -> None:
+    most = max(model.context_length, MAX_TOKENS_OF_PROMPTS)
+    if (num_tokens := sum(prompt_lengths)) > most:
+        message = f"The prompts of a request may have {most} tokens together; these have"
+        raise InvalidRequest(f"{message} {num_tokens}.", param=param)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from api.json_pieces import LaterList
+from api.json_pieces import Entries, LaterList, ListPart
 from api.tools.calls import split_answer
 from store.jobs import JobRow
 from tasks.ids import format_job_id
@@ -75,17 +75,29 @@ def num_chars(row: JobRow) -> int:
 
 def _choice(row: JobRow, choice: dict[str, Any]) -> dict[str, Any]:
     """One answer; what it calls is taken out of its text."""
-    if choice.get("logprobs") is True:
-        index = choice["index"]
-        ids = LaterList(index, lambda token_ids, values: token_ids)
-        logprobs = {"token_ids": ids, "values": LaterList(index, lambda ids, values: values)}
-        choice = choice | {"logprobs": logprobs}
+    for name in ("logprobs", "prompt_logprobs"):
+        if choice.get(name) is True:
+            lists = _later_lists(choice["index"], is_prompt=name == "prompt_logprobs")
+            choice = choice | {name: lists}
     if row["tool_format"] is None:
         return choice
     answer = split_answer(choice, row["tool_format"], job_id=row["id"])
     return choice | {
         "text": answer.text,
         "tool_calls": [call.as_object() for call in answer.calls],
+    }
+
+
+def _later_lists(index: int, *, is_prompt: bool) -> dict[str, LaterList]:
+    def ids() -> Entries:
+        return lambda token_ids, values: token_ids
+
+    def values() -> Entries:
+        return lambda token_ids, values: values
+
+    parts = {"token_ids": ids, "values": values}
+    return {
+        name: LaterList((ListPart(index, entries, is_prompt),)) for name, entries in parts.items()
     }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,24 @@ import orjson
 Tokens = tuple[Sequence[int], Sequence[Any]]
 
 
+# What consecutive tokens add to a list; told all of them in order.
+Entries = Callable[[Sequence[int], Sequence[Any]], Sequence[Any]]
+
+
 @dataclass(frozen=True, slots=True)
-class LaterList:
-    """A list in a document, made of what a result holds of the tokens of a choice."""
+class ListPart:
+    """Entries of a list, made of what a result holds of the tokens of a choice."""
 
     choice: int
-    entries: Callable[[Sequence[int], Sequence[Any]], Sequence[Any]]
+    entries: Callable[[], Entries]  # called anew whenever the list is read
+    is_prompt: bool = False  # of the tokens of its prompt, which the choice alone holds
+
+
+@dataclass(frozen=True, slots=True)
+class LaterList:
+    """A list in a document, in parts that are read while it is sent."""
+
+    parts: tuple[ListPart, ...]
 
 
 Piece = bytes | LaterList
@@ -50,13 +63,11 @@ def pieces_of(document: Any) -> list[Piece]:
 class ListJson:
     """The JSON of a list, bit by bit."""
 
-    def __init__(self, later: LaterList) -> None:
-        self._later = later
+    def __init__(self) -> None:
         self._opening = b"["
 
-    def add(self, token_ids: Sequence[int], values: Sequence[Any]) -> bytes:
-        """What these tokens add to it; nothing, perhaps."""
-        entries = self._later.entries(token_ids, values)
+    def add(self, entries: Sequence[Any]) -> bytes:
+        """What more entries add to it; nothing, perhaps."""
         if not entries:
             return b""
         opening, self._opening = self._opening, b","
@@ -67,10 +78,15 @@ class ListJson:
         return b"[]" if self._opening == b"[" else b"]"
 
 
-async def list_bytes(later: LaterList, tokens: AsyncIterator[Tokens]) -> AsyncGenerator[bytes]:
-    """All of it."""
-    json = ListJson(later)
-    async for token_ids, values in tokens:
-        if data := json.add(token_ids, values):
-            yield data
+async def list_bytes(
+    later: LaterList, read: Callable[[ListPart], AsyncGenerator[Tokens]]
+) -> AsyncGenerator[bytes]:
+    """All of it. `read` gives the tokens of a part."""
+    json = ListJson()
+    for part in later.parts:
+        entries = part.entries()
+        async with aclosing(read(part)) as tokens:
+            async for token_ids, values in tokens:
+                if data := json.add(entries(token_ids, values)):
+                    yield data
     yield json.end()

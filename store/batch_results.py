@@ -9,7 +9,8 @@ from collections.abc import Generator
 from typing import Any
 from uuid import UUID
 
-from store.jobs import LOGPROBS, LOGPROBS_A_QUERY, LOGPROBS_A_ROW, OUTPUT
+from store.jobs import OUTPUT
+from store.logprobs import LOGPROBS, LOGPROBS_A_QUERY, LOGPROBS_A_ROW, logprobs_query
 from store.pools import DictConnection, SyncPool
 
 # As stored, compressed. Shown, log-probabilities take some fifty times as much memory.
@@ -81,13 +82,12 @@ def heads_to_write(
 
 
 def read_logprobs(
-    pool: SyncPool, tenant_id: UUID, job_id: UUID, choice: int
+    pool: SyncPool, tenant_id: UUID, job_id: UUID, choice: int, *, of_prompt: bool = False
 ) -> Generator[tuple[str, str]]:
-    """Token ids and log-probabilities of a choice in the order of its tokens: a few hundred at a
-    time, each as the JSON of a list. No connection is held in between.
+    """Token ids and log-probabilities of a choice, or of its prompt, in the order of the tokens: a
+    few hundred at a time, each as the JSON of a list. No connection is held in between.
     """
-    parameters: dict[str, Any] = {"job_id": job_id, "tenant_id": tenant_id, "choice": choice}
-    parameters |= {"num_tokens": LOGPROBS_A_QUERY, "tokens_a_row": LOGPROBS_A_ROW}
+    parameters = logprobs_query(tenant_id, job_id, choice, of_prompt=of_prompt)
     for begin in itertools.count(0, LOGPROBS_A_QUERY):
         with pool.connection() as connection:
             rows = connection.execute(LOGPROBS, parameters | {"begin": begin}).fetchall()

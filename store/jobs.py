@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from store.logprobs import LOGPROBS, LOGPROBS_A_QUERY, LOGPROBS_A_ROW, logprobs_query
 from store.pools import AsyncPool, as_tenant
 from store.settings import keep
 from tasks.errors import JobNotFound
@@ -19,16 +20,14 @@ JobRow = dict[str, Any]
 DAY_S = 86_400.0
 LONGEST_S = 8 * DAY_S  # from submission to end: a batch's seven days, and a grace
 
-# Each query reads the whole output from its storage again: few, but of a few MB of memory at most.
-LOGPROBS_A_QUERY = 8_192  # tokens
-LOGPROBS_A_ROW = 256
-
 # Log-probabilities can be tens of MB: they are left out, and read bit by bit where they are shown.
-# Where a choice has some, it says `true`.
+# Where a choice has some, of its own tokens or of its prompt's, it says `true`.
 OUTPUT = """
 (CASE WHEN r.output IS NOT NULL THEN coalesce((
-    SELECT jsonb_agg(CASE jsonb_typeof(c->'logprobs')
-        WHEN 'object' THEN jsonb_set(c, '{logprobs}', 'true') ELSE c END ORDER BY n)
+    SELECT jsonb_agg(c || CASE jsonb_typeof(c->'logprobs')
+        WHEN 'object' THEN '{"logprobs": true}'::jsonb ELSE '{}' END
+        || CASE jsonb_typeof(c->'prompt_logprobs')
+        WHEN 'object' THEN '{"prompt_logprobs": true}'::jsonb ELSE '{}' END ORDER BY n)
     FROM jsonb_array_elements(r.output) WITH ORDINALITY AS choices (c, n)
 ), '[]') END)"""
 _OUTPUT = f"{OUTPUT} AS output"
@@ -82,7 +81,7 @@ WITH page AS (
     ) newest
 )
 SELECT j.*, (
-    SELECT jsonb_agg(c - 'logprobs' ORDER BY n)
+    SELECT jsonb_agg(c - 'logprobs' - 'prompt_logprobs' ORDER BY n)
     FROM jsonb_array_elements(r.output) WITH ORDINALITY AS choices (c, n)
 ) AS output
 FROM page j LEFT JOIN job_results r ON r.job_id = j.id
@@ -103,18 +102,6 @@ _LIST_OF_STATUS = _page("AND status = %(status)s")
 _LOG_PART = """
 SELECT substring(event_log FROM %(offset)s + 1 FOR %(num_bytes)s) AS part FROM job_results
 WHERE job_id = %(job_id)s AND tenant_id = %(tenant_id)s
-"""
-
-# As text: what is read at a time is parsed elsewhere, and not by the driver at once.
-LOGPROBS = """
-SELECT jsonb_agg(token_id ORDER BY n)::text AS token_ids,
-    jsonb_agg(logprob ORDER BY n)::text AS values
-FROM job_results r, jsonb_array_elements(r.output) AS choices (c), ROWS FROM (
-    jsonb_array_elements(c->'logprobs'->'token_ids'), jsonb_array_elements(c->'logprobs'->'values')
-) WITH ORDINALITY AS tokens (token_id, logprob, n)
-WHERE r.job_id = %(job_id)s AND r.tenant_id = %(tenant_id)s AND c->'index' = %(choice)s::text::jsonb
-    AND n > %(begin)s AND n <= %(begin)s::bigint + %(num_tokens)s
-GROUP BY (n - 1) / %(tokens_a_row)s ORDER BY (n - 1) / %(tokens_a_row)s
 """
 
 _IS_KEPT = """
@@ -267,14 +254,13 @@ async def read_event_log(
 
 
 async def read_logprobs(
-    pool: AsyncPool, tenant_id: UUID, job_id: UUID, choice: int
+    pool: AsyncPool, tenant_id: UUID, job_id: UUID, choice: int, *, of_prompt: bool = False
 ) -> AsyncGenerator[tuple[str, str]]:
-    """Token ids and log-probabilities of a finished choice in the order of its tokens: a few
-    hundred at a time, each as the JSON of a list. No connection is held in between. Raises
-    JobNotFound if the job is deleted meanwhile.
+    """Token ids and log-probabilities of a finished choice, or of its prompt, in the order of the
+    tokens: a few hundred at a time, each as the JSON of a list. No connection is held in between.
+    Raises JobNotFound if the job is deleted meanwhile.
     """
-    parameters: dict[str, Any] = {"job_id": job_id, "tenant_id": tenant_id, "choice": choice}
-    parameters |= {"num_tokens": LOGPROBS_A_QUERY, "tokens_a_row": LOGPROBS_A_ROW}
+    parameters = logprobs_query(tenant_id, job_id, choice, of_prompt=of_prompt)
     for begin in itertools.count(0, LOGPROBS_A_QUERY):
         async with as_tenant(pool, tenant_id) as connection:
             cursor = await connection.execute(LOGPROBS, parameters | {"begin": begin})

@@ -1,12 +1,17 @@
 """Native events of a job: what the log holds, and its three encodings.
 
-`started {attempt, model}`, `token {index, text, token_ids, logprobs?}`, `gap {from, to, text,
-texts?}`, and a final marker `done {}`: readers replace its data by the job object, whose truth is
-Postgres. A sequence number is never given to two different events.
+`started {attempt, model}`, `prompt {index, start, total, token_ids, logprobs}`, `token {index,
+text, token_ids, logprobs?}`, `gap {from, to, text, texts?}`, and a final marker `done {}`: readers
+replace its data by the job object, whose truth is Postgres. A sequence number is never given to two
+different events.
 
 `logprobs` is there where the job asks for them: for each of `token_ids` one `[logprob, [[token id,
 logprob], ...]]`. A gap restates text alone, that of choice 0 in `text` and, of a job with several
 choices, all in `texts`: log-probabilities from before it are lost to the reader.
+
+`prompt` comes where the job asks for those of its prompts, before any token of their choices: of
+the tokens from number `start` on, of `total`, of the prompt whose first choice is `index`. The
+first token of a prompt has the log-probability null. After a gap tokens may be told again.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ class EventType(StrEnum):
     QUEUED = "queued"  # where the job waits; has no sequence number and is not replayed
     STARTED = "started"  # an attempt took the job
     TOKEN = "token"  # what one engine step produced of one choice
+    PROMPT = "prompt"  # how likely tokens of a prompt were
     GAP = "gap"  # events from..to are not to be had; restates the whole text up to `to`
     DONE = "done"  # the only terminal event
 
@@ -147,6 +153,18 @@ def token_ids_of(events: Iterable[Event], num_choices: int = 1) -> list[list[int
 def logprobs_of(events: Iterable[Event], num_choices: int = 1) -> list[list[Any]]:
     """Each choice's log-probabilities since the last gap; none where nobody asked for them."""
     return _since_gap(events, "logprobs", num_choices)
+
+
+def prompt_logprobs_of(events: Iterable[Event]) -> dict[int, list[Any]]:
+    """The log-probabilities of each prompt's tokens since the last gap, by its first choice."""
+    found: dict[int, list[Any]] = {}
+    for event in events:
+        if event.type == EventType.PROMPT:
+            fields = event.fields()
+            found.setdefault(fields["index"], []).extend(fields["logprobs"])
+        elif event.type == EventType.GAP:
+            found = {}
+    return found
 
 
 def _restated(gap: dict[str, Any], num_choices: int) -> list[list[str]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from api.dialects.answers import completion_usage, extension, failure_of, finish_reason
-from api.dialects.chat_calls import ChoiceCalls, shown_logprobs
+from api.dialects.chat_calls import ChoiceCalls, names_control, shown_logprobs
 from api.dialects.chat_logprobs import choice_logprobs
 from api.dialects.chunks import ChunkFold
 from api.dialects.fold import ShownJob
-from api.dialects.text_tokens import text_logprobs
+from api.dialects.text_tokens import TextToken, TextTokens
 from api.job_view import unix_time
 from api.tools.calls import Answer, split_answer
 from store.jobs import JobRow
@@ -59,13 +60,14 @@ class ChatFold(ChunkFold):
         delta, logprobs = calls.end(choice)
         return _delta_choice(index, delta, logprobs=logprobs, reason=calls.finish_reason(choice))
 
-    def _logprobs(self, fields: dict[str, Any]) -> dict[str, Any] | None:
-        if "logprobs" not in fields:
+    def _logprobs(self, index: int, tokens: Sequence[TextToken]) -> dict[str, Any] | None:
+        if self._calls:  # which of them are the user's is known when the text is looked at
+            self._calls[index].add_tokens(tokens)
             return None
-        if self._calls:  # which of them are the text's is known when the text is looked at
-            self._calls[fields["index"]].add_tokens(fields["token_ids"], fields["logprobs"])
-            return None
-        return shown_logprobs(self._job, fields["token_ids"], fields["logprobs"])
+        return shown_logprobs(self._job, tokens)
+
+    def _tokens_of(self, index: int) -> TextTokens:
+        return TextTokens(self._job.vocabulary, names_control=names_control(self._job))
 
 
 def _envelope(row: JobRow, kind: str) -> dict[str, Any]:
@@ -102,11 +104,12 @@ def _whole_choice(job: ShownJob, choice: dict[str, Any]) -> dict[str, Any]:
 def _whole_logprobs(job: ShownJob, choice: dict[str, Any], answer: Answer) -> dict[str, Any] | None:
     if not choice.get("logprobs"):
         return None
-    if job.row["tool_format"] is None:
+    if not names_control(job):
         return {"content": choice_logprobs(job.vocabulary, choice), "refusal": None}
     if not answer.text_ranges:
         return None
-    return {"content": text_logprobs(job.vocabulary, choice, answer.text_ranges), "refusal": None}
+    content = choice_logprobs(job.vocabulary, choice, names_control=True, ranges=answer.text_ranges)
+    return {"content": content, "refusal": None}
 
 
 def _delta_choice(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 from api.dialects.answers import finish_reason
-from api.dialects.chat_logprobs import TokenLogprob, token_logprobs
+from api.dialects.chat_logprobs import token_logprobs
 from api.dialects.fold import ShownJob
-from api.dialects.text_tokens import Range, TextTokens
+from api.dialects.text_tokens import Range, TextToken, within
 from api.tools.calls import call_id, is_cut
 from api.tools.formats import format_named
 from api.tools.parser import CallArguments, CallBegin, Piece, TextPiece, ToolCallParser
@@ -23,31 +25,23 @@ class ChoiceCalls:
         self._job = job
         self._index = index
         self._parser = ToolCallParser(format_named(tool_format))
-        self._tokens = TextTokens(job.vocabulary)
-        self._has_tokens = False  # with the text that comes next
-        self._num_chars = 0
+        self._tokens: deque[TextToken] = deque()  # where text and calls aren't told apart yet
         self._ranges: list[Range] = []  # of texts whose tokens may still be to come
         self._has_calls = False
 
-    def add_tokens(self, token_ids: Sequence[int], values: Sequence[TokenLogprob]) -> None:
+    def add_tokens(self, tokens: Sequence[TextToken]) -> None:
         """The tokens of the next text."""
-        self._has_tokens = True
-        self._tokens.add(token_ids, values)
+        self._tokens += tokens
 
     def feed(self, text: str) -> Delta:
         """What this text settles."""
-        self._num_chars += len(text)
         delta = self._of_pieces(self._parser.feed(text))
-        logprobs = self._logprobs(self._parser.num_settled)
-        if not self._has_tokens:  # of a gap: nobody knows them
-            self._tokens.skip_to(self._num_chars)
-        self._has_tokens = False
-        return delta, logprobs
+        return delta, self._logprobs(self._parser.num_settled)
 
     def end(self, choice: dict[str, Any]) -> Delta:
         """What the end of the choice settles."""
         delta = self._of_pieces(self._parser.end(is_cut=is_cut(choice, self._job.request)))
-        return delta, self._logprobs(None)
+        return delta, self._logprobs(sys.maxsize)
 
     def finish_reason(self, choice: dict[str, Any]) -> str:
         """Of the choice that has ended."""
@@ -55,10 +49,13 @@ class ChoiceCalls:
             choice, has_calls=self._has_calls, is_cut_in_call=self._parser.is_cut_in_call
         )
 
-    def _logprobs(self, num_settled: int | None) -> dict[str, Any] | None:
-        token_ids, values = self._tokens.take(self._ranges, num_settled)
+    def _logprobs(self, num_settled: int) -> dict[str, Any] | None:
+        settled = []
+        while self._tokens and self._tokens[0].offset < num_settled:
+            settled.append(self._tokens.popleft())
+        shown = within(settled, self._ranges)
         self._ranges = self._ranges[-1:]  # half a character may still be looked for there
-        return shown_logprobs(self._job, token_ids, values)
+        return shown_logprobs(self._job, shown)
 
     def _of_pieces(self, pieces: list[Piece]) -> dict[str, Any]:
         text = ""
@@ -83,9 +80,12 @@ class ChoiceCalls:
         return {"index": index, "id": id_, "type": "function", "function": function}
 
 
-def shown_logprobs(
-    job: ShownJob, token_ids: Sequence[int], values: Sequence[TokenLogprob]
-) -> dict[str, Any] | None:
+def names_control(job: ShownJob) -> bool:
+    """Whether control tokens say their names in the job's texts: those around calls are sought."""
+    return job.row["tool_format"] is not None
+
+
+def shown_logprobs(job: ShownJob, tokens: Sequence[TextToken]) -> dict[str, Any] | None:
     """Of the tokens of a text; None if there are none to show."""
-    content = token_logprobs(job.vocabulary, token_ids, values)
+    content = token_logprobs(job.vocabulary, tokens)
     return {"content": content, "refusal": None} if content else None

@@ -7,12 +7,14 @@ gets the next one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
 from api.dialects.answers import completion_usage, extension, failure_of
 from api.dialects.fold import Frame, ShownJob, Texts
+from api.dialects.text_tokens import TextToken, TextTokens
 from api.errors import error_object
 from store.jobs import JobRow
 from tasks.errors import ServiceError
@@ -31,6 +33,7 @@ class ChunkFold(ABC):
         self._envelope = envelope
         self._num_choices: int = job.row["num_choices"]
         self._texts = Texts(self._num_choices)
+        self._tokens = [self._tokens_of(index) for index in range(self._num_choices)]
         self._has_begun = False
         options = job.request.get("stream_options") or {}
         self._includes_usage = bool(options.get("include_usage"))
@@ -45,13 +48,13 @@ class ChunkFold(ABC):
             case EventType.STARTED:
                 return self._start(event.seq)
             case EventType.TOKEN:
-                fields = event.fields()
-                choice = self._choice(fields["index"], fields["text"], self._logprobs(fields))
-                self._texts.add(fields["index"], fields["text"])
+                choice = self._add(event.fields())
                 return self._chunk(event.seq, [choice] if choice else [])
+            case EventType.PROMPT:
+                return self._chunk(event.seq, self._prompt(event.fields()))
             case EventType.GAP:
-                news = self._texts.after_gap(event.fields())
-                choices = [self._choice(index, text, None) for index, text in news]
+                news = dict(self._texts.after_gap(event.fields()))
+                choices = [self._after_gap(i, news.get(i, "")) for i in range(self._num_choices)]
                 start = self._start(event.seq, has_id=False)
                 return start + self._chunk(event.seq, [choice for choice in choices if choice])
         return []
@@ -86,8 +89,30 @@ class ChunkFold(ABC):
         """The end of a choice, from the finished job's `output`."""
 
     @abstractmethod
-    def _logprobs(self, fields: dict[str, Any]) -> dict[str, Any] | None:
-        """Of a token event, before its text is added; None where they were not asked for."""
+    def _logprobs(self, index: int, tokens: Sequence[TextToken]) -> dict[str, Any] | None:
+        """Those of some tokens of a choice's text; None if there is nothing to show yet."""
+
+    @abstractmethod
+    def _tokens_of(self, index: int) -> TextTokens:
+        """The tokens of a choice's text, of which there are none yet."""
+
+    def _prompt(self, fields: dict[str, Any]) -> list[dict[str, Any]]:
+        """What is shown of a part of a prompt that was scored."""
+        return []
+
+    def _add(self, fields: dict[str, Any]) -> dict[str, Any] | None:
+        """More of a choice."""
+        index, text = fields["index"], fields["text"]
+        self._texts.add(index, text)
+        tokens: list[TextToken] = []
+        if "logprobs" in fields:
+            tokens = self._tokens[index].feed(text, fields["token_ids"], fields["logprobs"])
+        return self._choice(index, text, self._logprobs(index, tokens) if tokens else None)
+
+    def _after_gap(self, index: int, text: str) -> dict[str, Any] | None:
+        """What a gap adds to a choice, whose tokens so far are lost."""
+        self._tokens[index].restart(self._texts.num_chars(index))
+        return self._choice(index, text, None)
 
     def _start(self, seq: int, *, has_id: bool = True) -> list[Frame]:
         """Once a job: a later attempt goes on where the one before stopped."""

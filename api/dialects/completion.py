@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
 from api.dialects.answers import completion_usage, extension, failure_of, finish_reason
-from api.dialects.chat_logprobs import TokenLogprob
 from api.dialects.chunks import ChunkFold
+from api.dialects.completion_logprobs import later_lists, text_part, token_lists
+from api.dialects.echo import Echo, ScoredEcho
 from api.dialects.fold import ShownJob
+from api.dialects.text_tokens import TextToken, TextTokens
 from api.job_view import unix_time
-from api.json_pieces import LaterList
-from api.prompts.vocabulary import Vocabulary
 from store.jobs import JobRow
 from tasks.ids import COMPLETION_PREFIX, format_job_id
-
-_LISTS = ("tokens", "token_logprobs", "top_logprobs")  # of log-probabilities, one entry a token
 
 
 def text_completion(job: ShownJob) -> dict[str, Any]:
@@ -25,9 +22,10 @@ def text_completion(job: ShownJob) -> dict[str, Any]:
     row = job.row
     if failure := failure_of(row):
         raise failure
+    echo = Echo(job)
     return {
         **_envelope(row),
-        "choices": [_whole_choice(job, choice) for choice in row["output"]],
+        "choices": [_whole_choice(job, echo, choice) for choice in row["output"]],
         "usage": completion_usage(row),
         "millrace": extension(row),
     }
@@ -37,35 +35,56 @@ class CompletionFold(ChunkFold):
     """The stream of chunks."""
 
     def __init__(self, job: ShownJob) -> None:
+        self._echo = Echo(job)
         super().__init__(job, _envelope(job.row))
+        self._scored: dict[int, ScoredEcho] = {}  # by the first choice of a prompt
+        if self._echo.is_scored:
+            for first in {self._echo.first_choice(index) for index in range(self._num_choices)}:
+                tokens = self._echo.tokens(first)
+                self._scored[first] = ScoredEcho(self._echo.text(first), tokens)
 
     def _first(self) -> list[dict[str, Any]]:
-        """The prompt in front of each choice, where that was asked for."""
-        prompt = echoed_prompt(self._job)
-        return [_text_choice(index, prompt) for index in range(self._num_choices) if prompt]
+        """The prompt in front of each choice, where that was asked for and is all that is told."""
+        if not self._echo.is_asked or self._echo.is_scored:
+            return []
+        return [_text_choice(index, self._prompt_of(index)) for index in range(self._num_choices)]
+
+    def _prompt(self, fields: dict[str, Any]) -> list[dict[str, Any]]:
+        first = fields["index"]
+        if first not in self._scored:
+            return []
+        text, tokens = self._scored[first].feed(fields)
+        if not text and not tokens:
+            return []
+        lists = token_lists(self._job.vocabulary, tokens, behind=0)
+        return [_text_choice(i, text, logprobs=lists) for i in self._echo.choices(first)]
 
     def _choice(self, index: int, text: str, logprobs: Any) -> dict[str, Any] | None:
         return _text_choice(index, text, logprobs=logprobs) if text or logprobs else None
 
+    def _after_gap(self, index: int, text: str) -> dict[str, Any] | None:
+        return super()._after_gap(index, self._prompt_left(index) + text)
+
     def _last(self, choice: dict[str, Any]) -> dict[str, Any]:
-        return _text_choice(choice["index"], "", reason=finish_reason(choice))
+        index = choice["index"]
+        tokens = self._tokens[index].end()
+        logprobs = self._logprobs(index, tokens) if tokens else None
+        text = self._prompt_left(index)
+        return _text_choice(index, text, logprobs=logprobs, reason=finish_reason(choice))
 
-    def _logprobs(self, fields: dict[str, Any]) -> dict[str, Any] | None:
-        if "logprobs" not in fields:
-            return None
-        offset = len(echoed_prompt(self._job)) + self._texts.num_chars(fields["index"])
-        return _logprobs(
-            self._job.vocabulary, fields["token_ids"], fields["logprobs"], offset=offset
-        )
+    def _logprobs(self, index: int, tokens: Sequence[TextToken]) -> dict[str, Any]:
+        return token_lists(self._job.vocabulary, tokens, behind=len(self._prompt_of(index)))
 
+    def _tokens_of(self, index: int) -> TextTokens:
+        return TextTokens(self._job.vocabulary, keeps_all=self._echo.is_scored)
 
-def echoed_prompt(job: ShownJob) -> str:
-    """The prompt, if the client wants it in front of the text."""
-    if not job.request.get("echo"):
-        return ""
-    prompt = job.request["prompt"]
-    text = prompt[0] if isinstance(prompt, list) else prompt
-    return text if isinstance(text, str) else ""
+    def _prompt_of(self, index: int) -> str:
+        return self._echo.text(self._echo.first_choice(index))
+
+    def _prompt_left(self, index: int) -> str:
+        """What a choice hasn't had of its prompt."""
+        scored = self._scored.get(self._echo.first_choice(index))
+        return scored.rest(index) if scored else ""
 
 
 def _envelope(row: JobRow) -> dict[str, Any]:
@@ -78,71 +97,40 @@ def _envelope(row: JobRow) -> dict[str, Any]:
     }
 
 
-def _whole_choice(job: ShownJob, choice: dict[str, Any]) -> dict[str, Any]:
-    echo = echoed_prompt(job)
-    logprobs = choice.get("logprobs")
-    if logprobs is True:
-        logprobs = _later_logprobs(job.vocabulary, choice["index"], offset=len(echo))
-    elif logprobs:
-        logprobs = _logprobs(
-            job.vocabulary, logprobs["token_ids"], logprobs["values"], offset=len(echo)
-        )
+def _whole_choice(job: ShownJob, echo: Echo, choice: dict[str, Any]) -> dict[str, Any]:
+    prompt = echo.text(echo.first_choice(choice["index"]))
     return _text_choice(
-        choice["index"], echo + choice["text"], logprobs=logprobs, reason=finish_reason(choice)
+        choice["index"],
+        prompt + choice["text"],
+        logprobs=_whole_logprobs(job, echo, choice),
+        reason=finish_reason(choice),
     )
 
 
-def _later_logprobs(
-    vocabulary: Vocabulary | None, choice: int, *, offset: int
-) -> dict[str, LaterList]:
-    """The same lists, read while they are sent."""
-    behind = offset
-
-    def part(name: str, token_ids: Sequence[int], values: Sequence[TokenLogprob]) -> Sequence[Any]:
-        part: Sequence[Any] = _logprobs(vocabulary, token_ids, values, offset=0)[name]
-        return part
-
-    def offsets(token_ids: Sequence[int], values: Sequence[TokenLogprob]) -> Sequence[int]:
-        nonlocal behind
-        lengths = [len(_text(vocabulary, token_id)) for token_id in token_ids]
-        begins = list(accumulate(lengths, initial=behind))
-        behind = begins.pop()
-        return begins
-
-    lists = {name: LaterList(choice, partial(part, name)) for name in _LISTS}
-    return lists | {"text_offset": LaterList(choice, offsets)}
+def _whole_logprobs(job: ShownJob, echo: Echo, choice: dict[str, Any]) -> dict[str, Any] | None:
+    """Of the prompt, if it is told, and of the text; none where those of either are lost."""
+    index = choice["index"]
+    stored: list[Any] = [choice.get("logprobs")]
+    own = partial(TextTokens.of, choice["text"], job.vocabulary, keeps_all=echo.is_scored)
+    parts = [(text_part(index, own), len(echo.text(echo.first_choice(index))))]
+    if echo.is_scored:
+        first = echo.first_choice(index)
+        stored.insert(0, job.row["output"][first].get("prompt_logprobs"))
+        prompt = text_part(first, partial(echo.tokens, index), is_prompt=True)
+        parts.insert(0, (prompt, 0))
+    if not all(stored):
+        return None
+    if stored[-1] is True:
+        return later_lists(job.vocabulary, parts)
+    lists: dict[str, list[Any]] = {}
+    for held, (part, behind) in zip(stored, parts, strict=True):
+        tokens = part.entries()(held["token_ids"], held["values"])
+        for name, entries in token_lists(job.vocabulary, tokens, behind=behind).items():
+            lists.setdefault(name, []).extend(entries)
+    return lists
 
 
 def _text_choice(
     index: int, text: str, *, logprobs: Any = None, reason: str | None = None
 ) -> dict[str, Any]:
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-
-
-def _logprobs(
-    vocabulary: Vocabulary | None,
-    token_ids: Sequence[int],
-    values: Sequence[TokenLogprob],
-    *,
-    offset: int,
-) -> dict[str, Any]:
-    """The older form: parallel lists, tokens as texts, and where each begins."""
-    tokens: list[str] = []
-    offsets: list[int] = []
-    for token_id in token_ids:
-        offsets.append(offset)
-        tokens.append(_text(vocabulary, token_id))
-        offset += len(tokens[-1])
-    return {
-        "tokens": tokens,
-        "token_logprobs": [logprob for logprob, _ in values],
-        "top_logprobs": [
-            {_text(vocabulary, token_id): logprob for token_id, logprob in top} or None
-            for _, top in values
-        ],
-        "text_offset": offsets,
-    }
-
-
-def _text(vocabulary: Vocabulary | None, token_id: int) -> str:
-    return vocabulary.token_bytes(token_id).decode(errors="replace") if vocabulary else ""

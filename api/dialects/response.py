@@ -16,6 +16,7 @@ from api.dialects.answers import extension
 from api.dialects.chat_logprobs import choice_logprobs, token_logprobs
 from api.dialects.fold import Frame, ShownJob, Texts
 from api.dialects.response_items import Draft, ItemBuilder
+from api.dialects.text_tokens import TextTokens
 from api.job_view import job_error, unix_time
 from api.json_pieces import LaterList, pieces_of
 from api.json_pieces import Piece as JsonPiece
@@ -96,7 +97,8 @@ class ResponseFold:
         name = job.row["tool_format"]
         self._parser = ToolCallParser(format_named(name)) if name else None
         self._has_begun = False
-        self._logprobs: list[dict[str, Any]] = []  # of tokens whose text is to come
+        self._tokens = TextTokens(job.vocabulary)
+        self._logprobs: list[dict[str, Any]] = []  # of the text that is to be sent next
 
     def begin(self) -> list[Frame]:
         """The response is there, and waits."""
@@ -116,6 +118,7 @@ class ResponseFold:
                 return self._frames(self._add(fields["text"]))
             case EventType.GAP:
                 news = self._texts.after_gap(event.fields())
+                self._tokens.restart(self._texts.num_chars(0))
                 drafts = [draft for _, text in news for draft in self._add(text)]
                 return self._frames([*self._start(), *drafts])
         return []
@@ -149,8 +152,6 @@ class ResponseFold:
 
     def _end(self, row: JobRow) -> list[Draft]:
         drafts = self._of(_last_pieces(self._parser, self._job, row)) if self._parser else []
-        if self._logprobs and self._items.items:  # of tokens that no text came of
-            drafts += self._items.add(TextPiece(""), self._logprobs)
         whole = _whole_logprobs(self._job, row)
         is_cut_in_call = self._parser is not None and self._parser.is_cut_in_call
         is_whole = row["status"] == JobStatus.COMPLETED and not is_cut_in_call
@@ -166,9 +167,8 @@ class ResponseFold:
     def _take_logprobs(self, fields: dict[str, Any]) -> None:
         # Tokens of calls belong to no text, and can't be told apart from those that do.
         if "logprobs" in fields and self._parser is None:
-            self._logprobs += token_logprobs(
-                self._job.vocabulary, fields["token_ids"], fields["logprobs"]
-            )
+            tokens = self._tokens.feed(fields["text"], fields["token_ids"], fields["logprobs"])
+            self._logprobs += token_logprobs(self._job.vocabulary, tokens)
 
     def _frames(self, drafts: Iterable[Draft]) -> list[Frame]:
         return list(self._numbered(drafts))

@@ -11,7 +11,15 @@ from uuid import UUID
 
 from api import metrics
 from api.prompts.codec import PromptCodec
-from api.prompts.prompt import ChatPrompt, Prompt, TextPrompt, TokenPrompt, is_short, num_chars
+from api.prompts.prompt import (
+    ChatPrompt,
+    Prompt,
+    PromptList,
+    TextPrompt,
+    TokenPrompt,
+    is_short,
+    num_chars,
+)
 from store.tenant_gate import TenantGate
 from tasks.errors import ContextLengthExceeded, InvalidPrompt, ServiceUnavailable
 
@@ -49,16 +57,19 @@ class PromptEncoder:
         tenant_id: UUID,
         context_length: int,
         param: str,
-    ) -> list[int]:
-        """Token ids of a prompt, which the client calls `param`.
+    ) -> list[list[int]]:
+        """Token ids of each prompt of a request, which the client calls `param`.
 
         Raises InvalidPrompt, ContextLengthExceeded, ServiceUnavailable when too many wait, and
         RateLimitExceeded when too many of the tenant's do.
         """
 
-        def encode() -> list[int]:
-            _refuse_hopeless(codec, num_chars(prompt), context_length, param)
-            return _encode(codec, prompt)
+        prompts = prompt.prompts if isinstance(prompt, PromptList) else [prompt]
+
+        def encode() -> list[list[int]]:
+            for each in prompts:
+                _refuse_hopeless(codec, num_chars(each), context_length, param)
+            return [_encode(codec, each) for each in prompts]
 
         began = time.monotonic()
         if is_short(prompt, INLINE_CHARS):
@@ -83,7 +94,7 @@ class PromptEncoder:
             self._num_pending -= 1
 
 
-def _encode(codec: PromptCodec, prompt: Prompt) -> list[int]:
+def _encode(codec: PromptCodec, prompt: ChatPrompt | TextPrompt | TokenPrompt) -> list[int]:
     match prompt:
         case TextPrompt(text):
             return codec.encode_prompt(text)

@@ -31,7 +31,21 @@ class TokenPrompt:
     token_ids: Sequence[int]
 
 
-Prompt = ChatPrompt | TextPrompt | TokenPrompt
+@dataclass(frozen=True, slots=True)
+class PromptList:
+    """Several, each of which is continued by itself."""
+
+    prompts: Sequence[TextPrompt | TokenPrompt]
+
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt | PromptList
+
+
+def listed_prompts(value: Any) -> list[Any]:
+    """OpenAI's `prompt`, a text, token ids, or a list of either, as the list of its prompts."""
+    if isinstance(value, str) or (value and isinstance(value[0], int)):
+        return [value]
+    return list(value)
 
 
 def num_chars(prompt: Prompt) -> int:
@@ -43,6 +57,8 @@ def num_chars(prompt: Prompt) -> int:
             return len(token_ids)
         case ChatPrompt(messages, tools):
             return sum(map(len, texts_of([messages, tools])))
+        case PromptList(prompts):
+            return sum(map(num_chars, prompts))
 
 
 def is_short(prompt: Prompt, max_chars: int) -> bool:

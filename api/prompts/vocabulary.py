@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +37,10 @@ class Vocabulary:
         if found := _BYTE_FALLBACK.fullmatch(piece):
             return bytes([int(found[1], 16)])
         return piece.replace("\u2581", " ").encode()
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """What tokens say; control tokens say their names."""
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=False))
 
     def is_control(self, token_id: int) -> bool:
         """Whether a token is the model's own mark and stands for no text."""

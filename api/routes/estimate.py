@@ -39,8 +39,8 @@ async def create(request: Request, services: ServicesDep, caller: Submitter) -> 
     """Exact prompt tokens; how long answers usually are; a price for each tier. Nothing is kept."""
     generation = await read_json_object(request, _generation)
     model = (await services.registry.get(generation.model)).entry
-    input_tokens = await services.admission.count_tokens(caller, generation)
-    limit = output_limit(generation, model, input_tokens)
+    lengths = await services.admission.count_tokens(caller, generation)
+    input_tokens, limit = sum(lengths), output_limit(generation, model, lengths)
     usual = await output_quantiles(services.pool, caller.tenant_id, model.name)
     return JsonResponse(
         {

@@ -87,7 +87,7 @@ async def input_tokens(request: Request, services: ServicesDep, caller: Submitte
     generation = await with_conversation(services, caller, parsed, generation)
     if parsed.model is None:
         generation = replace(generation, model=await _previous_model(services, caller, parsed))
-    num_tokens = await services.admission.count_tokens(caller, generation)
+    [num_tokens] = await services.admission.count_tokens(caller, generation)
     return JsonResponse({"object": "response.input_tokens", "input_tokens": num_tokens})
 
 

@@ -100,6 +100,7 @@ class CreateChatCompletion(
     web_search_options: Any = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
+    prompt_logprobs: int | None = None  # vLLM's
     prediction: Annotated[Any, NoEffect()] = None  # a hint for speed
 
     @model_validator(mode="after")
@@ -151,6 +152,11 @@ _REFUSALS: dict[str, tuple[tuple[Any, ...], str]] = {
     "functions": ((None, []), "'functions' is not supported; use 'tools'."),
     "function_call": ((None, "none", "auto"), "'function_call' is not supported; use 'tools'."),
     "web_search_options": ((None,), "There is no web search here."),
+    "prompt_logprobs": (
+        (None,),
+        "'prompt_logprobs' is not supported here; 'echo' with 'logprobs' of text completions tells"
+        " how likely the tokens of a prompt are.",
+    ),
 }
 # With the value that all models here have.
 _HINTS = {"reasoning_effort": "none", "verbosity": "medium"}

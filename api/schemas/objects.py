@@ -77,6 +77,7 @@ class OutputShown(Shown):
     finish_reason: str | None
     tool_calls: list[ToolCallShown] = Field(default_factory=list)
     logprobs: dict[str, Any] | None = None
+    prompt_logprobs: dict[str, Any] | None = None
 
 
 class TokensShown(Shown):

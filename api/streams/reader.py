@@ -8,13 +8,11 @@ Each event is given once and in order, whatever the sources repeat or lose:
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
-import orjson
 import structlog
 from psycopg import InterfaceError, OperationalError
 from redis.asyncio import Redis
@@ -22,11 +20,12 @@ from redis.exceptions import RedisError
 
 from api import metrics
 from api.job_view import is_terminal, queue_object
-from api.json_pieces import LaterList, Tokens, list_bytes
+from api.json_pieces import LaterList
 from api.long_work import LongWork
 from api.streams.channel import Channel
 from api.streams.history import History
-from store.jobs import JobRow, get_job, queue_position, read_event_log, read_logprobs
+from api.streams.lists import ListReader
+from store.jobs import JobRow, get_job, queue_position, read_event_log
 from store.pools import AsyncPool
 from store.tenant_gate import TenantGate
 from tasks.errors import RateLimitExceeded
@@ -51,19 +50,9 @@ class Sources:
     long_work: LongWork
     turns: TenantGate
 
-    async def read_list(self, row: JobRow, later: LaterList) -> AsyncIterator[bytes]:
-        """A list of a finished job's, as JSON, bit by bit: each bit in its turn."""
-        tokens = self._tokens(row, later.choice)
-        async with aclosing(tokens), aclosing(list_bytes(later, tokens)) as bits:
-            async for data in bits:
-                yield data
-
-    async def _tokens(self, row: JobRow, choice: int) -> AsyncGenerator[Tokens]:
-        rows = read_logprobs(self.pool, row["tenant_id"], row["id"], choice)
-        async with aclosing(rows):
-            async for token_ids, values in rows:
-                await self.long_work.turn()
-                yield orjson.loads(token_ids), orjson.loads(values)
+    def lists(self, row: JobRow) -> ListReader:
+        """What reads the lists of a finished job's answer."""
+        return ListReader(self.pool, self.long_work, row)
 
 
 class Reader:
@@ -80,6 +69,7 @@ class Reader:
         self._is_waiting: bool = row["status"] == JobStatus.QUEUED
         self._position: int | None = None
         self._position_is_due = False
+        self._lists: ListReader | None = None  # once a list is read
         self.is_done = False
         self.finished: JobRow | None = None  # the job's last row, once it is done
 
@@ -100,9 +90,10 @@ class Reader:
         """Where what takes long waits for its turn."""
         return self._sources.long_work
 
-    def read_list(self, later: LaterList) -> AsyncIterator[bytes]:
+    def read_list(self, later: LaterList) -> AsyncGenerator[bytes]:
         """A list of the finished job's, as JSON, bit by bit."""
-        return self._sources.read_list(self._row, later)
+        self._lists = self._lists or self._sources.lists(self._row)
+        return self._lists.read(later)
 
     @property
     def is_crowded(self) -> bool:

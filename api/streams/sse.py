@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Self
 
 import structlog
@@ -234,8 +235,9 @@ class EventStreamResponse(EventSourceResponse):
             if isinstance(piece, LaterList):
                 await self._write(b"".join(blocks))
                 blocks.clear()
-                async for data in self._reader.read_list(piece):
-                    await self._write(data)
+                async with aclosing(self._reader.read_list(piece)) as bits:
+                    async for data in bits:
+                        await self._write(data)
             else:
                 blocks.append(piece)
         if blocks:

@@ -85,10 +85,14 @@ class LineShower:
         return spool
 
     def _list(self, row: dict[str, Any], later: LaterList) -> Iterator[bytes]:
-        json = ListJson(later)
-        parts = batch_results.read_logprobs(self._pool, row["tenant_id"], row["id"], later.choice)
-        for token_ids, values in parts:
-            yield json.add(orjson.loads(token_ids), orjson.loads(values))
+        json = ListJson()
+        for part in later.parts:
+            entries = part.entries()
+            rows = batch_results.read_logprobs(
+                self._pool, row["tenant_id"], row["id"], part.choice, of_prompt=part.is_prompt
+            )
+            for token_ids, values in rows:
+                yield json.add(entries(orjson.loads(token_ids), orjson.loads(values)))
         yield json.end()
 
     def _content(self, batch: BatchRow, row: dict[str, Any]) -> tuple[bool, dict[str, Any]]:

@@ -16,6 +16,7 @@ from tasks.events import Event, EventType, compress_event_log, make_event
 from tasks.stream import Append, Code, Reply
 from workers.inference.choices import Choice, to_checkpoint, wire_logprobs
 from workers.inference.engine.protocol import FinishReason, TokenOutput
+from workers.inference.prompts import JobPrompt, prompts_of
 
 # Stands for NUL, which models can produce and Postgres can't store in text or JSON: a checkpoint
 # with one would fail for all jobs of the worker.
@@ -33,17 +34,32 @@ _END_ALL = _GRAVITY[:2]
 
 # How long Redis keeps a running stream is said anew so often: each time costs as much as an event.
 RENEW_S = 300.0
+# Generations of a job that are in the engine at a time: its other prompts wait here, so that many
+# prompts hold up others' requests no more than many choices do.
+MAX_AT_ONCE = 8
+# Log-probabilities in one event: a reader takes many events at once.
+_LOGPROBS_AN_EVENT = 64
 
 
 class JobStream:
     """The stream of one attempt, with the history it continues."""
 
     def __init__(
-        self, claimed: Claimed, *, history: Sequence[Event], choices: Sequence[Choice]
+        self,
+        claimed: Claimed,
+        *,
+        history: Sequence[Event],
+        choices: Sequence[Choice],
+        prompts: Sequence[JobPrompt] | None = None,
     ) -> None:
-        """`history` is all events so far, beginning with number 1 or with a gap."""
+        """`history` is all events so far, beginning with number 1 or with a gap; `prompts` are the
+        job's, with what is known of them.
+        """
         self.claimed = claimed
         self.choices = choices
+        self.prompts = prompts_of(claimed) if prompts is None else prompts
+        # For the generations of so many prompts at a time the engine has room; see run_job.
+        self.room = threading.Semaphore(max(1, MAX_AT_ONCE // self.prompts[0].num_choices))
         self.finished = threading.Event()  # the output is over, or the job was taken away
         self.is_fenced = False
         self.first_token_at: float | None = None
@@ -67,6 +83,11 @@ class JobStream:
     def num_tokens(self) -> int:
         """All output tokens so far, of all choices, those of earlier attempts included."""
         return sum(len(choice.token_ids) for choice in self.choices)
+
+    @property
+    def has_produced(self) -> bool:
+        """Whether there is anything to show, and to pay for."""
+        return bool(self.num_tokens) or any(prompt.logprobs for prompt in self.prompts)
 
     @property
     def asks_logprobs(self) -> bool:
@@ -106,11 +127,11 @@ class JobStream:
     def cached_tokens(self) -> int:
         """Prompt tokens that a cache served.
 
-        The prompt is counted once, as input is billed, and choice 0 is the one that computes it:
-        the others find in the cache what it has just put there.
+        A prompt is counted once, as input is billed, and its first choice is the one that computes
+        it: the others find in the cache what it has just put there.
         """
-        first = self.choices[0].terminal
-        return first.cached_tokens if first else 0
+        firsts = [self.choices[prompt.first_choice].terminal for prompt in self.prompts]
+        return sum(first.cached_tokens for first in firsts if first)
 
     def must_reset_log(self) -> None:
         """The log in Redis is not whole: the next append replaces it by what is in memory."""
@@ -121,17 +142,23 @@ class JobStream:
         """First event of the attempt."""
         self._add(EventType.STARTED, attempt=self.claimed.attempt, model=self.claimed.model)
 
-    def add_output(self, output: TokenOutput) -> None:
-        """What one engine step produced of one choice. Nothing is added once that has ended."""
+    def add_output(self, output: TokenOutput, prompt: int = 0) -> None:
+        """What one engine step produced of one choice of a prompt. Nothing is added once that has
+        ended.
+        """
         with self._lock:
-            choice = self.choices[output.index]
+            asked = self.prompts[prompt]
+            choice = self.choices[asked.first_choice + output.index]
             if self._is_closed or choice.terminal is not None:
                 return
+            self._add_prompt(asked, output)
             # An aborted choice's last output is text that was held back: see add_held_back.
             if output.finish_reason is not FinishReason.ABORT:
                 self._add_tokens(choice, output)
             if output.finish_reason is not None:
                 choice.terminal = output
+                if self._is_through(asked):
+                    self.room.release()
 
     def add_held_back(self) -> None:
         """The job ends with its abort: text that waited for further tokens comes out.
@@ -139,15 +166,16 @@ class JobStream:
         Where the job goes on in another attempt, that one produces it.
         """
         with self._lock:
-            for output in self._terminals():
-                if output.finish_reason is FinishReason.ABORT:
-                    self._add_tokens(self.choices[output.index], output)
+            for choice in self.choices:
+                output = choice.terminal
+                if output is not None and output.finish_reason is FinishReason.ABORT:
+                    self._add_tokens(choice, output)
 
     def close(self) -> None:
         """The output is over: its handler goes on, and nothing is added any more."""
         with self._lock:
             self._is_closed = True
-        self.finished.set()
+        self._finish()
 
     def end(self, terminal: TokenOutput) -> None:
         """End the output without the engine. If the engine has ended it, its end stands."""
@@ -209,7 +237,7 @@ class JobStream:
     def fence(self) -> None:
         """The job belongs to another attempt, or is over: nothing of this one counts any more."""
         self.is_fenced = True
-        self.finished.set()
+        self._finish()
 
     def checkpoint(self) -> Checkpoint:
         """All output so far, as the next attempt will need it."""
@@ -231,6 +259,31 @@ class JobStream:
     def note_checkpoint(self, seq: int) -> None:
         """Postgres has everything up to this event."""
         self._checkpointed = seq
+
+    def _finish(self) -> None:
+        self.finished.set()
+        self.room.release()  # whoever waits for it sees that it is over
+
+    def _is_through(self, prompt: JobPrompt) -> bool:
+        own = self.choices[prompt.first_choice : prompt.first_choice + prompt.num_choices]
+        return all(choice.terminal is not None for choice in own)
+
+    def _add_prompt(self, prompt: JobPrompt, output: TokenOutput) -> None:
+        """How likely the next tokens of a prompt were, a few an event."""
+        num_top = self.claimed.sampling.get("prompt_logprobs") or 0
+        size = max(1, _LOGPROBS_AN_EVENT // (1 + num_top))
+        for begin in range(0, len(output.prompt_logprobs), size):
+            part = output.prompt_logprobs[begin : begin + size]
+            logprobs = wire_logprobs(part)
+            self._add(
+                EventType.PROMPT,
+                index=prompt.first_choice,
+                start=len(prompt.logprobs),
+                total=prompt.num_tokens,
+                token_ids=[of_token.token_id for of_token in part],
+                logprobs=logprobs,
+            )
+            prompt.logprobs += logprobs
 
     def _checkpoint(self) -> Checkpoint:
         return to_checkpoint(self.last_seq, self.choices)

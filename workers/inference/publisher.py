@@ -35,7 +35,7 @@ class Publisher:
         self._inbox: queue.SimpleQueue[Sequence[TokenOutput] | JobStream | None] = (
             queue.SimpleQueue()
         )
-        self._jobs: dict[str, JobStream] = {}
+        self._jobs: dict[str, tuple[JobStream, int]] = {}  # and which of its prompts
         self._dirty: dict[JobStream, float] = {}  # with events to send -> when to give up
         self._retry_at = 0.0
         self._refused: dict[JobStream, float] = {}  # by Redis, each for itself -> when to try again
@@ -53,9 +53,9 @@ class Publisher:
         self._inbox.put(None)
         self._thread.join(timeout=5)
 
-    def register(self, request_id: str, job: JobStream) -> None:
-        """Before the request is submitted."""
-        self._jobs[request_id] = job
+    def register(self, request_id: str, job: JobStream, prompt: int = 0) -> None:
+        """Before the request is submitted, which is for one of the job's prompts."""
+        self._jobs[request_id] = job, prompt
 
     def forget(self, request_id: str) -> None:
         """The handler is done with the request; its events may still be on their way."""
@@ -71,7 +71,7 @@ class Publisher:
 
     def running(self) -> list[JobStream]:
         """The jobs registered now."""
-        return list(self._jobs.values())
+        return list(dict.fromkeys(job for job, _ in self._jobs.values()))
 
     def _run(self) -> None:
         goes_on = True
@@ -115,11 +115,11 @@ class Publisher:
             return []
         ended = set()
         for output in item:
-            job = self._jobs.get(output.request_id)
+            job, prompt = self._jobs.get(output.request_id, (None, 0))
             if job is None or job.is_fenced:
                 continue
             try:
-                job.add_output(output)
+                job.add_output(output, prompt)
             except Exception:  # one job's boundary: the others' outputs must not be lost with it
                 log.exception("output_lost", job_id=job.job_id.hex)
                 job.end(_lost(output))

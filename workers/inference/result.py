@@ -13,6 +13,7 @@ from tasks.jobs import Ending, JobStatus, Payer
 from workers.inference.choices import Choice
 from workers.inference.engine.protocol import FinishReason
 from workers.inference.job_stream import JobStream
+from workers.inference.prompts import asks_prompt_logprobs, prompt_token_ids
 
 _OUTCOMES: dict[FinishReason, AttemptOutcome] = {
     FinishReason.ERROR: "error",
@@ -34,7 +35,8 @@ def finish_record(stream: JobStream, worker_id: UUID, end: End) -> Finish:
     """The write that ends the job. Output tokens are those of all choices together."""
     claimed = stream.claimed
     ending = end.ending
-    if stream.num_tokens == 0 and ending.payer == Payer.TENANT:
+    has_ended = end.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
+    if not stream.has_produced and not has_ended and ending.payer == Payer.TENANT:
         ending = replace(ending, payer=Payer.NOBODY)
     cost = cost_micros(
         input_tokens=claimed.input_tokens,
@@ -64,7 +66,13 @@ def _output(stream: JobStream, ending: Ending) -> list[dict[str, Any]]:
     """The job object's `output`; a failed job has none."""
     if ending.status is JobStatus.FAILED:
         return []
-    return [_choice_object(choice, stream.asks_logprobs) for choice in stream.choices]
+    output = [_choice_object(choice, stream.asks_logprobs) for choice in stream.choices]
+    if asks_prompt_logprobs(stream.claimed):
+        asked = zip(stream.prompts, prompt_token_ids(stream.claimed), strict=True)
+        for prompt, token_ids in asked:
+            logprobs = {"token_ids": token_ids, "values": prompt.logprobs}
+            output[prompt.first_choice]["prompt_logprobs"] = logprobs if prompt.is_scored else None
+    return output
 
 
 def _choice_object(choice: Choice, asks_logprobs: bool) -> dict[str, Any]:

@@ -11,10 +11,19 @@ import redis
 import structlog
 
 from store.attempts import Claimed
-from tasks.events import Event, EventType, logprobs_of, make_gap, texts_of, token_ids_of
+from tasks.events import (
+    Event,
+    EventType,
+    logprobs_of,
+    make_gap,
+    prompt_logprobs_of,
+    texts_of,
+    token_ids_of,
+)
 from tasks.stream import SEQUENCE_JUMP, Code, Reply, StreamWriter
 from workers.inference.choices import Choice, from_checkpoint
 from workers.inference.job_stream import JobStream
+from workers.inference.prompts import prompts_of
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +57,10 @@ def _resume(claimed: Claimed, reply: Reply, events: list[Event]) -> JobStream:
     if reply.code == Code.OK and is_usable and _is_whole(events, reply.last_seq):
         for choice, logprobs in zip(choices, logprobs_of(events, len(choices)), strict=True):
             choice.logprobs = logprobs
-        return JobStream(claimed, history=events, choices=choices)
+        prompts, known = prompts_of(claimed), prompt_logprobs_of(events)
+        for prompt in prompts:
+            prompt.logprobs = known.get(prompt.first_choice, [])
+        return JobStream(claimed, history=events, choices=choices, prompts=prompts)
     return _beyond(claimed, choices)
 
 

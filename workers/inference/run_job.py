@@ -32,7 +32,7 @@ from workers.inference import metrics
 from workers.inference.engine.errors import EngineError
 from workers.inference.engine.protocol import FinishReason, TokenOutput
 from workers.inference.errors import to_service_error
-from workers.inference.request import engine_request
+from workers.inference.request import engine_requests
 from workers.inference.result import End, finish_record
 from workers.inference.resume import StreamTaken, open_stream
 from workers.inference.runtime import RunningJob, Runtime
@@ -77,7 +77,8 @@ def run_job(runtime: Runtime, writer: StreamWriter, claimed: Claimed, worker_id:
             _conclude(runtime, job)
     finally:
         runtime.remove(job)
-        runtime.publisher.forget(job.request_id)
+        for request_id in job.request_ids:
+            runtime.publisher.forget(request_id)
         structlog.contextvars.clear_contextvars()
 
 
@@ -96,15 +97,13 @@ def _generate(runtime: Runtime, job: RunningJob) -> None:
     """Submit and wait until the output is over."""
     stream, claimed = job.stream, job.stream.claimed
     submitted_at = time.monotonic()
+    give_up_at = submitted_at + max(0.0, claimed.remaining_s) + DEADLINE_GRACE_S
     stream.add_started()
     runtime.publisher.register(job.request_id, stream)
     runtime.publisher.flush(stream)
-    try:
-        runtime.engine.submit(engine_request(job, submitted_at))
-    except EngineError as refusal:
-        stream.end(_failed(job, refusal))
+    if not _submit(runtime, job, submitted_at, give_up_at):
         return
-    if not stream.finished.wait(max(0.0, claimed.remaining_s) + DEADLINE_GRACE_S):
+    if not stream.finished.wait(max(0.0, give_up_at - time.monotonic())):
         log.error("engine_unresponsive")
         silence = EngineError("engine_unresponsive", "The engine didn't answer.", retryable=True)
         stream.end(_failed(job, silence))
@@ -113,6 +112,27 @@ def _generate(runtime: Runtime, job: RunningJob) -> None:
     metrics.STAGE_SECONDS.labels("generate").observe(time.monotonic() - submitted_at)
     if stream.first_token_at is not None:
         metrics.STAGE_SECONDS.labels("first_token").observe(stream.first_token_at - submitted_at)
+
+
+def _submit(runtime: Runtime, job: RunningJob, now: float, give_up_at: float) -> bool:
+    """One prompt after another, each once there is room for it. False: one was refused."""
+    stream = job.stream
+    for number, request in enumerate(engine_requests(job, now)):
+        has_room = stream.room.acquire(timeout=max(0.0, give_up_at - time.monotonic()))
+        if not has_room or stream.finished.is_set():
+            break
+        if number:
+            runtime.publisher.register(request.request_id, stream, number)
+        try:
+            runtime.engine.submit(request)
+        except EngineError as refusal:
+            stream.end(_failed(job, refusal))
+            if number:
+                runtime.abort(job)
+            return False
+        if job.is_aborted:  # before the engine knew of the request
+            runtime.abort(job)
+    return True
 
 
 def _failed(job: RunningJob, error: EngineError) -> TokenOutput:
@@ -129,7 +149,7 @@ def _conclude(runtime: Runtime, job: RunningJob) -> None:
             _fail(runtime, job, terminal.error)
         case FinishReason.ABORT:
             _conclude_abort(runtime, job)
-        case FinishReason.DEADLINE if not job.stream.num_tokens:
+        case FinishReason.DEADLINE if not job.stream.has_produced:
             late = End(DEADLINE_BEFORE_START, terminal.finish_reason, 0, DeadlineExceeded())
             _finish(runtime, job, late)
         case FinishReason.STOP | FinishReason.LENGTH | FinishReason.DEADLINE as reason:

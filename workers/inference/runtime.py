@@ -86,8 +86,10 @@ class Runtime:
         return self._by_thread.get(ident)
 
     def abort(self, job: RunningJob) -> None:
-        """Have the engine end a request; its handler then reads in Postgres why."""
-        self.engine.abort(job.request_id)
+        """Have the engine end a job's requests; its handler then reads in Postgres why."""
+        job.is_aborted = True
+        for request_id in job.request_ids:
+            self.engine.abort(request_id)
 
     def lose_all(self) -> None:
         """The lease is gone: nothing that runs here counts any more."""
@@ -102,9 +104,16 @@ class RunningJob:
 
     stream: JobStream
     worker_id: UUID  # the lease it was claimed under
+    is_aborted: bool = False  # a request that is submitted now must be aborted, too
     is_concluding: bool = False  # its end is being committed; the table may say so already
 
     @property
     def request_id(self) -> str:
         """The engine's name for it: a new attempt is a new request."""
         return f"{self.stream.job_id.hex}.{self.stream.claimed.attempt}"
+
+    @property
+    def request_ids(self) -> list[str]:
+        """One for each prompt."""
+        others = range(1, len(self.stream.prompts))
+        return [self.request_id, *(f"{self.request_id}.{number}" for number in others)]

@@ -150,13 +150,14 @@ async def _encode(
     tenant_id: UUID | None = None,
     context_length: int = 1 << 20,
 ) -> list[int]:
-    return await encoder.encode(
+    [ids] = await encoder.encode(
         codec,
         prompt,
         tenant_id=tenant_id or uuid4(),
         context_length=context_length,
         param="prompt",
     )
+    return ids
 
 
 async def test_long_prompts_of_one_tenant_leave_a_thread_to_another(codec: PromptCodec) -> None:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 
-from store.jobs import LOGPROBS_A_QUERY
+from store.logprobs import LOGPROBS_A_QUERY
 from tests.integration.batches.conftest import Batches
 from workers.batches import showing
 from workers.batches.driver import Driver

@@ -20,6 +20,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 from tests.integration.engine.collector import Collector
 from tests.integration.engine.test_equality import OTHERS, PROMPT, generated, request
 from tests.integration.engine.test_forward import TOKENS, Tokens, chunk, own_logits
+from tests.integration.engine.test_scoring import check as check_scores
+from tests.integration.engine.test_scoring import scores, submit
 from tests.support.tiny_models import (
     ARCHITECTURES,
     CONTEXT_LENGTH,
@@ -301,3 +303,26 @@ def test_greedy_tokens_are_those_of_generate_beside_others(tmp_path: Path) -> No
         engine.shutdown()
 
     assert sink.tokens("one") == generated(folder)[:24]
+
+
+def test_prompts_are_scored_by_the_kernels_as_by_transformers(tmp_path: Path) -> None:
+    folder = save_tiny("mistral", tmp_path)
+    config = EngineConfig(
+        device=str(DEVICE),
+        models=(ModelSpec(name="m", path=str(folder), dtype="fp32"),),
+        max_num_seqs=4,
+        max_num_batched_tokens=33,
+        use_native_step=False,
+        kv_cache_bytes=2**22,
+    )
+    engine, sink = KernelEngine(config), Collector()
+    try:
+        engine.start(sink)
+        assert isinstance(engine.forward, CudaForward)
+        submit(engine, "other", OTHERS[0], prompt_logprobs=None, max_tokens=20)
+        submit(engine, "one", PROMPT)
+        sink.wait_finished("one", "other")
+    finally:
+        engine.shutdown()
+
+    check_scores(scores(sink, "one"), folder, PROMPT)

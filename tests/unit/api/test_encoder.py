@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from api.dialects.fold import Frame
-from api.json_pieces import LaterList, Piece
+from api.json_pieces import LaterList, ListPart, Piece
 from api.streams.encoder import RETRY_MS, DialectEncoder, NativeEncoder, join_bytes
 from api.streams.reader import UNNUMBERED
 from tasks.errors import ServiceError, StreamExpired
@@ -93,7 +93,7 @@ def test_a_marker_whose_job_is_unknown_is_sent_as_it_is() -> None:
 
 
 def test_lists_that_are_read_later_stand_between_bytes() -> None:
-    later = LaterList(0, lambda *_: [])
+    later = LaterList((ListPart(0, lambda: lambda *_: []),))
     encoder, fold = _encoder()
     pieces: list[Piece] = [b"[", later, b"]"]
     fold.frames[1] = [Frame(1, pieces, "kind")]

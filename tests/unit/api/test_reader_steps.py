@@ -12,7 +12,8 @@ import pytest
 from psycopg import InterfaceError, OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from api.json_pieces import LaterList
+from api.json_pieces import LaterList, ListPart
+from api.streams import lists as list_reading
 from api.streams import reader as reading
 from api.streams.channel import Channel
 from api.streams.reader import BATCH_SIZE, CROWD, JUDGE_AFTER_S, UNNUMBERED, Reader, Sources
@@ -428,18 +429,21 @@ async def test_a_list_of_a_finished_job_is_read_bit_by_bit_each_in_its_turn(
     turns: list[int] = []
 
     async def rows(
-        _pool: Any, tenant_id: UUID, job_id: UUID, choice: int
+        _pool: Any, tenant_id: UUID, job_id: UUID, choice: int, *, of_prompt: bool
     ) -> AsyncGenerator[tuple[str, str]]:
         assert (tenant_id, job_id, choice) == (TENANT, reader.job_id, 1)
+        assert of_prompt
         for number in (7, 8):
             turns.append(world.long_work.num_turns)
             yield f"[{number}]", f"[[-{number}.0, []]]"
 
-    monkeypatch.setattr(reading, "read_logprobs", rows)
-    later = LaterList(1, lambda ids, values: list(zip(ids, values, strict=True)))
+    monkeypatch.setattr(list_reading, "read_logprobs", rows)
+    entries = lambda: lambda ids, values: list(zip(ids, values, strict=True))  # noqa: E731
+    later = LaterList((ListPart(1, entries, is_prompt=True),))
 
     data = b"".join([bit async for bit in reader.read_list(later)])
 
-    assert orjson.loads(data) == [[7, [-7.0, []]], [8, [-8.0, []]]]
-    assert (turns, reader.long_work.num_turns) == ([0, 1], 2)  # type: ignore[attr-defined]
+    again = b"".join([bit async for bit in reader.read_list(later)])
+    assert orjson.loads(data) == orjson.loads(again) == [[7, [-7.0, []]], [8, [-8.0, []]]]
+    assert (turns, reader.long_work.num_turns) == ([0, 1], 4)  # type: ignore[attr-defined]
     assert (reader.tenant_id, reader.is_done) == (TENANT, False)

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import pytest
 from psycopg import OperationalError
 
-from api.json_pieces import LaterList, Piece
+from api.json_pieces import LaterList, ListPart, Piece
 from api.long_work import SHORT_CHARS
 from api.settings import HEARTBEAT_S, SEND_TIMEOUT_S
 from api.streams.channel import Listener
@@ -96,7 +96,7 @@ class _Reader:
         self.notes.append("position")
 
     async def read_list(self, later: LaterList) -> AsyncIterator[bytes]:
-        yield b"[%d" % later.choice
+        yield b"[%d" % later.parts[0].choice
         yield b"]"
 
 
@@ -568,7 +568,7 @@ async def test_a_long_result_is_encoded_where_it_holds_up_nobody(
 
 async def test_lists_are_read_where_they_stand(client: _Client) -> None:
     await client.opens()
-    later = LaterList(4, lambda *_: [])
+    later = LaterList((ListPart(4, lambda: lambda *_: []),))
     client.encoder.pieces = [b"a", b"b", later, b"c", later]
     client.reader.batches = [[_token(1)]]
 

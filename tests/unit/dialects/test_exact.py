@@ -79,10 +79,10 @@ ENTRIES: list[dict[str, Any]] = [
     {"token": "i", "logprob": -0.25, "bytes": [105], "top_logprobs": []},
 ]
 OLD_LOGPROBS: dict[str, Any] = {
-    "tokens": ["h", "i", "<|end|>"],
-    "token_logprobs": [-0.5, -0.25, -2.0],
-    "top_logprobs": [{"h": -0.5, "i": -1.0}, None, None],
-    "text_offset": [5, 6, 7],
+    "tokens": ["h", "i"],
+    "token_logprobs": [-0.5, -0.25],
+    "top_logprobs": [{"h": -0.5, "i": -1.0}, {"i": -0.25}],
+    "text_offset": [5, 6],
 }
 
 
@@ -202,8 +202,8 @@ def test_chunks_of_a_chat() -> None:
     frames = [*fold.begin(), *fold.feed(make_event(1, EventType.STARTED, attempt=1))]
     frames += fold.feed(_token(2, "h", token_ids=HI[:1], logprobs=VALUES[:1]))
     frames += fold.feed(_token(3, "", index=1, token_ids=[1]))  # half a character
-    frames += fold.feed(_token(4, "", token_ids=HI[1:], logprobs=VALUES[1:2]))
-    frames += fold.feed(_token(5, "", token_ids=[END], logprobs=VALUES[2:]))
+    frames += fold.feed(_token(4, "", token_ids=HI[1:], logprobs=VALUES[1:2]))  # held back
+    frames += fold.feed(_token(5, "i", token_ids=[END], logprobs=VALUES[2:]))
     frames += fold.feed(make_event(6, EventType.STARTED, attempt=2))
     frames += fold.feed(make_event(7, EventType.GAP, texts=["hi", "yo"]))
     frames += fold.feed(make_event(8, EventType.GAP, texts=["hi", "yo"]))
@@ -213,12 +213,12 @@ def test_chunks_of_a_chat() -> None:
     role = {"role": "assistant", "content": "", "refusal": None}
     asked = {"content": ENTRIES[:1], "refusal": None}
     late = {"content": ENTRIES[1:], "refusal": None}
-    news = [_chat_choice(0, {"content": "i"}), _chat_choice(1, {"content": "yo"})]
+    news = [_chat_choice(1, {"content": "yo"})]
     ends = [_chat_choice(index, {}, reason="stop") for index in (0, 1)]
     assert _shown(frames) == [
         (1, {**chunk, "choices": [_chat_choice(0, role), _chat_choice(1, role)]}, True),
         (2, {**chunk, "choices": [_chat_choice(0, {"content": "h"}, logprobs=asked)]}, True),
-        (4, {**chunk, "choices": [_chat_choice(0, {}, logprobs=late)]}, True),
+        (5, {**chunk, "choices": [_chat_choice(0, {"content": "i"}, logprobs=late)]}, True),
         (7, {**chunk, "choices": news}, True),
         (9, {**chunk, "choices": ends, "millrace": EXTENSION}, False),
         (9, {**chunk, "choices": [], "usage": USAGE}, True),
@@ -290,9 +290,7 @@ def test_a_completion_with_its_prompt(prompt: Any) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "request_", [{"prompt": [1, 2], "echo": True}, {"prompt": "ask: "}, {"prompt": [[1]]}]
-)
+@pytest.mark.parametrize("request_", [{"prompt": [1, 2]}, {"prompt": "ask: "}, {"prompt": [[1]]}])
 def test_a_completion_without_its_prompt(request_: dict[str, Any]) -> None:
     job = _job(["hi"], **request_)
 
@@ -313,7 +311,7 @@ def test_chunks_of_a_completion() -> None:
     frames += fold.feed(_token(2, "h", token_ids=HI[:1], logprobs=VALUES[:1]))
     frames += fold.feed(_token(3, "", index=1, token_ids=[1]))
     frames += fold.feed(_token(4, "yo", index=1, token_ids=[1]))
-    frames += fold.feed(_token(5, "", token_ids=HI[1:], logprobs=VALUES[1:2]))
+    frames += fold.feed(_token(5, "i", token_ids=HI[1:], logprobs=VALUES[1:2]))
     frames += fold.finish(6, job.row)
 
     def choice(
@@ -330,7 +328,7 @@ def test_chunks_of_a_completion() -> None:
         (1, {**COMPLETION, "choices": [choice(0, "ask: "), choice(1, "ask: ")]}, True),
         (2, {**COMPLETION, "choices": [choice(0, "h", logprobs=logprobs(0, offset=5))]}, True),
         (4, {**COMPLETION, "choices": [choice(1, "yo")]}, True),
-        (5, {**COMPLETION, "choices": [choice(0, "", logprobs=logprobs(1, offset=6))]}, True),
+        (5, {**COMPLETION, "choices": [choice(0, "i", logprobs=logprobs(1, offset=6))]}, True),
         (6, {**COMPLETION, "choices": ends, "millrace": EXTENSION}, True),
     ]
 
@@ -348,9 +346,11 @@ def test_log_probabilities_that_are_read_later_are_the_same() -> None:
 
 def _read(later: LaterList) -> list[Any]:
     """In two parts."""
-    assert later.choice == 0
-    first = later.entries(LOGPROBS["token_ids"][:1], VALUES[:1])
-    return [*first, *later.entries(LOGPROBS["token_ids"][1:], VALUES[1:])]
+    [part] = later.parts
+    assert part.choice == 0
+    entries = part.entries()
+    first = entries(LOGPROBS["token_ids"][:1], VALUES[:1])
+    return [*first, *entries(LOGPROBS["token_ids"][1:], VALUES[1:])]
 
 
 def test_log_probabilities_without_a_vocabulary_have_no_texts() -> None:

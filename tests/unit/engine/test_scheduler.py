@@ -8,6 +8,7 @@ from tests.unit.engine.requests import running_request
 from workers.inference.engine.counters import Counters
 from workers.inference.engine.executor import SampledToken
 from workers.inference.engine.page_pool import PagePool
+from workers.inference.engine.protocol import TokenLogprobs
 from workers.inference.engine.request import Request
 from workers.inference.engine.scheduler import Batch, Scheduler
 from workers.inference.engine.token_budget import TokenBudget
@@ -26,6 +27,7 @@ class Bench:
         budget: int = 10,
         num_pages: int = 100,
         is_cached: bool = True,
+        max_scored_rows: int = 100,
     ) -> None:
         self.pool = PagePool(num_pages, PAGE_SIZE)
         self.counters = Counters()
@@ -36,6 +38,7 @@ class Bench:
             max_num_seqs=max_num_seqs,
             counters=self.counters,
             enable_prefix_cache=is_cached,
+            max_scored_rows=max_scored_rows,
         )
 
     def add(self, num_prompt: int = 3, **fields: Any) -> Request:
@@ -48,8 +51,12 @@ class Bench:
 
     def step(self) -> Batch:
         batch = self.scheduler.schedule()
-        sampled = batch.sampled
+        sampled, scored = batch.sampled, batch.scored
         self.scheduler.commit(batch)
+        for chunk in scored:
+            ids = chunk.request.token_ids
+            told = [TokenLogprobs(ids[row + 1], -1.0) for row in chunk.rows_to_score]
+            chunk.request.tell_prompt(told)
         for request in sampled:
             request.append(SampledToken(7))
             if request.is_finished:
@@ -424,3 +431,49 @@ def test_released_pages_of_all_requests_are_available_again() -> None:
         bench.scheduler.remove(request)
 
     assert bench.pool.num_available == 100
+
+
+# Prompts that are scored.
+
+
+def test_a_step_scores_no_more_rows_than_may_be_and_leaves_the_budget_to_others() -> None:
+    bench = Bench(budget=10, max_scored_rows=4)
+    scored = bench.add(9, prompt_logprobs=0)
+    also = bench.add(3, prompt_logprobs=0)
+    plain = bench.add(5)
+
+    steps = [bench.step() for _ in range(4)]
+
+    # The last row of a prompt, which the next token is drawn from, is none of those.
+    assert [sizes(step) for step in steps] == [[4, 5], [1, 5], [1, 1, 3], [1, 1, 1]]
+    assert [len(step.scored_rows) for step in steps] == [4, 4, 2, 0]
+    assert steps[1].scored_rows == [1, 2, 3, 4]
+    assert (scored.num_scored, also.num_scored, plain.is_scoring) == (9, 3, False)
+
+
+def test_a_scored_prompt_begins_from_no_page_whose_scores_it_needs() -> None:
+    bench = Bench(budget=30)
+    prompt = list(range(1, 18))
+    bench.finish(bench.add(prompt_token_ids=prompt, max_tokens=1))
+
+    plain = bench.add(prompt_token_ids=prompt, max_tokens=1)
+    whole = bench.add(prompt_token_ids=prompt, max_tokens=1, prompt_logprobs=0)
+    rest = bench.add(prompt_token_ids=prompt, max_tokens=1, prompt_logprobs=0, num_scored=10)
+    [*chunks] = bench.step().chunks
+
+    assert [chunk.request for chunk in chunks] == [plain, whole, rest]
+    assert [chunk.start for chunk in chunks] == [16, 0, 8]  # the row of token 9 tells of token 10
+    assert [len(chunk.rows_to_score) for chunk in chunks] == [0, 16, 7]
+
+
+def test_a_preempted_prompt_tells_nothing_twice() -> None:
+    bench = Bench(max_num_seqs=2, budget=6, num_pages=8, max_scored_rows=1)
+    bench.add(8, max_tokens=22)
+    scored = bench.add(20, max_tokens=2, prompt_logprobs=0)
+    num_told = 1  # the first follows none
+
+    while not scored.is_finished:
+        num_told += len(bench.step().scored_rows)
+
+    assert bench.counters.num_preemptions > 0
+    assert num_told == scored.num_scored == 20

@@ -17,6 +17,7 @@ from workers.inference.engine.protocol import (
     EngineRequest,
     FinishReason,
     SamplingParams,
+    TokenLogprobs,
     TokenOutput,
 )
 from workers.inference.engine.request import Grammar, Request
@@ -57,6 +58,9 @@ class FaultyExecutor:
         if fault := self.run_fault(batch.requests, batch.num_tokens):
             raise fault
         return batch
+
+    def score(self, scores: Batch, batch: Batch) -> list[list[TokenLogprobs]]:
+        raise NotImplementedError
 
     def sample(
         self, scores: Batch, requests: Sequence[Request]

@@ -25,7 +25,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"n": 129}, "invalid_request"),
     ({"logprobs": -1}, "invalid_request"),
     ({"logprobs": 21}, "invalid_request"),
-    ({"max_tokens": 0}, "invalid_request"),
+    ({"max_tokens": -1}, "invalid_request"),
     ({"max_tokens": math.nan}, "invalid_request"),
     ({"temperature": -0.1}, "invalid_request"),
     ({"temperature": math.nan}, "invalid_request"),

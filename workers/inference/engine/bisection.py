@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from workers.inference.engine.errors import EngineError
 from workers.inference.engine.executor import SampledToken
+from workers.inference.engine.protocol import TokenLogprobs
 from workers.inference.engine.request import Request
 from workers.inference.engine.scheduler import Batch, Chunk
 
@@ -20,11 +21,15 @@ _MAX_FAILURES_ONLY = 3
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """A batch that went well, and what was sampled for each request of `sampled`."""
+    """A batch that went well: what was sampled for each request of `sampled`, and what was told of
+    the prompt of each of `scored`.
+    """
 
     batch: Batch
     sampled: Sequence[Request]
     tokens: Sequence[SampledToken | EngineError]
+    scored: Sequence[Request] = ()
+    scores: Sequence[Sequence[TokenLogprobs]] = ()
 
 
 @dataclass(slots=True)
@@ -71,5 +76,7 @@ def _split(batch: Batch, error: Exception) -> list[Batch]:
         ]
     (chunk,) = chunks
     if is_out_of_memory(error) and chunk.num_tokens > 1:
-        return [Batch((Chunk(chunk.request, chunk.start, chunk.num_tokens // 2),))]
+        num_tokens = chunk.num_tokens // 2
+        rows = chunk.request.rows_to_score(chunk.start, chunk.start + num_tokens)
+        return [Batch((Chunk(chunk.request, chunk.start, num_tokens, rows),))]
     return []

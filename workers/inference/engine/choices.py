@@ -11,7 +11,7 @@ from workers.inference.engine.request import Grammar, Request
 def make_choices(request: EngineRequest, executor: Executor) -> list[Request]:
     """One Request for each choice, past the tokens of a continuation. Raises EngineError."""
     try:
-        return [
+        choices = [
             _choice(request, executor, index, grammar)
             for index, grammar in enumerate(_grammars(request, executor))
         ]
@@ -21,6 +21,9 @@ def make_choices(request: EngineRequest, executor: Executor) -> list[Request]:
         raise EngineError(
             "engine_error", f"the request can't be prepared: {error}", retryable=True
         ) from error
+    for choice in choices[1:]:
+        choice.scorer = choices[0]
+    return choices
 
 
 def _grammars(request: EngineRequest, executor: Executor) -> list[Grammar | None]:

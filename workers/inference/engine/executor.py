@@ -71,10 +71,16 @@ class Executor(Protocol):
         ...
 
     def run(self, batch: Batch) -> Any:
-        """One forward pass; returns what `sample` needs. May raise.
+        """One forward pass; returns what `sample` and `score` need. May raise.
 
         Reads token ids and pages of the batch's requests and writes keys and values of the chunks'
         tokens into their pages. Idempotent: after a failure chunks are run again, in other batches.
+        """
+        ...
+
+    def score(self, scores: Any, batch: Batch) -> Sequence[Sequence[TokenLogprobs]]:
+        """How likely the prompt's tokens behind each of `rows_to_score` are, for each chunk of
+        `batch.scored`, which has some. May raise; changes no request.
         """
         ...
 

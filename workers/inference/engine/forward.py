@@ -18,5 +18,7 @@ class Forward(Protocol):
         ...
 
     def run(self, batch: Batch) -> torch.Tensor:
-        """Logits [num_sampled, vocab_size], float32, valid until the next run."""
+        """Logits float32 [rows, vocab_size] of the batch's `sampled`, then of its `scored_rows`.
+        Valid until the next run.
+        """
         ...

@@ -13,9 +13,15 @@ from workers.inference.engine.forward import Forward
 from workers.inference.engine.grammar import GrammarCompiler
 from workers.inference.engine.kv_cache import PAGE_SIZE
 from workers.inference.engine.model import ModelText
-from workers.inference.engine.protocol import EngineRequest, ModelInfo, SamplingParams
+from workers.inference.engine.protocol import (
+    EngineRequest,
+    ModelInfo,
+    SamplingParams,
+    TokenLogprobs,
+)
 from workers.inference.engine.request import Grammar, Request
 from workers.inference.engine.sampler import sample
+from workers.inference.engine.sampling.logprobs import prompt_logprobs
 from workers.inference.engine.scheduler import Batch
 
 
@@ -45,7 +51,9 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> torch.Tensor:
-        """Logits [num_sampled, vocab_size], float32. Raises EngineError when memory runs out."""
+        """Logits [num_sampled + num_scored, vocab_size], float32. Raises EngineError when memory
+        runs out.
+        """
         try:
             return self._forward.run(batch)
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -55,4 +63,8 @@ class ModelRunner:
     def sample(
         self, scores: torch.Tensor, requests: Sequence[Request]
     ) -> Sequence[SampledToken | EngineError]:
-        return sample(scores, requests)
+        return sample(scores[: len(requests)], requests)
+
+    @torch.inference_mode()
+    def score(self, scores: torch.Tensor, batch: Batch) -> Sequence[Sequence[TokenLogprobs]]:
+        return prompt_logprobs(scores[len(batch.sampled) :], batch.scored)

@@ -27,7 +27,7 @@ class FinishReason(StrEnum):
 class SamplingParams:
     """How to choose tokens. Names and ranges are OpenAI's, extras are vLLM's."""
 
-    max_tokens: int
+    max_tokens: int  # 0: the prompt is all there is
     temperature: float = 1.0  # 0 means greedy
     top_p: float = 1.0
     top_k: int = 0  # 0 means no limit
@@ -43,6 +43,7 @@ class SamplingParams:
     ignore_eos: bool = False
     n: int = 1  # choices; they share the prompt's KV cache, choice i draws with seed + i
     logprobs: int | None = None  # 0 to 20 most likely tokens beside the chosen one; None: none
+    prompt_logprobs: int | None = None  # the same of the prompt's tokens, as the model has them
     skip_special_tokens: bool = True  # False: they say their names, as markers of tool calls must
 
 
@@ -58,6 +59,7 @@ class EngineRequest:
     # the n. They count towards max_tokens; their text is replayed silently (detokeniser, stop
     # strings, grammar), so output goes on right after them.
     generated_token_ids: Sequence[Sequence[int]] = ()
+    num_scored: int = 0  # leading tokens of the prompt whose log-probabilities are known already
     cache_salt: str = ""  # prefix cache entries are shared only between equal salts
     deadline: float | None = None  # time.monotonic() instant
     grammar: str | None = None  # serialised llguidance grammar
@@ -65,10 +67,13 @@ class EngineRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Natural logarithms of probabilities, before temperature and filters, after penalties."""
+    """Natural logarithms of probabilities, before temperature and filters, after penalties.
+
+    Those of a prompt know of no penalties either.
+    """
 
     token_id: int
-    logprob: float
+    logprob: float | None  # None for a prompt's first token, which follows none
     top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), most likely first
 
 
@@ -88,6 +93,9 @@ class TokenOutput:
     text: str = ""
     index: int = 0  # which of n choices; each ends with a terminal output of its own
     logprobs: tuple[TokenLogprobs, ...] = ()  # one for each of token_ids where they were asked for
+    # Of the prompt's next tokens, in order, where they were asked for: all of them come with choice
+    # 0, before the first token of any choice.
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
     error: EngineError | None = None  # set exactly when finish_reason is ERROR
     cached_tokens: int = 0  # prompt tokens taken from the prefix cache; meaningful when terminal
@@ -187,7 +195,7 @@ class Engine(Protocol):
         Compiles the request's grammar in the calling thread, which can take a second.
 
         A continuation whose tokens already end it (eos, stop string, max_tokens) is accepted and
-        ends with a terminal output that carries no token.
+        ends with a terminal output that carries no token. So does a request of no tokens.
         """
         ...
 

@@ -6,6 +6,7 @@ After submit only the device thread touches it.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from workers.inference.engine.detokenizer import Decoder, StopMatcher
@@ -16,6 +17,8 @@ from workers.inference.engine.protocol import (
     TokenLogprobs,
     TokenOutput,
 )
+
+_NO_ROWS = range(0)
 
 if TYPE_CHECKING:
     from workers.inference.engine.executor import SampledToken
@@ -77,12 +80,19 @@ class Request:
         self.cached_tokens: int | None = None  # of the prompt, found at the first admission
         self.awaited_digest: bytes | None = None  # of a page that another request is computing
         self.sampler_state: SamplerState | None = None
+        # Leading tokens of the prompt whose log-probabilities have been told; all, if nobody asks.
+        is_scored = request.sampling.prompt_logprobs is not None and index == 0
+        self.num_scored = request.num_scored if is_scored else self.num_prompt
+        self.scorer: Request | None = None  # the choice that scores the prompt of this one
+        self._end_of_replay: FinishReason | None = None
         self._end_token_ids = frozenset(request.sampling.stop_token_ids)
         if not request.sampling.ignore_eos:
             self._end_token_ids |= eos_token_ids
         self._decoder = decoder
         self._stops = StopMatcher(request.sampling.stop)
         self._replay(request)
+        if self.is_finished and self.num_scored < self.num_prompt:
+            self._go_back_to_prompt()
 
     @property
     def num_tokens(self) -> int:
@@ -97,6 +107,36 @@ class Request:
         return self.finish_reason is not None
 
     @property
+    def is_scoring(self) -> bool:
+        """Are log-probabilities of its prompt still to be told?"""
+        return self.num_scored < self.num_prompt and not self.is_finished
+
+    @property
+    def num_skippable(self) -> int:
+        """Leading tokens that need not be computed where a cache holds them: not the newest, whose
+        scores the next token is sampled from, nor one whose scores tell of the prompt.
+        """
+        return max(self.num_scored, 1) - 1 if self.is_scoring else self.num_tokens - 1
+
+    def rows_to_score(self, start: int, end: int) -> range:
+        """Tokens from `start` to `end` whose scores tell how likely a token of the prompt is."""
+        if self.num_scored >= self.num_prompt:
+            return _NO_ROWS
+        first = max(start, self.num_scored - 1)
+        return range(first, max(first, min(end, self.num_prompt - 1)))
+
+    def tell_prompt(self, scores: Sequence[TokenLogprobs]) -> TokenOutput | None:
+        """Take the log-probabilities of the prompt's next tokens. None if there is nothing new."""
+        if self.num_scored == 0:
+            scores = (TokenLogprobs(self.token_ids[0], None), *scores)
+        if not scores:
+            return None
+        self.num_scored += len(scores)
+        return TokenOutput(
+            request_id=self.request_id, index=self.index, prompt_logprobs=tuple(scores)
+        )
+
+    @property
     def suppressed_token_ids(self) -> frozenset[int]:
         """Tokens that may not be sampled now: those that would end the request too early."""
         is_too_early = self.num_generated < self.sampling.min_tokens
@@ -104,6 +144,9 @@ class Request:
 
     def append(self, sampled: SampledToken) -> TokenOutput:
         """Take a sampled token; decides whether it ends the request. Raises as the grammar does."""
+        if self._end_of_replay is not None:
+            self.finish_reason = self._end_of_replay
+            return self._output((), "")
         text = self._accept(sampled.token_id)
         logprobs = () if sampled.logprobs is None else (sampled.logprobs,)
         return self._output((sampled.token_id,), text, logprobs)
@@ -128,6 +171,15 @@ class Request:
             self._accept(int(token_id))
             if self.is_finished:
                 return
+        if self.num_tokens >= self.max_num_tokens:
+            self.finish_reason = FinishReason.LENGTH
+
+    def _go_back_to_prompt(self) -> None:
+        """Its own tokens are over, and their text is out; the prompt is yet to be scored."""
+        self._end_of_replay, self.finish_reason = self.finish_reason, None
+        self.max_num_tokens = self.num_prompt
+        del self.token_ids[self.num_prompt :]
+        self.grammar = None
 
     def _accept(self, token_id: int) -> str:
         self.token_ids.append(token_id)

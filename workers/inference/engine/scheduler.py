@@ -28,6 +28,7 @@ class Chunk:
     request: Request
     start: int
     num_tokens: int
+    rows_to_score: range = range(0)  # tokens whose scores tell how likely the next of a prompt is
 
     @property
     def end(self) -> int:
@@ -56,6 +57,23 @@ class Batch:
         return [chunk.request for chunk in self.chunks if chunk.is_last]
 
     @property
+    def scored(self) -> list[Chunk]:
+        """Chunks of prompts that are being scored, in order."""
+        return [c for c in self.chunks[self.num_decodes :] if c.request.is_scoring]
+
+    @property
+    def scored_rows(self) -> list[int]:
+        """Of all tokens packed in one row, those whose scores tell of prompts, in chunk order. The
+        logits of a step are those of `sampled`, then these.
+        """
+        rows: list[int] = []
+        begin = self.num_decodes
+        for chunk in self.chunks[self.num_decodes :]:
+            rows += (begin + row - chunk.start for row in chunk.rows_to_score)
+            begin += chunk.num_tokens
+        return rows
+
+    @property
     def num_tokens(self) -> int:
         return sum(chunk.num_tokens for chunk in self.chunks)
 
@@ -74,13 +92,16 @@ class Scheduler:
         max_num_seqs: int,
         counters: Counters,
         enable_prefix_cache: bool = True,
+        max_scored_rows: int = 256,
     ) -> None:
+        """`max_scored_rows`: of prompts in a step, each with scores of the whole vocabulary."""
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in order of admission
         self._pool = pool
         self._budget = budget  # at least max_num_seqs + 1, or decodes would starve prefills
         self._max_num_seqs = max_num_seqs
         self._counters = counters
+        self._max_scored_rows = max_scored_rows
         self._is_private = not enable_prefix_cache
         # Prompt pages that a running request has yet to compute.
         self._pending: dict[bytes, Request] = {}
@@ -106,7 +127,7 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """Choose the step's tokens, admit and preempt. Without `commit` they are chosen again."""
-        step = _Step(self._budget.value)
+        step = _Step(self._budget.value, self._max_scored_rows)
         num_waiting = len(self.waiting)
         self._go_on(step)
         if len(self.waiting) == num_waiting:  # else one was preempted: there is no room for others
@@ -190,11 +211,10 @@ class Scheduler:
 
     def _find_pages(self, request: Request) -> list[int] | None:
         """Cached pages it can start from; None if a running request is computing its next one."""
-        if request.awaited_digest in self._pending:
+        if request.awaited_digest in self._pending or _awaits_scores(request):
             return None
         extend_page_digests(request, self._pool.page_size, is_private=self._is_private)
-        # The newest token is always computed: the next one is sampled from its scores.
-        digests = request.page_digests[: (request.num_tokens - 1) // self._pool.page_size]
+        digests = request.page_digests[: request.num_skippable // self._pool.page_size]
         found = self._pool.match(digests)
         if len(found) < len(digests) and digests[len(found)] in self._pending:
             request.awaited_digest = digests[len(found)]
@@ -247,19 +267,32 @@ class Scheduler:
 class _Step:
     """A batch in the making."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, max_scored_rows: int) -> None:
         self.budget = budget  # tokens left
+        self._num_rows_left = max_scored_rows
         self.decodes: list[Chunk] = []
         self.prefills: list[Chunk] = []
 
     def add(self, request: Request) -> None:
         """As much of the request as the budget allows."""
-        num_tokens = min(request.num_tokens - request.num_computed, self.budget)
+        start = request.num_computed
+        end = start + min(request.num_tokens - start, self.budget)
+        rows = request.rows_to_score(start, end)
+        if len(rows) > self._num_rows_left:
+            rows = rows[: self._num_rows_left]
+            end = rows.stop
+        num_tokens = end - start
         if num_tokens <= 0:
             return
+        self._num_rows_left -= len(rows)
         chunks = self.decodes if _is_decode(request) else self.prefills
-        chunks.append(Chunk(request, request.num_computed, num_tokens))
+        chunks.append(Chunk(request, start, num_tokens, rows))
         self.budget -= num_tokens
+
+
+def _awaits_scores(request: Request) -> bool:
+    """Must another choice tell of their prompt first?"""
+    return request.scorer is not None and request.scorer.is_scoring
 
 
 def _is_decode(request: Request) -> bool:

@@ -22,6 +22,8 @@ from workers.inference.engine.scheduler import Batch, Scheduler
 from workers.inference.engine.token_budget import TokenBudget
 
 _FIRST_TOKENS = 64  # of a step, as long as nobody knows how fast the device is
+# Scores of prompts in one step: those of all tokens of a long prompt are GBs.
+_SCORES_BYTES = 64 << 20
 # A step counts as hung after so many times the longest of late; before any step, after so long.
 _TIMES_LONGER = 4.0
 _FIRST_PATIENCE_S = 15.0
@@ -97,6 +99,7 @@ class ServedModel:
             max_num_seqs=executor.max_num_seqs,
             counters=self._counters,
             enable_prefix_cache=self._enable_prefix_cache,
+            max_scored_rows=max(1, _SCORES_BYTES // (4 * executor.info.vocab_size)),
         )
         for request in requests:
             request.pages, request.num_computed = [], 0
@@ -133,17 +136,18 @@ class ServedModel:
     def _compute(self, batch: Batch) -> Computed:
         """Run and sample; changes no request."""
         started = time.perf_counter()
-        sampled = batch.sampled
+        sampled, scored = batch.sampled, batch.scored
         try:
             scores = self.executor.run(batch)
         finally:
             ran = time.perf_counter()
             self._counters.run_s += ran - started
         try:
+            told = self.executor.score(scores, batch) if scored else ()
             tokens = self.executor.sample(scores, sampled) if sampled else ()
         finally:
             self._counters.sample_s += time.perf_counter() - ran
-        return Computed(batch, sampled, tokens)
+        return Computed(batch, sampled, tokens, [chunk.request for chunk in scored], told)
 
     def _recover(self, batch: Batch, error: Exception) -> Outcome:
         """Compute what can be computed of a batch that failed; without memory, less at a time."""
@@ -175,6 +179,9 @@ class ServedModel:
         batch = computed.batch
         self._scheduler.commit(batch)
         self._counters.prompt_tokens += batch.num_tokens - batch.num_decodes
+        for request, scores in zip(computed.scored, computed.scores, strict=True):
+            if (output := request.tell_prompt(scores)) is not None:
+                outputs.append(output)
         for request, token in zip(computed.sampled, computed.tokens, strict=True):
             self._append(request, token, outputs)
 
@@ -191,7 +198,7 @@ class ServedModel:
             self._fail(request, error, outputs)
             return
         outputs.append(output)  # at once: a fault of ours after this must not lose the token
-        self._counters.generated_tokens += 1
+        self._counters.generated_tokens += len(output.token_ids)
         if request.is_finished:
             self.remove(request)
 

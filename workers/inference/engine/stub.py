@@ -152,6 +152,15 @@ class StubExecutor:
     ) -> list[SampledToken | EngineError]:
         return [self._sample(request) for request in requests]
 
+    def score(self, _scores: object, batch: Batch) -> list[list[TokenLogprobs]]:
+        return [self._score(chunk) for chunk in batch.scored]
+
+    def _score(self, chunk: Chunk) -> list[TokenLogprobs]:
+        token_ids, num_top = chunk.request.token_ids, chunk.request.sampling.prompt_logprobs or 0
+        vocab_size = self._config.vocab_size
+        rows = chunk.rows_to_score
+        return [expected_logprobs(token_ids[row + 1], num_top, vocab_size) for row in rows]
+
     def _fail_as_configured(self, batch: Batch) -> None:
         most = self._config.oom_above_tokens
         if most is not None and batch.num_tokens > most:

@@ -29,7 +29,7 @@ class TorchForward:
             input_ids=self._tensor(_token_ids(batch)).unsqueeze(0),
             position_ids=plan.positions.unsqueeze(0),
             use_cache=False,
-            logits_to_keep=self._tensor(_sampled_rows(batch)),
+            logits_to_keep=self._tensor(_sampled_rows(batch) + batch.scored_rows),
             step_plan=plan,
         )
         logits: torch.Tensor = output.logits[0]

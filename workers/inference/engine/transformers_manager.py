@@ -84,6 +84,7 @@ class Manager:
             "repetition_penalty": sampling.repetition_penalty != 1,
             "logit_bias": bool(sampling.logit_bias),
             "logprobs": sampling.logprobs is not None,
+            "prompt_logprobs": sampling.prompt_logprobs is not None,
             "n": sampling.n > 1,
             "seed": sampling.seed is not None and sampling.temperature > 0,
             "temperature": self._is_greedy_only and sampling.temperature > 0,

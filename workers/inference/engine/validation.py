@@ -18,7 +18,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "frequency_penalty": (-2.0, 2.0),
     "repetition_penalty": (1e-3, 1e3),
     "min_tokens": (0, math.inf),
-    "max_tokens": (1, math.inf),
+    "max_tokens": (0, math.inf),
     "n": (1, 128),
 }
 _MAX_LOGIT_BIAS = 100.0
@@ -54,7 +54,7 @@ def _check_prompt(request: EngineRequest, model: ModelInfo) -> None:
     if not _are_in_vocab(request.prompt_token_ids, model.vocab_size):
         raise EngineError("invalid_prompt", "a prompt token id is outside the vocabulary")
     num_prompt = len(request.prompt_token_ids)
-    if num_prompt >= model.context_length:
+    if num_prompt + min(1, request.sampling.max_tokens) > model.context_length:
         message = (
             f"This model's maximum context length is {model.context_length} tokens; {num_prompt}"
             " leave no room"
@@ -63,6 +63,7 @@ def _check_prompt(request: EngineRequest, model: ModelInfo) -> None:
 
 
 def _check_generated(request: EngineRequest, model: ModelInfo) -> None:
+    _require(0 <= request.num_scored <= len(request.prompt_token_ids), "num_scored is out of range")
     generated, n = request.generated_token_ids, request.sampling.n
     if len(generated) not in (0, n):
         message = f"there are generated tokens of {len(generated)} choices, not of {n}"
@@ -81,8 +82,9 @@ def _check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
     for name, (low, high) in _RANGES.items():
         _require(low <= getattr(sampling, name) <= high, f"{name} is out of range")
     _require(sampling.min_tokens <= sampling.max_tokens, "min_tokens is above max_tokens")
-    logprobs = 0 if sampling.logprobs is None else sampling.logprobs
-    _require(0 <= logprobs <= _MAX_LOGPROBS, "logprobs is out of range")
+    for name in ("logprobs", "prompt_logprobs"):
+        limit = getattr(sampling, name) or 0
+        _require(0 <= limit <= _MAX_LOGPROBS, f"{name} is out of range")
     _require(all(sampling.stop), "a stop string is empty")
     _require(_are_in_vocab(sampling.stop_token_ids, vocab_size), "stop_token_ids is out of range")
     _require(_are_in_vocab(sampling.logit_bias, vocab_size), "a logit_bias token is out of range")

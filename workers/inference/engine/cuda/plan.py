@@ -82,7 +82,8 @@ def lay_out(batch: Batch, tokens_per_tile: int) -> Layout:
         positions=positions,
         slots=pages.astype(np.int64) * PAGE_SIZE + positions % PAGE_SIZE,
         sampled=np.array(
-            [end - 1 for chunk, end in zip(chunks, starts[1:], strict=True) if chunk.is_last],
+            [end - 1 for chunk, end in zip(chunks, starts[1:], strict=True) if chunk.is_last]
+            + batch.scored_rows,
             dtype=np.int64,
         ),
         contexts=np.array([chunk.end for chunk in chunks]),

@@ -31,7 +31,7 @@ class NativeForward:
         return self._cache.num_pages
 
     def run(self, batch: Batch) -> torch.Tensor:
-        """Logits [num_sampled, vocab], valid until the next run. Raises MemoryError."""
+        """Raises MemoryError."""
         token_ids, sequences, pages, output_rows = array("i"), array("i"), array("i"), array("i")
         for chunk in batch.chunks:
             request = chunk.request
@@ -40,6 +40,7 @@ class NativeForward:
             pages.extend(request.pages)
             if chunk.is_last:
                 output_rows.append(len(token_ids) - 1)
+        output_rows.extend(batch.scored_rows)
         return self._compute(token_ids, sequences, pages, output_rows)
 
     def all_logits(self, token_ids: list[int]) -> torch.Tensor:
