@@ -324,6 +324,8 @@ CASES = {
 
 # Rows that a statement looks at by its own bound, and the pages that all of them may take.
 BOUNDS = {
+    # 100 of them, each looked for in three partitioned tables.
+    "responses.named_responses": 3_000,
     # The latest rows of all, or of the tenant, some 40 a page.
     "estimates.output_quantiles": 50_000 // 20,
     "estimates.output_quantiles of one's own": 20_000 // 20,
