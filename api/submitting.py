@@ -94,7 +94,7 @@ def read_asked(schema: type[B], caller: ApiKey, body: Mapping[str, Any]) -> Aske
         parsed=parsed,
         generation=generation,
         known=known_fields(schema, body),
-        ignored=_ignored({*ignored_fields(schema, body), *_without_effect(parsed)}),
+        ignored=_ignored({*ignored_fields(schema, body), *without_effect(parsed)}),
         request_hash=request_hash(generation.path, caller.tenant_id, body),
     )
 
@@ -134,7 +134,8 @@ def answer_headers(accepted: Accepted, asked: Asked[Any]) -> dict[str, str]:
     return {JOB_HEADER: format_job_id(accepted.job_id)} | job_headers(accepted, asked)
 
 
-def _without_effect(parsed: BaseModel) -> Iterator[str]:
+def without_effect(parsed: BaseModel) -> Iterator[str]:
+    """What a body asks for and no text model does."""
     return parsed.ignored() if isinstance(parsed, WaitingFields) else iter(())
 
 

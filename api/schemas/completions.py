@@ -114,7 +114,7 @@ class CreateCompletion(SamplingFields, StructuredOutputFields, WaitingFields):
 
 
 _REFUSALS: dict[str, tuple[tuple[Any, ...], str]] = {
-    "suffix": ((None,), "'suffix' is not supported: no model fills in."),
+    "suffix": ((None, ""), "'suffix' is not supported: no model fills in."),
     "prompt_logprobs": (
         (None,),
         "'prompt_logprobs' is not supported; 'echo' with 'logprobs' tells how likely the tokens of"

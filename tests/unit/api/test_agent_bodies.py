@@ -59,7 +59,7 @@ _CODEX = {
     "client_metadata": {"session_id": "1"},
 }
 _CODEX_IGNORES = {
-    *("client_metadata", "include.reasoning.encrypted_content", "reasoning"),
+    *("client_metadata", "include.reasoning.encrypted_content", "prompt_cache_key", "reasoning"),
     *("tools.custom", "tools.namespace", "tools.web_search"),
 }
 _CODEX_SCHEMA = {
@@ -101,7 +101,8 @@ RESPONSES: dict[str, tuple[dict[str, Any], set[str]]] = {
         {
             *_CODEX_IGNORES,
             *("input.custom_tool_call", "input.custom_tool_call_output"),
-            *("input.reasoning", "input.web_search_call"),
+            *("input.reasoning", "input.web_search_call", "reasoning.context"),
+            *("input.9.content.0.annotations", "input.9.phase"),
         },
     ),
     "Vercel AI SDK, second turn": (
@@ -142,7 +143,7 @@ RESPONSES: dict[str, tuple[dict[str, Any], set[str]]] = {
             "prompt": None,
             "stream": False,
         },
-        {"tools.web_search_preview"},
+        {"input.1.status", "tools.web_search_preview"},
     ),
     "pydantic-ai": (
         {

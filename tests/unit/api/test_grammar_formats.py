@@ -234,10 +234,13 @@ def test_lark_text_that_grows_when_it_is_serialised_is_refused() -> None:
 
 MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown type": ({"response_format": {"type": "yaml"}}, "response_format.type"),
-    "no schema": ({"response_format": {"type": "json_schema"}}, "response_format"),
+    "no schema": (
+        {"response_format": {"type": "json_schema"}},
+        "response_format.json_schema",
+    ),
     "schema with another type": (
         {"response_format": schema_format(POINT)["response_format"] | {"type": "text"}},
-        "response_format",
+        "response_format.json_schema",
     ),
     "no name": (
         {"response_format": {"type": "json_schema", "json_schema": {"schema": POINT}}},

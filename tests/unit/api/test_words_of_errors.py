@@ -34,7 +34,7 @@ def _overflow() -> ServiceError:
         token_limit=TokenLimit(None, "max_tokens"),
     )
     with pytest.raises(errors.ContextLengthExceeded) as caught:
-        output_limit(generation, model, 5_000)
+        output_limit(generation, model, [5_000])
     return caught.value
 
 
