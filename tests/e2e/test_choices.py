@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +18,8 @@ from tests.support.jobs import PRICES, Jobs
 from tests.support.member import Tenant
 from workers.inference.engine.stub import expected_logprobs, expected_text, expected_tokens
 
+pytestmark = [pytest.mark.xdist_group("common cluster"), pytest.mark.usefixtures("mended")]
+
 SEED = 7
 NUM_CHOICES = 3
 NUM_TOKENS = 400  # of each choice, 2 s of the stub and more
@@ -30,17 +31,6 @@ TEXTS = [
     expected_text(SEED + 1, SHORT - 1),
     expected_text(SEED + 2, NUM_TOKENS),
 ]
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    with Cluster(num_workers=2, worker_environment={"MILLRACE_STUB_STEP_MS": "5"}) as started:
-        yield started
-
-
-@pytest.fixture
-def tenant(cluster: Cluster) -> Tenant:
-    return cluster.create_tenant("choosy")
 
 
 def add(cluster: Cluster, tenant: Tenant) -> UUID:
