@@ -10,15 +10,40 @@ from pathlib import Path
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Several processes run tests side by side: threads of torch would only wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import settings
 
 from cli.stack.database import DatabaseUrls
-from tests.support.services import Services
+from tests.support.services import Services, use_memory
+from tests.support.warm import end_warm_processes, use_warm_processes
 
 # A busy machine is no fault, and the same tree passes or fails the same everywhere.
 settings.register_profile("millrace", deadline=None, derandomize=True)
 settings.load_profile("millrace")
+
+use_memory()
+use_warm_processes()
+
+
+# Files whose tests share nothing that is dear to make; each is long.
+_SPREAD = ("tests/unit/engine/test_structured_text.py", "tests/unit/engine/test_sampler.py")
+
+
+def pytest_unconfigure() -> None:
+    end_warm_processes()
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With xdist the tests of a file run in one process, one after another, and share fixtures."""
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        if item.get_closest_marker("xdist_group") is None and file not in _SPREAD:
+            item.add_marker(pytest.mark.xdist_group(file))
 
 
 @pytest.fixture(scope="session")
