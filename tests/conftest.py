@@ -10,9 +10,10 @@ from pathlib import Path
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# Several processes run tests side by side: threads of torch would only wait for each other.
+# Several processes run tests side by side: more threads of each would only wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("RAYON_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings

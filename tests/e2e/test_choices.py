@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -35,7 +35,7 @@ TEXTS = [
 
 def add(cluster: Cluster, tenant: Tenant) -> UUID:
     """A job behind the API's back: an idle worker finds it without a ticket."""
-    return Jobs(cluster.platform.database).add(
+    return Jobs(cluster.platform.database, name=str(uuid4())).add(
         tenant_id=tenant.id,
         model="demo",
         model_requested="demo",
