@@ -19,6 +19,7 @@ import pytest
 from hypothesis import settings
 
 from cli.stack.database import DatabaseUrls
+from tests.support.certificates import trust_one
 from tests.support.services import Services, use_memory
 from tests.support.warm import end_warm_processes, use_warm_processes
 
@@ -26,6 +27,7 @@ from tests.support.warm import end_warm_processes, use_warm_processes
 settings.register_profile("millrace", deadline=None, derandomize=True)
 settings.load_profile("millrace")
 
+trust_one()
 use_memory()
 use_warm_processes()
 
