@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 # Before anything imports Triton: without a GPU its kernels are interpreted.
@@ -19,7 +20,7 @@ import pytest
 from hypothesis import settings
 
 from cli.stack.database import DatabaseUrls
-from tests.support.certificates import trust_one
+from tests.support.certificates import one_certificate
 from tests.support.services import Services, use_memory
 from tests.support.warm import end_warm_processes, use_warm_processes
 
@@ -27,17 +28,22 @@ from tests.support.warm import end_warm_processes, use_warm_processes
 settings.register_profile("millrace", deadline=None, derandomize=True)
 settings.load_profile("millrace")
 
-trust_one()
-use_memory()
-use_warm_processes()
+_exit = ExitStack()
 
 
 # Files whose tests share nothing that is dear to make; each is long.
 _SPREAD = ("tests/unit/engine/test_structured_text.py", "tests/unit/engine/test_sampler.py")
 
 
+def pytest_configure() -> None:
+    use_memory()
+    use_warm_processes()
+    _exit.callback(end_warm_processes)
+    _exit.enter_context(one_certificate())
+
+
 def pytest_unconfigure() -> None:
-    end_warm_processes()
+    _exit.close()
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

@@ -5,9 +5,9 @@ No test speaks to the world, and each client reads them anew, which takes longer
 
 from __future__ import annotations
 
-import atexit
-import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import certifi
@@ -15,11 +15,13 @@ import certifi
 _END = "-----END CERTIFICATE-----\n"
 
 
-def trust_one() -> None:
-    """From now on, in this process."""
+@contextmanager
+def one_certificate() -> Iterator[None]:
+    """In this process, inside the block."""
     first, end, _ = Path(certifi.where()).read_text().partition(_END)
-    handle, name = tempfile.mkstemp(prefix="millrace-certificate-", suffix=".pem")
-    with os.fdopen(handle, "w") as file:
+    with tempfile.NamedTemporaryFile("w", prefix="millrace-certificate-", suffix=".pem") as file:
         file.write(first + end)
-    atexit.register(Path(name).unlink, missing_ok=True)
-    certifi.where = lambda: name
+        file.flush()
+        before, certifi.where = certifi.where, lambda: file.name
+        yield
+        certifi.where = before

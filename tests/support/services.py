@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
 import psycopg
 from psycopg import sql
 
@@ -149,14 +150,25 @@ class Services:
 
 def scratch_folder(prefix: str) -> Path:
     """A new folder for servers of tests; whoever makes it deletes it."""
-    return Path(tempfile.mkdtemp(prefix=prefix, dir=os.environ.get(SCRATCH_VARIABLE) or None))
+    parent = os.environ.get(SCRATCH_VARIABLE) or None
+    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=parent))
 
 
 def use_memory() -> None:
     """Keep databases of tests in memory, if it has room: making files costs most on a disk."""
     with contextlib.suppress(OSError):
+        _clear_memory()
         if shutil.disk_usage(_MEMORY).free >= _ROOM_BYTES and os.access(_MEMORY, os.W_OK | os.X_OK):
             os.environ.setdefault(SCRATCH_VARIABLE, str(_MEMORY))
+
+
+def _clear_memory() -> None:
+    """Delete what runs left there that were killed."""
+    for folder in _MEMORY.glob("millrace-*-*"):
+        maker = folder.name.split("-")[2]
+        is_ours = folder.is_dir() and folder.stat().st_uid == os.getuid()
+        if is_ours and maker.isdecimal() and not psutil.pid_exists(int(maker)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def redis_programs() -> list[Path]:
