@@ -30,7 +30,8 @@ settings.load_profile("millrace")
 
 _exit = ExitStack()
 
-
+# Folders whose files share a cluster.
+_TOGETHER = ("tests/compat/",)
 # Files whose tests share nothing that is dear to make; each is long.
 _SPREAD = ("tests/unit/engine/test_structured_text.py", "tests/unit/engine/test_sampler.py")
 
@@ -52,7 +53,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         file = item.nodeid.partition("::")[0]
         if item.get_closest_marker("xdist_group") is None and file not in _SPREAD:
-            item.add_marker(pytest.mark.xdist_group(file))
+            group = next((folder for folder in _TOGETHER if file.startswith(folder)), file)
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
