@@ -43,7 +43,7 @@ $(TRITON): $(STAMP)
 
 # What measures time runs behind the others, when nothing else runs.
 test: $(STAMP) $(TRITON)  ## Run the test suite: JOBS=2; it starts its own Postgres and Redis
-	$(PY) -m pytest -m "not slow and not alone" -n $(or $(JOBS),2) --dist loadgroup --no-loadscope-reorder
+	$(PY) -m pytest -m "not slow and not alone" -n $(or $(JOBS),2) --no-loadscope-reorder
 	$(PY) -m pytest -m "not slow and alone"
 
 test-slow: $(STAMP) $(TRITON)  ## Run the tests that take minutes

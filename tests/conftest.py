@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 # Before anything imports Triton: without a GPU its kernels are interpreted.
 if not Path("/dev/nvidiactl").exists():
@@ -30,11 +31,6 @@ settings.load_profile("millrace")
 
 _exit = ExitStack()
 
-# Folders whose files share a cluster.
-_TOGETHER = ("tests/compat/",)
-# Files whose tests share nothing that is dear to make; each is long.
-_SPREAD = ("tests/unit/engine/test_structured_text.py", "tests/unit/engine/test_sampler.py")
-
 
 def pytest_configure() -> None:
     use_memory()
@@ -47,14 +43,12 @@ def pytest_unconfigure() -> None:
     _exit.close()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With xdist the tests of a file run in one process, one after another, and share fixtures."""
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        if item.get_closest_marker("xdist_group") is None and file not in _SPREAD:
-            group = next((folder for folder in _TOGETHER if file.startswith(folder)), file)
-            item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Imported here: the environment of `make test-compat` has no xdist."""
+    from tests.support.side_by_side import UnitScheduling  # noqa: PLC0415
+
+    return UnitScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

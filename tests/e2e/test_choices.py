@@ -18,7 +18,7 @@ from tests.support.jobs import PRICES, Jobs
 from tests.support.member import Tenant
 from workers.inference.engine.stub import expected_logprobs, expected_text, expected_tokens
 
-pytestmark = [pytest.mark.xdist_group("common cluster"), pytest.mark.usefixtures("mended")]
+pytestmark = pytest.mark.usefixtures("mended")
 
 SEED = 7
 NUM_CHOICES = 3

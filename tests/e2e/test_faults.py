@@ -13,7 +13,7 @@ from tests.support.cluster import Cluster
 from tests.support.member import Member, Tenant
 from workers.inference.engine.stub import expected_text
 
-pytestmark = [pytest.mark.xdist_group("common cluster"), pytest.mark.usefixtures("mended")]
+pytestmark = pytest.mark.usefixtures("mended")
 
 NUM_TOKENS = 600  # 3 s of the stub
 RECOVERY_S = 12.0  # lease 8, reaper 1, hint and claim

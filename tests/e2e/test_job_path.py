@@ -18,8 +18,6 @@ from tests.support.cluster import Cluster
 from tests.support.member import Tenant
 from workers.inference.engine.stub import expected_text
 
-pytestmark = pytest.mark.xdist_group("common cluster")
-
 NUM_JOBS = 300
 TIERS = ("priority", "default", "flex")
 

@@ -15,8 +15,6 @@ from tests.support.cluster import Cluster
 from tests.support.member import Tenant
 from tests.support.terminal import CTRL_C, CTRL_D, Terminal
 
-pytestmark = pytest.mark.xdist_group("cluster of commands")
-
 PROMPT = "> "
 TOKEN = " w"  # how each of the stub begins
 

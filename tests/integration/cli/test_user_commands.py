@@ -14,8 +14,6 @@ from tests.support.breaking_proxy import breaking_proxy
 from tests.support.cluster import Cluster
 from tests.support.member import Tenant
 
-pytestmark = pytest.mark.xdist_group("cluster of commands")
-
 
 @pytest.fixture
 def user(millrace: Run, cluster: Cluster, tenant: Tenant) -> Run:
