@@ -45,8 +45,10 @@ $(TRITON): $(STAMP)
 		|| echo "Triton can't be installed: the tests of the CUDA kernels are left out" >&2
 	@touch $(TRITON)
 
-test: $(STAMP) $(TRITON)  ## Run the test suite; it starts its own Postgres and Redis
-	$(PY) -m pytest -m "not slow"
+# What measures time runs behind the others, when nothing else runs.
+test: $(STAMP) $(TRITON)  ## Run the test suite: JOBS=2; it starts its own Postgres and Redis
+	$(PY) -m pytest -m "not slow and not alone" -n $(or $(JOBS),2) --no-loadscope-reorder
+	$(PY) -m pytest -m "not slow and alone"
 
 test-slow: $(STAMP) $(TRITON)  ## Run the tests that take minutes
 	$(PY) -m pytest -m slow --timeout 900

@@ -186,6 +186,7 @@ class EmbeddedPostgres:
                 "fsync": "off",
                 "full_page_writes": "off",
                 "max_wal_size": "4GB",
+                "scram_iterations": "1",  # tests connect thousands of times
             }
         flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         return [str(home.programs / "postgres"), "-D", str(home.data), *flags]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -19,6 +18,8 @@ from tests.support.jobs import PRICES, Jobs
 from tests.support.member import Tenant
 from workers.inference.engine.stub import expected_logprobs, expected_text, expected_tokens
 
+pytestmark = pytest.mark.usefixtures("mended")
+
 SEED = 7
 NUM_CHOICES = 3
 NUM_TOKENS = 400  # of each choice, 2 s of the stub and more
@@ -32,20 +33,9 @@ TEXTS = [
 ]
 
 
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    with Cluster(num_workers=2, worker_environment={"MILLRACE_STUB_STEP_MS": "5"}) as started:
-        yield started
-
-
-@pytest.fixture
-def tenant(cluster: Cluster) -> Tenant:
-    return cluster.create_tenant("choosy")
-
-
 def add(cluster: Cluster, tenant: Tenant) -> UUID:
     """A job behind the API's back: an idle worker finds it without a ticket."""
-    return Jobs(cluster.platform.database).add(
+    return Jobs(cluster.platform.database, name=str(uuid4())).add(
         tenant_id=tenant.id,
         model="demo",
         model_requested="demo",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 
@@ -13,20 +13,10 @@ from tests.support.cluster import Cluster
 from tests.support.member import Member, Tenant
 from workers.inference.engine.stub import expected_text
 
+pytestmark = pytest.mark.usefixtures("mended")
+
 NUM_TOKENS = 600  # 3 s of the stub
 RECOVERY_S = 12.0  # lease 8, reaper 1, hint and claim
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """A cluster of its own for each fault."""
-    with Cluster(num_workers=2, worker_environment={"MILLRACE_STUB_STEP_MS": "5"}) as started:
-        yield started
-
-
-@pytest.fixture
-def tenant(cluster: Cluster) -> Tenant:
-    return cluster.create_tenant("acme")
 
 
 class Follower:

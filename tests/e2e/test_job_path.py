@@ -52,7 +52,7 @@ def test_metrics_are_on_a_port_of_their_own_and_no_route_of_the_api(cluster: Clu
 
 
 def test_300_jobs_of_three_tenants_end_once_and_are_billed_once(
-    cluster: Cluster, clients: list[httpx.Client]
+    cluster: Cluster, tenants: list[Tenant], clients: list[httpx.Client]
 ) -> None:
     sizes = random.Random(1)
 
@@ -80,17 +80,16 @@ def test_300_jobs_of_three_tenants_end_once_and_are_billed_once(
         if reader is not None:
             assert reader.text == text
             assert reader.job == job
+    theirs = [[tenant.id for tenant in tenants]]
+    bills = "SELECT count(*) AS n FROM ledger_entries WHERE kind = 'usage' AND tenant_id = ANY(%s)"
     cluster.wait_until(
-        lambda: (
-            cluster.query("SELECT count(*) AS n FROM ledger_entries WHERE kind = 'usage'")
-            == [{"n": NUM_JOBS}]
-        ),
-        what="one ledger entry each",
+        lambda: cluster.query(bills, theirs) == [{"n": NUM_JOBS}], what="one ledger entry each"
     )
     with connect(cluster.platform.database.owner, application_name="test") as connection:
         report = verify(connection)
     assert report.ok, report.to_json()
-    assert cluster.query("SELECT sum(held_micros)::int AS held FROM accounts") == [{"held": 0}]
+    held = "SELECT sum(held_micros)::int AS held FROM accounts WHERE tenant_id = ANY(%s)"
+    assert cluster.query(held, theirs) == [{"held": 0}]
 
 
 def test_reader_that_drops_every_100_ms_gets_exactly_the_stored_text(

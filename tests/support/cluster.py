@@ -14,7 +14,6 @@ from __future__ import annotations
 import secrets
 import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -35,7 +34,7 @@ from store import tenants
 from store.catalog import apply_catalog
 from tasks.limits import NO_LIMITS, Limits
 from tests.support.member import Member, Tenant
-from tests.support.services import Services
+from tests.support.services import Services, scratch_folder
 
 API_MODULE = "api.server"
 
@@ -65,7 +64,7 @@ class Cluster:
         redis_program: Path | None = None,
         api_module: str = API_MODULE,
     ) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="millrace-cluster-"))
+        self.folder = scratch_folder("millrace-cluster-")
         self.services = Services(self.folder, redis_program=redis_program)
         self.apis: list[Member] = []
         self.workers: list[Member] = []
@@ -147,6 +146,18 @@ class Cluster:
         name = _next_name("batches", self.batches)
         spec = processes.batches(self.platform, name=name, metrics_port=ports.choose())
         return self._add(self.batches, spec, wait)
+
+    def mend(self) -> None:
+        """All run again, whatever was killed or paused."""
+        if self.services.redis.child is None:
+            self.start_redis()
+        for member in self.members:
+            member.resume()
+        dead = [member for member in self.members if not member.is_alive]
+        for member in dead:
+            member.start(wait=False)
+        for member in dead:
+            member.wait_ready()
 
     # Services -------------------------------------------------------------------------------------
 

@@ -27,11 +27,12 @@ class Jobs:
     """One tenant and its jobs, on a database of its own."""
 
     urls: DatabaseUrls
+    name: str = "acme"
     tenant_id: UUID = field(init=False)
 
     def __post_init__(self) -> None:
         with self.connect() as connection:
-            self.tenant_id = create_tenant(connection, name="acme", credit_micros=1_000_000_000)
+            self.tenant_id = create_tenant(connection, name=self.name, credit_micros=1_000_000_000)
 
     @property
     def lane(self) -> int:

@@ -9,6 +9,7 @@ from uuid import UUID
 from cli.stack.child import Child, tail
 from cli.stack.processes import Platform, ProcessSpec
 from cli.stack.readiness import wait_ready
+from tests.support import warm
 
 _STOP_GRACE_S = 40.0  # an inference worker drains for up to 25 s
 
@@ -63,7 +64,7 @@ class Member:
 
     def start(self, *, wait: bool = True) -> None:
         if not self.is_alive:
-            self._child = self.spec.spawn()
+            self._child = warm.spawn(self.spec)
         if wait:
             self.wait_ready()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -14,6 +14,7 @@ import httpx
 import openai
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from api.app import create_app
 from api.prompts import registry
@@ -112,14 +113,33 @@ def other_tenant(owner: DictConnection) -> Tenant:
     return new_tenant(owner, "globex")
 
 
+_idle_apps: list[FastAPI] = []
+
+
+@contextmanager
+def an_app() -> Iterator[FastAPI]:
+    """One that no server has now. FastAPI prepares the routes of each anew, which takes longer than
+    most tests; its services are opened by each server.
+    """
+    app = _idle_apps.pop() if _idle_apps else create_app()
+    yield app
+    app.middleware_stack = None  # built by the next start
+    _idle_apps.append(app)
+
+
 @asynccontextmanager
 async def serve_api() -> AsyncIterator[str]:
     """A real server on a free port, in this event loop."""
+    with an_app() as app:
+        async with _serve(app) as url:
+            yield url
+
+
+@asynccontextmanager
+async def _serve(app: FastAPI) -> AsyncIterator[str]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        create_app(), log_level="warning", timeout_graceful_shutdown=2, access_log=False
-    )
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, access_log=False)
     server = uvicorn.Server(config)
     # The test runner keeps its own signal handlers.
     server.capture_signals = nullcontext  # type: ignore[assignment,method-assign]

@@ -27,6 +27,8 @@ from tests.support.largest_requests import (
 from tests.support.tiny_tokenizer import write_model_folder
 from tests.support.watched_api import WatchedApi, watched_api
 
+pytestmark = pytest.mark.alone
+
 # CPU time of the process between two beats of its loop: waiting for a processor doesn't count, but
 # with cold caches the same work takes a multiple of it, and threads that hold nobody up add theirs.
 # So only what is above it in every round counts: what a request does it does each time.

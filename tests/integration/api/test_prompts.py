@@ -178,6 +178,7 @@ async def test_long_prompts_of_one_tenant_leave_a_thread_to_another(codec: Promp
     assert order.index("another's") <= 1
 
 
+@pytest.mark.alone
 async def test_long_prompts_do_not_hold_up_the_event_loop(codec: PromptCodec) -> None:
     encoder = PromptEncoder(num_threads=2, max_waiting=8)
     prompt = TextPrompt("What is a service tier? " * 20_000)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support import warm
 from tests.support.cluster import Cluster
 from tests.support.member import Tenant
 
@@ -32,14 +32,11 @@ def millrace(tmp_path: Path) -> Run:
     def run(
         *arguments: str, stdin: str | None = None, **extra: str
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "cli.main", *arguments],
-            env=command_environment(tmp_path / "state", **extra),
-            input=stdin or "",
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
+        return warm.run(
+            ["cli.main", *arguments],
+            environment=command_environment(tmp_path / "state", **extra),
+            stdin=stdin or "",
+            timeout_s=60,
         )
 
     return run
