@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -90,8 +90,9 @@ def assert_own(found: Sequence[Scored]) -> None:
 
 
 @pytest.fixture(scope="module")
-def http(base_url: str, tenant: Tenant) -> httpx.Client:
-    return httpx.Client(base_url=base_url, headers=tenant.headers, timeout=60)
+def http(base_url: str, tenant: Tenant) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=base_url, headers=tenant.headers, timeout=60) as http:
+        yield http
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,8 @@ from workers.batches.writing import LineWriter
 # A result of so many choices, each with so many tokens that have twenty candidates each.
 _LOGPROBS = """
 UPDATE job_results SET output = (
-    SELECT jsonb_agg(jsonb_build_object('index', c, 'text', 'four', 'finish_reason', 'stop',
+    SELECT jsonb_agg(jsonb_build_object('index', c, 'text', repeat('four ', %(num_tokens)s),
+        'finish_reason', 'stop',
         'logprobs', jsonb_build_object('token_ids', ids, 'values', values)))
     FROM generate_series(0, %(num_choices)s - 1) c, (
         SELECT jsonb_agg(5 + n %% 50) AS ids, jsonb_agg(jsonb_build_array(-0.5 - n / 7.0, top))
