@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from store import tenants
+from store.api_keys import ALL
 from store.pools import DictConnection
 from store.tenants import ApiKey, ListedKey, OwnBatchQuota
 from tasks.limits import NO_LIMITS, Limits
@@ -123,6 +124,7 @@ def test_a_key_is_listed_by_what_is_no_secret(owner: DictConnection, rows: Rows)
         on_disconnect="cancel",
         attach_retries=False,
         state="live",
+        scopes=(ALL,),
     )
 
 

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from api.admission import _grammar_of
 from api.schemas.chat import CreateChatCompletion
 from api.schemas.completions import CreateCompletion
 from api.schemas.jobs import CreateJob
 from api.schemas.responses import CreateResponse
-from api.schemas.strict import ignored_fields
+from api.schemas.strict import Strict, ignored_fields
 from api.submitting import without_effect
 from api.tools.formats import format_named
 from tasks.errors import ServiceError, UnsupportedParameter
@@ -21,7 +21,7 @@ from tasks.errors import ServiceError, UnsupportedParameter
 MESSAGES = [{"role": "user", "content": "hi"}]
 CALL = {"type": "function", "function": {"name": "f"}}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
-BODIES: dict[type[BaseModel], dict[str, Any]] = {
+BODIES: dict[type[Strict], dict[str, Any]] = {
     CreateChatCompletion: {"model": "m", "messages": MESSAGES},
     CreateCompletion: {"model": "m", "prompt": "hi"},
     CreateResponse: {"model": "m", "input": "hi"},
@@ -83,7 +83,7 @@ VALUES: dict[str, Any] = {
     "verbosity": "high",
     "web_search_options": {},
 }
-OF_ONE: dict[tuple[type[BaseModel], str], Any] = {
+OF_ONE: dict[tuple[type[Strict], str], Any] = {
     (CreateChatCompletion, "logprobs"): True,
     (CreateJob, "logprobs"): True,
     (CreateCompletion, "logprobs"): 2,
@@ -102,7 +102,7 @@ NEEDING: dict[str, Any] = {"parallel_tool_calls": False, "tool_choice": "require
 OF_THE_ANSWER = {"stream", "stream_options", "echo", "previous_response_id"}
 
 
-def _fields() -> list[tuple[type[BaseModel], str]]:
+def _fields() -> list[tuple[type[Strict], str]]:
     return [
         (model, field.alias or name)
         for model in BODIES
@@ -112,7 +112,7 @@ def _fields() -> list[tuple[type[BaseModel], str]]:
 
 
 @pytest.mark.parametrize(("model", "name"), _fields())
-def test_every_field_has_an_effect_or_is_named(model: type[BaseModel], name: str) -> None:
+def test_every_field_has_an_effect_or_is_named(model: type[Strict], name: str) -> None:
     beside = BESIDE.get(name, {})
     if model is CreateResponse:
         tools = [{"type": "function", "name": "f"}]
@@ -126,12 +126,12 @@ def test_every_field_has_an_effect_or_is_named(model: type[BaseModel], name: str
     assert _made(model, base) != _made(model, body) or name in _named(model, body)
 
 
-def _named(model: type[BaseModel], body: dict[str, Any]) -> set[str]:
+def _named(model: type[Strict], body: dict[str, Any]) -> set[str]:
     parsed: Any = model.model_validate(body)
     return {*ignored_fields(model, body), *without_effect(parsed)}
 
 
-def _made(model: type[BaseModel], body: dict[str, Any]) -> object:
+def _made(model: type[Strict], body: dict[str, Any]) -> object:
     try:
         parsed: Any = model.model_validate(body)
         return parsed.generation()
@@ -174,7 +174,7 @@ def _made(model: type[BaseModel], body: dict[str, Any]) -> object:
     ],
 )
 def test_what_has_no_effect_is_named_with_its_path(
-    model: type[BaseModel], fields: dict[str, Any], named: list[str]
+    model: type[Strict], fields: dict[str, Any], named: list[str]
 ) -> None:
     assert ignored_fields(model, BODIES[model] | fields) == named
 
@@ -200,7 +200,7 @@ def test_what_has_no_effect_is_named_with_its_path(
     ],
 )
 def test_a_form_that_can_not_be_kept_is_refused(
-    model: type[BaseModel], fields: dict[str, Any]
+    model: type[Strict], fields: dict[str, Any]
 ) -> None:
     assert isinstance(_made(model, BODIES[model] | fields), str)
 
