@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from store import tenants
-from store.api_keys import ALL
+from store.api_keys import ALL, ALL_SCOPES
 from store.pools import DictConnection
 from store.tenants import ApiKey, ListedKey, OwnBatchQuota
 from tasks.limits import NO_LIMITS, Limits
@@ -165,7 +165,7 @@ def test_a_key_is_found_with_what_its_tenant_may(
         key_id=key,
         hash=found.hash if found else b"",
         pepper_version=1,
-        scopes=frozenset({"infer:write", "jobs:read", "usage:read", "webhooks:write"}),
+        scopes=frozenset({ALL, *ALL_SCOPES}),
         is_live=True,
         tenant_id=tenant,
         tiers=("flex",),
