@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
 from tasks.ids import uuid7
 from tasks.inference import Hint, job_of_task_id
 from tasks.queues import ServiceTier
+
+OTHER = UUID("5f0c2d1e-8a4b-4c6d-9e7f-0a1b2c3d4e5f")  # as Celery makes them: a UUIDv4
 
 
 def hint(job_id: UUID, hint_count: int) -> Hint:
@@ -31,7 +33,7 @@ def test_job_is_read_back_from_a_task_id() -> None:
 
 
 @pytest.mark.parametrize(
-    "task_id", ["", ".", "x.1", str(uuid4()), uuid4().hex, f"{uuid4()}.1", f"{uuid4().hex}."]
+    "task_id", ["", ".", "x.1", str(OTHER), OTHER.hex, f"{OTHER}.1", f"{OTHER.hex}."]
 )
 def test_ids_of_other_tasks_name_no_job(task_id: str) -> None:
     assert job_of_task_id(task_id) is None
