@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from enum import StrEnum
 from types import SimpleNamespace
 from typing import cast
 
@@ -57,7 +58,7 @@ def test_a_key_for_all_may_do_what_no_release_knows_yet(
     create_api_key(owner, tenant_id=tenant.id, name="whole", pepper=PEPPER.encode())
     row = owner.execute("SELECT scopes FROM api_keys WHERE name = 'whole'").fetchone()
     assert row is not None
-    later = cast(Scope, SimpleNamespace(value="models:write"))
+    later = cast(Scope, StrEnum("Later", {"MODELS": "models:write"})["MODELS"])
 
     require(_holding(row["scopes"]), Scope.JOBS_READ)
     require(_holding(row["scopes"]), later)
