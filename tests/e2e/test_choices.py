@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -33,12 +34,13 @@ TEXTS = [
 ]
 
 
-def add(cluster: Cluster, tenant: Tenant) -> UUID:
+def add(cluster: Cluster, tenant: Tenant, prompt: Sequence[int]) -> UUID:
     """A job behind the API's back: an idle worker finds it without a ticket."""
     return Jobs(cluster.platform.database, name=str(uuid4())).add(
         tenant_id=tenant.id,
         model="demo",
         model_requested="demo",
+        prompt=prompt,
         num_choices=NUM_CHOICES,
         max_output_tokens=NUM_TOKENS,
         reserve_micros=100_000,
@@ -68,7 +70,8 @@ def assert_billed_once(cluster: Cluster, job_id: UUID) -> None:
 def test_choices_of_a_killed_worker_are_whole_and_billed_once(
     cluster: Cluster, tenant: Tenant, is_redis_emptied: bool
 ) -> None:
-    job_id = add(cluster, tenant)
+    # One that no worker has read before: what is cached costs less.
+    job_id = add(cluster, tenant, (1, 2, 10 + is_redis_emptied))
     with cluster.http(tenant) as http:
         reader = Reader(http, format_job_id(job_id))
         reading = read_beside(reader)
