@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -28,6 +29,10 @@ _REQUEST = (
 _EXAMPLES = examples("millrace batch run requests.jsonl --window 1h", f"A request: {_REQUEST}")
 
 
+_WINDOW = re.compile(r"([1-9][0-9]{0,4})([mhd])")
+_UNITS_S = {"m": 60, "h": 3_600, "d": 86_400}
+
+
 class Endpoint(StrEnum):
     """What the lines of a batch may ask for."""
 
@@ -36,15 +41,12 @@ class Endpoint(StrEnum):
     RESPONSES = "/v1/responses"
 
 
-def _known_window(window: str) -> str:
-    """As the API takes it, before a large file is uploaded. Raises typer.BadParameter."""
-    from api.schemas.batches import window_seconds
-
-    try:
-        window_seconds(window)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    return window
+def _window(text: str) -> str:
+    """Refuse what is no time before a large file is uploaded. Raises typer.BadParameter."""
+    found = _WINDOW.fullmatch(text)
+    if found is None or not 300 <= int(found[1]) * _UNITS_S[found[2]] <= 7 * _UNITS_S["d"]:
+        raise typer.BadParameter("a number of minutes, hours or days from 5m to 7d, such as 24h")
+    return text
 
 
 BatchId = Annotated[str, typer.Argument(help="As `batch list` shows it: batch_...")]
@@ -64,7 +66,7 @@ def run(
     window: Annotated[
         str,
         typer.Option(
-            callback=_known_window, help="How long it may take, from 5m to 7d; longer is cheaper."
+            callback=_window, help="How long it may take, from 5m to 7d; longer is cheaper."
         ),
     ] = "24h",
     starts_over: Annotated[

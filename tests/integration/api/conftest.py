@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -113,7 +115,8 @@ def other_tenant(owner: DictConnection) -> Tenant:
     return new_tenant(owner, "globex")
 
 
-_idle_apps: list[FastAPI] = []
+# By what an app knows from its making on: which pages may call it.
+_idle_apps: defaultdict[str, list[FastAPI]] = defaultdict(list)
 
 
 @contextmanager
@@ -121,10 +124,11 @@ def an_app() -> Iterator[FastAPI]:
     """One that no server has now. FastAPI prepares the routes of each anew, which takes longer than
     most tests; its services are opened by each server.
     """
-    app = _idle_apps.pop() if _idle_apps else create_app()
+    idle = _idle_apps[os.environ.get("MILLRACE_CORS_ORIGINS", "")]
+    app = idle.pop() if idle else create_app()
     yield app
     app.middleware_stack = None  # built by the next start
-    _idle_apps.append(app)
+    idle.append(app)
 
 
 @asynccontextmanager

@@ -93,7 +93,7 @@ INVALID: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "empty prompt": ({"prompt_token_ids": []}, {}, "invalid_prompt"),
     "token out of range": ({"prompt_token_ids": [10**6]}, {}, "invalid_prompt"),
     "long prompt": ({"prompt_token_ids": [5] * CONTEXT_LENGTH}, {}, "context_length_exceeded"),
-    "no tokens wanted": ({}, {"max_tokens": 0}, "invalid_request"),
+    "less than no tokens wanted": ({}, {"max_tokens": -1}, "invalid_request"),
     "temperature is not a number": ({}, {"temperature": float("nan")}, "invalid_request"),
     "no choices wanted": ({}, {"n": 0}, "invalid_request"),
     "tokens of a choice too many": ({"generated_token_ids": ((1,), (1,))}, {}, "invalid_request"),

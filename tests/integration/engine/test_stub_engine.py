@@ -140,7 +140,7 @@ def test_oracle_shows_each_execution(engine: StubEngine, sink: Collector, tmp_pa
     engine.submit(stub_request("a"))
     sink.wait_finished("a")
     with pytest.raises(EngineError):
-        engine.submit(stub_request("b", max_tokens=0))
+        engine.submit(stub_request("b", max_tokens=-1))
     engine.shutdown()
 
     lines = (tmp_path / "oracle").read_text().splitlines()

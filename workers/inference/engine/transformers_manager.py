@@ -85,6 +85,7 @@ class Manager:
             "logit_bias": bool(sampling.logit_bias),
             "logprobs": sampling.logprobs is not None,
             "prompt_logprobs": sampling.prompt_logprobs is not None,
+            "max_tokens": sampling.max_tokens < 1,
             "n": sampling.n > 1,
             "seed": sampling.seed is not None and sampling.temperature > 0,
             "temperature": self._is_greedy_only and sampling.temperature > 0,
