@@ -110,9 +110,8 @@ async def test_one_agent_hands_over_to_the_other(model: agents.Model, agent: age
     assert result.final_output
 
 
+@pytest.mark.parametrize("model", MODELS[:1], indirect=True, ids=["responses"])
 async def test_the_server_keeps_the_turns(agent: agents.Agent) -> None:
-    if isinstance(agent.model, agents.OpenAIChatCompletionsModel):
-        pytest.skip("chat completions are not kept")
     first = await agents.Runner.run(agent, QUESTION, auto_previous_response_id=True)
 
     second = await agents.Runner.run(
