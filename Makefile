@@ -55,13 +55,15 @@ test-slow: $(STAMP) $(TRITON)  ## Run the tests that take minutes
 
 test-compat: $(STAMP) .venvs/compat/.installed  ## Run stock clients against a running server
 	.venvs/compat/bin/python -m pytest -W default -m "not slow" tests/compat
+	.venvs/agents/bin/python -m pytest -W default -m "not slow" tests/compat/agents
 
 # As root. BASE=<folder> keeps the bare Debian; WITHOUT_SUITE=1 leaves `make test` out.
 test-bare:  ## Run `make up` and `make test` on a bare Debian
 	@sh deploy/try_bare.sh $(if $(BASE),--base "$(BASE)") $(if $(WITHOUT_SUITE),--without-suite) \
 		$(if $(JSON),--json)
 
-.venvs/compat/.installed: deploy/compat.lock deploy/compat.sh tests/compat/node/package-lock.json
+.venvs/compat/.installed: deploy/compat.lock deploy/agents.lock deploy/compat.sh \
+		tests/compat/node/package-lock.json
 	@sh deploy/compat.sh
 	@touch $@
 

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Writes requirements.lock: all that the extras of pyproject.toml but s3, kernels and compat bring, in
-# the newest versions they allow, with the hashes of their files: pip installs no others. Run the whole
-# suite on the result before you commit it.
+# Writes requirements.lock: all that the extras of pyproject.toml but s3, kernels, compat and agents
+# bring, in the newest versions they allow, with the hashes of their files: pip installs no others.
+# Run the whole suite on the result before you commit it.
 #
 # `deploy/lock.sh hashes FILE` only writes the hashes of a list of pinned packages anew, and
 # `deploy/lock.sh cuda` only deploy/cuda.lock.
@@ -57,7 +57,7 @@ import tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))
 needed = project["project"]["dependencies"] + project["build-system"]["requires"]
 for name, extra in project["project"]["optional-dependencies"].items():
-    needed += extra if name not in ("s3", "kernels", "compat") else []
+    needed += extra if name not in ("s3", "kernels", "compat", "agents") else []
 print("\n".join(sorted(set(needed))))
 PYTHON_CODE
 $fresh/bin/python -m pip install --disable-pip-version-check -r build/lock-requirements.txt

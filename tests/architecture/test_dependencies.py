@@ -18,12 +18,13 @@ ROOT = Path(__file__).parents[2]
 def _direct_dependencies() -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     locked = project["optional-dependencies"].items()
-    not_locked = ("s3", "kernels", "compat")
+    not_locked = ("s3", "kernels", "compat", "agents")
     extras = [lines for name, lines in locked if name not in not_locked]
     return [Requirement(line) for lines in (project["dependencies"], *extras) for line in lines]
 
 
-_LOCKS = ("requirements.lock", "deploy/compat.lock", "deploy/cuda.lock", "deploy/kernels.lock")
+_PARTS = ("compat", "agents", "cuda", "kernels")
+_LOCKS = ["requirements.lock", *(f"deploy/{each}.lock" for each in _PARTS)]
 
 
 def _pinned(lock: str) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """One running server with the demo models, for every client. The clients are stock and unmodified.
 
-Tests of clients that are not among our own dependencies run in the virtual environment of
+Tests of clients that are not among our own dependencies run in the virtual environments of
 `make test-compat`; elsewhere they are not collected. The server always runs in our own.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import openai
 import pytest
@@ -17,6 +18,7 @@ from cli.stack.files import ROOT
 from tests.support.cluster import Cluster
 from tests.support.member import Tenant
 
+HAS_AGENTS = importlib.util.find_spec("pydantic_ai") is not None
 HAS_CLIENTS = importlib.util.find_spec("langchain_tests") is not None
 collect_ignore = (
     []
@@ -29,6 +31,8 @@ collect_ignore = (
         "test_openapi.py",
     ]
 )
+if not HAS_AGENTS:
+    collect_ignore.append("agents")
 
 
 @pytest.fixture(scope="session")
@@ -40,9 +44,15 @@ def server_python() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def cluster(server_python: None) -> Iterator[Cluster]:
+def catalog() -> Path:
+    return ROOT / "catalog.toml"
+
+
+@pytest.fixture(scope="session")
+def cluster(server_python: None, catalog: Path) -> Iterator[Cluster]:
     """The demo models on the CPU."""
     with Cluster(
+        catalog=catalog,
         engine="millrace",
         num_batches=1,
         worker_environment={"MILLRACE_NUM_THREADS": "1", "MILLRACE_KV_MEMORY_SHARE": "0.05"},

@@ -47,6 +47,23 @@ def test_the_ai_sdk_goes_on_with_the_items_of_earlier_turns(
     )
 
 
+@pytest.mark.parametrize(
+    ("ai", "provider"),
+    [("ai", "@ai-sdk/openai-compatible"), ("ai-6", "ai-6-openai-compatible")],
+    ids=["7", "6"],
+)
+def test_every_check_of_the_ai_sdks_other_provider_passes(
+    tenant: Tenant, base_url: str, ai: str, provider: str
+) -> None:
+    _run(
+        "ai-sdk-compatible.mjs",
+        MILLRACE_URL=base_url,
+        MILLRACE_API_KEY=tenant.api_key,
+        MILLRACE_AI=ai,
+        MILLRACE_AI_PROVIDER=provider,
+    )
+
+
 def _run(script: str, **environment: str) -> None:
     """In the folder that has the packages."""
     done = subprocess.run(

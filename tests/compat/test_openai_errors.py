@@ -102,14 +102,14 @@ def test_an_unknown_file_is_a_not_found_error(client: openai.OpenAI) -> None:
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
 def test_a_bad_request_names_its_mistake(
-    client: openai.OpenAI, fields: dict[str, Any], code: str, param: str | None
+    client: openai.OpenAI, fields: dict[str, Any], code: str, param: str
 ) -> None:
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError) as caught:
             chat(client, stream=stream, **fields)
 
         assert caught.value.code == code
-        assert (caught.value.param or "").split(".")[0] == (param or "")
+        assert (caught.value.param or "").split(".")[0] == param
         assert caught.value.type == "invalid_request_error"
 
 

@@ -111,12 +111,13 @@ class Cluster:
     def members(self) -> list[Member]:
         return [*self.apis, *self.workers, *self.billing, *self.maintenance, *self.batches]
 
-    def add_api(self, *, wait: bool = True) -> Member:
+    def add_api(self, *, wait: bool = True, environment: Mapping[str, str] | None = None) -> Member:
         name = _next_name("api", self.apis)
         port, metrics_port = ports.choose(), ports.choose()
         spec = processes.api(self.platform, port=port, metrics_port=metrics_port, name=name)
         argv = (self._api_module if word == API_MODULE else word for word in spec.argv)
-        return self._add(self.apis, replace(spec, argv=tuple(argv)), wait)
+        spec = replace(spec, argv=tuple(argv)).with_environment(environment or {})
+        return self._add(self.apis, spec, wait)
 
     def add_worker(
         self,
