@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
+from uuid import UUID
 
 import orjson
 
 from api.generation import Generation
 from api.long_work import in_pieces
-from api.references import Items, find_items, wanted_of, with_named
+from api.references import find_items, wanted_of, with_named
 from api.schemas.messages import arguments_for_template
 from api.schemas.response_items import InputItem, items_of, messages_of
 from api.schemas.responses import CreateResponse
@@ -23,8 +24,10 @@ from tasks.jobs import TERMINAL, JobStatus
 
 _PARAM = "previous_response_id"
 
+# Stands in the request of each turn that names an item.
+_MAY_NAME = '"id"'
+
 Turn = Mapping[str, Any]  # a row of the conversation
-Asked = tuple[Turn, Mapping[str, Any], Items]  # with its request, and the input of that
 
 
 async def with_conversation(
@@ -36,18 +39,18 @@ async def with_conversation(
     InvalidRequest for a response that has no answer yet.
     """
     chain = await _chain(services, caller, parsed.previous_response_id)
-    asked: list[Asked] = []
-    for turns in in_pieces(chain, _num_chars):
-        asked += await services.long_work.run(_with_inputs, turns)
-    inputs: list[tuple[str | None, Items]] = [(_PARAM, items) for *_, items in asked]
     known = {turn["id"] for turn in chain}
-    wanted = await services.long_work.run(wanted_of, [*inputs, (None, parsed.input)], known)
+    wanted: dict[str, str] = {}
+    for turns in in_pieces(chain, _num_chars):
+        wanted = await services.long_work.run(_wanted_of_turns, turns, known) | wanted
+    own_wanted = await services.long_work.run(wanted_of, [(None, parsed.input)], known)
+    wanted |= {id_: param for id_, param in own_wanted.items() if id_ not in wanted}
     if not chain and not wanted:
         return generation
     named = await find_items(services, caller, wanted) if wanted else {}
     earlier: list[Mapping[str, Any]] = []
-    for piece in in_pieces(asked, lambda one: _num_chars(one[0])):
-        earlier += await services.long_work.run(_messages, piece, named)
+    for turns in in_pieces(chain, _num_chars):
+        earlier += await services.long_work.run(_messages, turns, named)
     own = await services.long_work.run(messages_of, with_named(parsed.input, named))
     return parsed.with_messages(generation, [*earlier, *own])
 
@@ -84,19 +87,20 @@ def _num_chars(turn: Turn) -> int:
     return len(turn["request"]) + len(turn["output"] or "")
 
 
-def _with_inputs(turns: Sequence[Turn]) -> list[Asked]:
-    requests = [(turn, orjson.loads(turn["request"])) for turn in turns]
-    return [(turn, request, items_of(request["input"])) for turn, request in requests]
+def _wanted_of_turns(turns: Sequence[Turn], known: Set[UUID]) -> dict[str, str]:
+    """Items are not kept: to look through those of a long conversation for garbage takes long."""
+    naming = (turn for turn in turns if _MAY_NAME in turn["request"])
+    inputs = ((_PARAM, items_of(orjson.loads(turn["request"])["input"])) for turn in naming)
+    return wanted_of(inputs, known)
 
 
-def _messages(asked: Sequence[Asked], named: dict[str, InputItem]) -> list[dict[str, Any]]:
-    return [message for one in asked for message in _messages_of_turn(*one, named)]
+def _messages(turns: Sequence[Turn], named: dict[str, InputItem]) -> list[dict[str, Any]]:
+    return [message for turn in turns for message in _messages_of_turn(turn, named)]
 
 
-def _messages_of_turn(
-    turn: Turn, request: Mapping[str, Any], items: Items, named: dict[str, InputItem]
-) -> list[dict[str, Any]]:
-    messages = messages_of(with_named(items, named))
+def _messages_of_turn(turn: Turn, named: dict[str, InputItem]) -> list[dict[str, Any]]:
+    request = orjson.loads(turn["request"])
+    messages = messages_of(with_named(items_of(request["input"]), named))
     for choice in orjson.loads(turn["output"]) if turn["output"] else ():
         said = split_answer(choice, turn["tool_format"], job_id=turn["id"], request=request)
         answer: dict[str, Any] = {"role": "assistant", "content": said.text}
